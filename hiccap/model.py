@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONCATENATED', 'PAIRS', 'VARIANTS', 'FUSIONS', 'POOLINGS', 'PACKED_TYPES', 'HEADS', 'TokensConfig', 'FeaturesConfig',
            'encoder_config', 'HICCAPConfig', 'compact', 'Rows', 'attend', 'CrossAttention', 'drop_norm', 'Branch',
-           'HierarchicalFusion', 'masked_softmax', 'exp_weights', 'AttentionPool', 'FeatureEncoder', 'run_lstm',
+           'HierarchicalFusion', 'masked_softmax', 'exp_weights', 'AttentionPool', 'LSTM', 'FeatureEncoder', 'run_lstm',
            'lined_up_attention', 'text_backbone', 'TokenEncoder', 'mlp_head', 'LinearStack', 'upstream_head',
            'pair_head', 'projector', 'head_key', 'HICCAP', 'fill_absent', 'count_parameters', 'draw_network']
 
@@ -311,7 +311,14 @@ class AttentionPool(nn.Module):
         weights = POOLINGS[self.kind](rows.unpack(self.scores(h)), torch.ones_like(rows.mask) if self.padding else rows.mask)
         return self.norm(torch.einsum('bl,bld->bd', weights.to(h.dtype), rows.unpack(h)))
 
-# %% ../nbs/04_model.ipynb #1da2e6f0
+# %% ../nbs/04_model.ipynb #c771efac
+class LSTM(nn.LSTM):
+    "PyTorch's LSTM, left out of automatic mixed precision on a CPU"
+    def forward(self, x, hx=None):
+        "As `torch.nn.LSTM`'s"
+        with torch.autocast('cpu', enabled=False): return super().forward(x, hx)
+
+# %% ../nbs/04_model.ipynb #2c59de32
 class FeatureEncoder(nn.Module):
     "Feature vectors to states of width D, each knowing its neighbours through a bidirectional LSTM"
     def __init__(self,
@@ -323,7 +330,7 @@ class FeatureEncoder(nn.Module):
     ):
         super().__init__()
         out = 2*c.hidden if c.layers else c.width
-        self.lstm = nn.LSTM(c.width, c.hidden, c.layers, batch_first=True, bidirectional=True) if c.layers else None
+        self.lstm = LSTM(c.width, c.hidden, c.layers, batch_first=True, bidirectional=True) if c.layers else None
         self.norm = drop_norm(out, dropout)
         self.project = nn.Sequential(nn.Linear(out, width), nn.LayerNorm(width), nn.Dropout(state_dropout))
         self.width, self.recur_padding = c.width, recur_padding
@@ -334,7 +341,7 @@ class FeatureEncoder(nn.Module):
     def nothing(self, mask): return torch.zeros(*mask.shape, self.width, device=mask.device)
     def states(self, x): return self.project(self.norm(x))
 
-# %% ../nbs/04_model.ipynb #c6229a73
+# %% ../nbs/04_model.ipynb #6c07b658
 def run_lstm(
     lstm: nn.LSTM, # bidirectional, batch first
     x,             # (B, L, width), real positions first
@@ -344,7 +351,8 @@ def run_lstm(
     place, n = torch.arange(x.shape[1], device=x.device), mask.sum(1, keepdim=True)
     turned = torch.where(mask, n - 1 - place, place)[..., None]
     zero = x.new_zeros(1, len(x), lstm.hidden_size)
-    def one(x, weights): return torch.lstm(x, (zero, zero), weights, True, 1, 0., lstm.training, False, True)[0]
+    def one(x, weights):
+        with torch.autocast('cpu', enabled=False): return torch.lstm(x, (zero, zero), weights, True, 1, 0., lstm.training, False, True)[0]
     for forth, back in zip(lstm.all_weights[::2], lstm.all_weights[1::2]):
         x = torch.cat([one(x, forth), one(x.take_along_dim(turned, 1), back).take_along_dim(turned, 1)], -1)
     return x

@@ -734,9 +734,8 @@ def param_groups(self: HICCAP) -> list: # [text encoder's parameters, all others
 @patch
 def full_config(self: HICCAP) -> HICCAPConfig:
     "The configuration with every field of the `transformers` encoders spelled out: no file and no later default is needed to build the network again"
-    spelled = {m: replace(getattr(self.config, m), config=json.loads(e.backbone.config.to_json_string(use_diff=False)))
-               for m, e in self.encoders.items() if isinstance(e, TokenEncoder)}
-    return replace(self.config, **spelled)
+    def spelled(e): return {k: v for k, v in json.loads(e.backbone.config.to_json_string(use_diff=False)).items() if not k.startswith('_')}  # `_name_or_path`: where it once lay
+    return replace(self.config, **{m: replace(getattr(self.config, m), config=spelled(e)) for m, e in self.encoders.items() if isinstance(e, TokenEncoder)})
 
 # %% ../nbs/04_model.ipynb #b0058468
 def count_parameters(

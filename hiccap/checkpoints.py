@@ -238,7 +238,7 @@ def _rebuild(d, folder):
     try:
         config, tasks = HICCAPConfig.from_dict(d['config']), [Task(**t) for t in d['tasks']]
         model = HICCAP(replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()}), tasks, pretrained=False, seed=0)
-    except (KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
                               "or register what it names") from e
     model.config = config

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .tasks import Task, COMIC_MISCHIEF
-from .model import HICCAP, HICCAPConfig, TokensConfig, FeaturesConfig, VARIANTS, head_key
+from .data import MODALITIES
+from .model import HICCAP, HICCAPConfig, TokensConfig, head_key
 
 # %% ../nbs/05_checkpoints.ipynb #1e1a11a6
 class CheckpointError(ValueError):
@@ -44,7 +45,7 @@ def read_weights(
     what = 'The mapping'
     if not isinstance(source, Mapping):
         what, path = str(source), Path(source)
-        source = _read_file(path/WEIGHTS if path.is_dir() else path)
+        source = _read_file(_open_folder(path)[1] if path.is_dir() else path)
     for wrapper in ('model_state', 'model_state_dict', 'state_dict'):
         if isinstance(source, Mapping) and isinstance(source.get(wrapper), Mapping): source = source[wrapper]
     if not isinstance(source, Mapping) or not source: raise CheckpointError(f"{what} holds no mapping of names to tensors")
@@ -84,6 +85,11 @@ def _fit(model, weights, unused=()):
     model.load_report = r
     return r
 
+def _refuse_nan(weights, what):
+    "Raise `CheckpointError` for a tensor that holds NaN or infinity"
+    if bad := [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise CheckpointError(f"{what} holds NaN or infinity in {_some(bad)}: it was saved after training had failed; take an earlier one")
+
 def _insist(r, what, mend):
     "Raise `CheckpointError` where something that the model needs is missing from `what` or has another shape"
     if r.missing: raise CheckpointError(f"{what} lacks {_some(r.missing)}; {mend}")
@@ -100,11 +106,13 @@ for _i, _m in enumerate(('text', 'audio', 'video')):
 _HEADS = dict(TAM_linear='pairs.text_audio', IAM_linear='pairs.video_audio', ITM_linear='pairs.video_text', g_CL='projector',
               img_audio_text_linear='heads.' + head_key('binary'))
 
+_UNREAD = re.compile(r'features\.0\.(pooler|embeddings\.position_ids)|sequential\.')  # in the file, but never read
+
 def upstream_name(
     name: str # of a tensor in the released state dict
 ) -> str|None: # of the same tensor here; None for one that the original never reads, or that is not its own
     "Where a released tensor belongs: `features.7.key.bias` is `fusion.branches.text.attention.key.bias`"
-    if re.match(r'features\.0\.(pooler|embeddings\.position_ids)|sequential\.', name): return None
+    if _UNREAD.match(name): return None
     if (f := re.match(r'features\.(\d+)\.(.+)', name)) and int(f[1]) in _FEATURES: return f'{_FEATURES[int(f[1])]}.{f[2]}'
     if (f := re.match(r'img_audio_text_linear_(\w+)\.(.+)', name)): return f'heads.{head_key(f[1])}.{f[2]}'
     stem, _, rest = name.partition('.')
@@ -114,7 +122,7 @@ def upstream_name(
 def _from_upstream(weights):
     "(ours name -> tensor, names never read) of a released state dict; a name of neither kind keeps itself, to be reported"
     ours = {k: upstream_name(k) for k in weights}
-    unused = [k for k in weights if re.match(r'features\.0\.(pooler|embeddings\.position_ids)|sequential\.', k)]
+    unused = [k for k in weights if _UNREAD.match(k)]
     return {ours[k] or k: v for k, v in weights.items() if k not in unused}, unused
 
 # %% ../nbs/05_checkpoints.ipynb #2f0553e9
@@ -129,9 +137,10 @@ def load_upstream(
     "The original network with released weights (Baharlouei et al., LREC-COLING 2024), quirks included; raises `CheckpointError`"
     weights, unused = _from_upstream(read_weights(source))
     own = dict(binary=COMIC_MISCHIEF[:1], multi_task=COMIC_MISCHIEF[1:]).get(variant, ())
-    model = HICCAP(HICCAPConfig.upstream(variant, text=TokensConfig(text_config or {})), own if tasks is None else tasks)
-    report = _fit(model, weights, unused)
+    model = HICCAP(HICCAPConfig.upstream(variant, text=TokensConfig(text_config or {})), own if tasks is None else tasks, seed=0)
     what = 'The mapping' if isinstance(source, Mapping) else str(source)
+    _refuse_nan(weights, what)
+    report = _fit(model, weights, unused)
     if strict: _insist(report, f"{what}, read as variant {variant!r},", "give the variant that it was trained as, its text_config "
                        "and its tasks, or strict=False to leave the rest untrained")
     if verbose: print(report)
@@ -149,8 +158,9 @@ def _seal(d): return {**d, 'checksum': _sha(json.dumps(d, sort_keys=True).encode
 def _describe(model, tokenizer, weights):
     "What `config.json` says of a model whose tensors are in the file `weights`"
     from hiccap import __version__
-    tasks = [asdict(t) for t in model.tasks]
-    return json.loads(json.dumps(dict(format=FORMAT, hiccap=__version__, config=model.config.to_dict(), tasks=tasks, tokenizer=tokenizer,
+    tasks, full = [asdict(t) for t in model.tasks], model.full_config()
+    spelled = {m: e.config for m in MODALITIES if isinstance(e := getattr(full, m), TokensConfig)}
+    return json.loads(json.dumps(dict(format=FORMAT, hiccap=__version__, config=model.config.to_dict(), encoders=spelled, tasks=tasks, tokenizer=tokenizer,
                                       weights_checksum=_file_sha(weights))))
 
 def _write_folder(model, folder, tokenizer):
@@ -162,10 +172,15 @@ def _write_folder(model, folder, tokenizer):
         with open(p, 'rb+') as f: os.fsync(f.fileno())
 
 # %% ../nbs/05_checkpoints.ipynb #f3106509
+def _strange(folder):
+    "Names of what stands where a model might, and is none"
+    return sorted(p.name for p in folder.iterdir() if p.name not in (WEIGHTS, CONFIG)) if folder.is_dir() else [folder.name]
+
 def _put_back(folder):
     "Undo a replacement that was killed between its two renames"
     old = folder.with_name(folder.name + '.replaced')
     if old.exists():
+        if strange := _strange(old): raise CheckpointError(f"{old} holds {_some(strange)}, which is no model, where a model is put aside while it is replaced; rename it")
         if folder.exists(): shutil.rmtree(old)
         else: old.rename(folder)
     return old
@@ -175,20 +190,19 @@ def save_model(
     model: HICCAP,
     folder,                # where to; its parents are made
     overwrite: bool=False, # replace a model that is there
-    tokenizer: str=None    # name or folder of the tokenizer that the text was made with
+    tokenizer: str=None    # name or folder of the tokenizer that the text was made with; by default the one that `model` was loaded with
 ) -> Path: # the folder
     "Write `model` as safetensors with its configuration and tasks, all or nothing; raises `CheckpointError` rather than overwrite"
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     old = _put_back(folder)
     if folder.exists():
-        strange = sorted(p.name for p in folder.iterdir() if p.name not in (WEIGHTS, CONFIG)) if folder.is_dir() else [folder.name]
-        if strange: raise CheckpointError(f"{folder} holds {_some(strange)}, which is no model; give another folder")
+        if strange := _strange(folder): raise CheckpointError(f"{folder} holds {_some(strange)}, which is no model; give another folder")
         if not overwrite and any(folder.iterdir()): raise CheckpointError(f"{folder} holds a model already; give another folder, or overwrite=True")
     temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
     try:
         temp.chmod(0o755)
-        _write_folder(model, temp, tokenizer)
+        _write_folder(model, temp, tokenizer or getattr(model, 'tokenizer_name', None))
         if folder.exists(): folder.rename(old)
         temp.rename(folder)
     finally:
@@ -209,18 +223,38 @@ def _read_description(folder):
         raise CheckpointError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
+# %% ../nbs/05_checkpoints.ipynb #c05open01
+def _open_folder(folder):
+    "(description, path of the weights) of a folder of `save_model`, both checked against their checksums; raises `CheckpointError`"
+    folder = Path(folder)
+    if not folder.exists() and (old := folder.with_name(folder.name + '.replaced')).is_dir(): folder = old  # a replacement was killed between its two renames
+    d, path = _read_description(folder), folder/WEIGHTS
+    if not path.is_file(): raise CheckpointError(f"{folder} lacks {WEIGHTS}; copy the folder again")
+    if _file_sha(path) != d.get('weights_checksum'): raise CheckpointError(f"{path} does not agree with the checksum in {CONFIG}: it is cut short or damaged; copy the folder again")
+    return d, path
+
+def _rebuild(d, folder):
+    "The network that a description tells of, untrained, with the configuration that it was made from; raises `CheckpointError`"
+    try:
+        config, tasks = HICCAPConfig.from_dict(d['config']), [Task(**t) for t in d['tasks']]
+        model = HICCAP(replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()}), tasks, pretrained=False, seed=0)
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
+                              "or register what it names") from e
+    model.config = config
+    return model
+
+
 # %% ../nbs/05_checkpoints.ipynb #11e18e10
 def load_model(
     folder # that `save_model` wrote
 ) -> HICCAP: # in evaluation mode, on the CPU; `.tokenizer_name` as saved
     "The model in `folder`, with the outputs it had; raises `CheckpointError` that names the file and the mend. Runs no code from the files"
-    folder = Path(folder)
-    _put_back(folder)
-    d, path = _read_description(folder), folder/WEIGHTS
-    if not path.is_file(): raise CheckpointError(f"{folder} lacks {WEIGHTS}; copy the folder again")
-    if _file_sha(path) != d['weights_checksum']: raise CheckpointError(f"{path} does not agree with the checksum in {CONFIG}: it is cut short or damaged; copy the folder again")
-    model = HICCAP(HICCAPConfig.from_dict(d['config']), [Task(**t) for t in d['tasks']], pretrained=False)
-    _insist(_fit(model, read_weights(path)), str(path), 'copy the folder again')
+    d, path = _open_folder(folder)
+    model, weights = _rebuild(d, folder), read_weights(path)
+    for k, v in model.state_dict(keep_vars=True).items():
+        if k in weights: v.data = v.data.to(weights[k].dtype)  # half precision comes back as such
+    _insist(_fit(model, weights), str(path), 'copy the folder again')
     model.tokenizer_name = d['tokenizer']
     return model.eval()
 
@@ -230,9 +264,10 @@ def init_from(
     source,            # a folder of `save_model`, released weights, or a mapping name -> array
     verbose: bool=True # print the report
 ) -> LoadReport: # what fitted; also `model.load_report`
-    "Copy every tensor that `model` has under the same name and shape, and report the rest. Raises `CheckpointError` where none fits"
+    "Copy every tensor that `model` has under the same name and shape, and report the rest. Raises `CheckpointError` where none fits, or one holds NaN"
     weights, unused = read_weights(source), []
     if any(k.startswith('features.') for k in weights): weights, unused = _from_upstream(weights)
+    _refuse_nan(weights, 'The mapping' if isinstance(source, Mapping) else str(source))
     report = _fit(model, weights, unused)
     if not report.matched: raise CheckpointError(f"Nothing in {'the mapping' if isinstance(source, Mapping) else source} fits this model; "
                                                  f"it holds {_some(list(weights))}")

@@ -52,7 +52,8 @@ class FeaturesConfig:
     layers: int = 2   # LSTM layers; 0 where the vectors know their context already
 
     def __post_init__(self):
-        if min(self.width, self.hidden, self.layers + 1) < 1: raise ValueError(f"Not the sizes of an encoder: {self}")
+        sizes = self.width, self.hidden, self.layers + 1
+        if not all(isinstance(o, int) for o in sizes) or min(sizes) < 1: raise ValueError(f"Not the sizes of an encoder, which are whole numbers: {self}")
 
 # %% ../nbs/04_model.ipynb #3a6cd705
 def encoder_config(
@@ -61,7 +62,7 @@ def encoder_config(
     "The configuration that `value` stands for; raises `ValueError` for one that stands for none"
     if isinstance(value, (TokensConfig, FeaturesConfig)): return value
     if isinstance(value, str): return TokensConfig(weights=value)
-    if isinstance(value, int): return FeaturesConfig(value)
+    if isinstance(value, int) and not isinstance(value, bool): return FeaturesConfig(value)
     kinds = dict(tokens=TokensConfig, features=FeaturesConfig)
     if not isinstance(value, dict) or value.get('kind') not in kinds:
         raise ValueError(f"An encoder is a width, a model's name, or a dict whose kind is {' or '.join(kinds)}, got {value!r}")
@@ -469,8 +470,9 @@ def check(self: TokenEncoder,
     if self.longest and len(n) and n.max() > self.longest:
         raise ValueError(f"{modality} of row {n.argmax()} has {n.max()} tokens{', padding included' if self.read_padding else ''}; its encoder "
                          f"takes {self.longest}: cut it, or take an encoder with more max_position_embeddings")
+    if ids.ndim == 3: return  # states in the place of ids
     wrong = ((ids < 0) | (ids >= self.vocabulary)) & mask
-    if ids.ndim == 2 and wrong.any():
+    if wrong.any():
         row, at = wrong.nonzero()[0].tolist()
         raise ValueError(f"{modality} of row {row} has the token id {ids[row, at]} at position {at}, outside its encoder's vocabulary of "
                          f"{self.vocabulary}; make the ids with the encoder's own tokenizer")
@@ -483,7 +485,7 @@ def read(self: TokenEncoder,
 ):                 # (N, hidden)
     "Run the encoder over lined-up tokens"
     extra = dict(position_ids=(rows.mask.cumsum(1) - 1).clamp(min=0) + self.first_place) if 'position_ids' in self.accepts else {}
-    if segments is not None and 'token_type_ids' in self.accepts and self.backbone.config.type_vocab_size > 1: extra['token_type_ids'] = segments
+    if segments is not None and 'token_type_ids' in self.accepts and getattr(self.backbone.config, 'type_vocab_size', 0) > 1: extra['token_type_ids'] = segments
     if self.packs:
         extra = {k: rows.pack(v)[None] for k, v in extra.items()}
         return self.backbone(rows.pack(ids)[None], hiccap_rows=rows, **extra).last_hidden_state[0]
@@ -525,6 +527,12 @@ def mlp_head(
     return nn.Sequential(*layers, nn.Linear(in_width, n_classes))
 
 # %% ../nbs/04_model.ipynb #90af8bfd
+def _enough(module, x):
+    "`x`; raises `ValueError` for a training batch of one where `module` has BatchNorm, in words that tell the mend"
+    if module.training and len(x) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
+        raise ValueError("BatchNorm cannot train on a batch of one; use more clips a batch, or HICCAPConfig(head='mlp')")
+    return x
+
 class LinearStack(nn.Sequential):
     "The original's head: Linear, BatchNorm and dropout for each hidden width, then Linear 20 and logits, with no activation"
     def __init__(self, in_width: int, n_classes: int, widths: tuple, dropout: float):
@@ -536,8 +544,7 @@ class LinearStack(nn.Sequential):
 
     def forward(self, x):
         "Logits; raises `ValueError` for a training batch of one"
-        if self.training and len(x) == 1: raise ValueError("BatchNorm cannot train on a batch of one; use more clips a batch, or HICCAPConfig(head='mlp')")
-        return super().forward(x)
+        return super().forward(_enough(self, x))
 
 def upstream_head(
     in_width: int,   # numbers that it reads
@@ -716,7 +723,7 @@ def project_pooled(self: HICCAP,
 ) -> dict:       # modality -> (B, `projection`)
     "Pooled vectors where contrast is measured; raises `ValueError` for a model without `projection`"
     if self.projector is None: raise ValueError("This model has no projection; configure HICCAPConfig(projection=400)")
-    return {m: self.projector(x) for m, x in pooled.items()}
+    return {m: self.projector(_enough(self.projector, x)) for m, x in pooled.items()}
 
 @patch
 def project(self: HICCAP,
@@ -735,9 +742,8 @@ def param_groups(self: HICCAP) -> list: # [text encoder's parameters, all others
 @patch
 def full_config(self: HICCAP) -> HICCAPConfig:
     "The configuration with every field of the `transformers` encoders spelled out: no file and no later default is needed to build the network again"
-    spelled = {m: replace(getattr(self.config, m), config=json.loads(e.backbone.config.to_json_string(use_diff=False)))
-               for m, e in self.encoders.items() if isinstance(e, TokenEncoder)}
-    return replace(self.config, **spelled)
+    def spelled(e): return {k: v for k, v in json.loads(e.backbone.config.to_json_string(use_diff=False)).items() if not k.startswith('_')}  # `_name_or_path`: where it once lay
+    return replace(self.config, **{m: replace(getattr(self.config, m), config=spelled(e)) for m, e in self.encoders.items() if isinstance(e, TokenEncoder)})
 
 # %% ../nbs/04_model.ipynb #b0058468
 def count_parameters(

@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['SYNTHETIC_TASKS', 'CARRIERS', 'WORDS', 'SAID', 'SCENES', 'SCENE_WORDS', 'CLS', 'SEP', 'FIRST_WORD', 'VOCABULARY',
            'PLANTED', 'LONGEST', 'directions', 'draw_lengths', 'SyntheticDataset', 'synthetic_clips', 'decode',
-           'best_scores', 'best_possible']
+           'best_scores', 'best_possible', 'text_of', 'write_synthetic']
 
-# %% ../nbs/03_synthetic.ipynb #98545af4
-import json
+# %% ../nbs/03_synthetic.ipynb #ac53dc90
+import csv, json
 import numpy as np, torch
 from pathlib import Path
 from fastcore.basics import patch
-from .data import Clip, ClipDataset, MODALITIES, TensorColumn, check_id
+from .data import Clip, ClipDataset, MODALITIES, TensorColumn
 from .tasks import IGNORE, Task
 
 # %% ../nbs/03_synthetic.ipynb #1b44a3b2
 SYNTHETIC_TASKS = tuple(Task(o) for o in ('said', 'seen', 'heard', 'together', 'order'))
 CARRIERS = dict(said=('text',), seen=('video',), heard=('audio',), together=('text', 'video'), order=('audio',))  # what a task's answer stands in
 
-# %% ../nbs/03_synthetic.ipynb #7979c17d
+# %% ../nbs/03_synthetic.ipynb #b041757a
 WORDS = tuple("""quiet plain calm serious funny silly joke laugh
 kitchen cook plate food road car drive street school teacher class book boat fish water beach ball team game run song music dance band army war gun king horse farm field dog
 the and you that was for are with his they this have from one had word but what some when were your said there use each which she how their will other about out
-many then them these so people time man house day night door boy girl hand eye back""".split())
+many then them these make take want know tell look so people time man house day night door boy girl hand eye back""".split())
 SAID = 8                       # words that carry `said`: the first half says no, the second yes
 SCENES, SCENE_WORDS = 8, 4     # scenes, and the words of each
 CLS, SEP, FIRST_WORD = 101, 102, 103
@@ -132,7 +132,7 @@ def _each(value, names, what, top):
         if not 0 <= v <= top: raise ValueError(f"{what} of {k} must be from 0 to {top}, got {v}")
     return {k: float(given.get(k, 0.)) for k in names}
 
-# %% ../nbs/03_synthetic.ipynb #2ed18f69
+# %% ../nbs/03_synthetic.ipynb #c9928074
 def _draw_answers(n, rng):
     "Task name -> (n,) planted answers"
     said, seen, heard, order = rng.integers(2, size=(4, n))
@@ -152,7 +152,8 @@ def synthetic_clips(
     name: str='planted'  # what the data set is called
 ) -> SyntheticDataset:
     "Planted clips of the five `SYNTHETIC_TASKS`, ids `v00012_3`. Raises `ValueError` for a number that cannot be."
-    if n < 1 or per_video < 1 or not scale > 0 or not strength > 0: raise ValueError(f"n, per_video, scale and strength must be positive, got {n}, {per_video}, {scale} and {strength}")
+    if n < 1 or per_video < 1: raise ValueError(f"n and per_video must be at least 1, got {n} and {per_video}")
+    if not (0 < scale <= 10 and .01 <= strength <= 1e4): raise ValueError(f"scale must be above 0 and at most 10, strength from 0.01 to 10000, got {scale} and {strength}")
     names = [t.name for t in SYNTHETIC_TASKS]
     noise, missing, unlabelled = _each(noise, names, 'noise', .5), _each(missing, MODALITIES, 'missing', 1), _each(unlabelled, names, 'unlabelled', 1)
     rng = {k: np.random.default_rng([seed, i]) for i, k in enumerate(('answers', 'lengths', 'gaps', 'labels', *MODALITIES))}
@@ -223,3 +224,40 @@ def best(self:SyntheticDataset) -> dict: # task name -> its best scores; a task 
     "The best possible scores on these clips in expectation over the noise of their labels, as `best_scores` has them"
     known = {k: y.numpy() != IGNORE for k, y in self.labels.items()}
     return {k: best_scores(float(self.readable(k)[o].mean()), self.noise[k]) for k, o in known.items() if o.any()}
+
+# %% ../nbs/03_synthetic.ipynb #6dabd87d
+def text_of(
+    clip: Clip # with planted token ids
+) -> str: # its words, empty where it has no text
+    "The text of a planted clip as words"
+    return '' if clip.text is None else ' '.join(WORDS[i - FIRST_WORD] for i in clip.text[1:-1].tolist())
+
+def _write_tokenizer(folder):
+    "A BERT tokenizer of the 200 ids, as `transformers` reads it"
+    folder.mkdir()
+    vocab = ['[PAD]'] + [f'[unused{i}]' for i in range(1, 100)] + ['[UNK]', '[CLS]', '[SEP]', *WORDS]
+    (folder/'vocab.txt').write_text('\n'.join(vocab) + '\n')
+    (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True, model_max_length=512)))
+
+# %% ../nbs/03_synthetic.ipynb #40778c62
+def write_synthetic(
+    ds: SyntheticDataset, # planted clips
+    folder                # a new or empty folder
+) -> Path: # the table
+    """Write `clips.csv` (id, text, a column for each task; empty where unknown), `features/<id>_rgb.npy`, `_flow.npy` and `_vggish.npy`, `tokenizer/`,
+    `oracle.csv` (probability of yes) and `best_possible.json`. Raises `FileExistsError` for a folder that holds something."""
+    folder = Path(folder); names = [t.name for t in ds.tasks]
+    if folder.exists() and any(folder.iterdir()): raise FileExistsError(f"{folder} holds files already; give a new folder")
+    (folder/'features').mkdir(parents=True); _write_tokenizer(folder/'tokenizer')
+    with open(folder/'clips.csv', 'w', newline='', encoding='utf-8') as f:
+        table = csv.writer(f); table.writerow(['id', 'text', *names])
+        for c in ds:
+            table.writerow([c.id, text_of(c), *(c.labels.get(k, '') for k in names)])
+            for m, parts in (('video', ('rgb', 'flow')), ('audio', ('vggish',))):
+                if (x := getattr(c, m)) is not None:
+                    for part in parts: np.save(folder/'features'/f'{c.id}_{part}.npy', x.numpy()/len(parts))
+    with open(folder/'oracle.csv', 'w', newline='', encoding='utf-8') as f:
+        yes = {k: p[:, 1].tolist() for k, p in ds.oracle.items()}
+        csv.writer(f).writerows([["id", *names]] + [[o, *(yes[k][i] for k in names)] for i, o in enumerate(ds.ids)])
+    (folder/'best_possible.json').write_text(json.dumps(ds.best(), indent=1))
+    return folder/'clips.csv'

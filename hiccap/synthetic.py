@@ -239,7 +239,7 @@ def _write_tokenizer(folder):
     (folder/'vocab.txt').write_text('\n'.join(vocab) + '\n')
     (folder/'tokenizer_config.json').write_text(json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True, model_max_length=512)))
 
-# %% ../nbs/03_synthetic.ipynb #40778c62
+# %% ../nbs/03_synthetic.ipynb #ffac2c50
 def write_synthetic(
     ds: SyntheticDataset, # planted clips
     folder                # a new or empty folder
@@ -258,6 +258,6 @@ def write_synthetic(
                     for part in parts: np.save(folder/'features'/f'{c.id}_{part}.npy', x.numpy()/len(parts))
     with open(folder/'oracle.csv', 'w', newline='', encoding='utf-8') as f:
         yes = {k: p[:, 1].tolist() for k, p in ds.oracle.items()}
-        csv.writer(f).writerows([["id", *names]] + [[o, *(yes[k][i] for k in names)] for i, o in enumerate(ds.ids)])
+        csv.writer(f).writerows([['id', *names]] + [[o, *(yes[k][i] for k in names)] for i, o in enumerate(ds.ids)])
     (folder/'best_possible.json').write_text(json.dumps(ds.best(), indent=1))
     return folder/'clips.csv'

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from hiccap.data import FeatureFolder, MODALITIES, read_table, split_by_video
 from hiccap.metrics import evaluate
@@ -61,6 +61,8 @@ def test_the_oracle_scores_what_is_best_possible(seed, noise, missing):
 
 
 @given(share, st.floats(0, .5), share, share, share)
+@example(1., .5, 1., 1., 1.)
+@example(.9, .05, 1., 1., 0.)
 def test_no_verdict_beats_the_best_scores(q, noise, hi, mid, lo):
     "Whatever shares of the clips with probability 1 - noise, 1/2 and noise are answered yes"
     yes = np.array([q*(1 - noise), 1 - q, q*noise]); no = yes[::-1]; said = np.array([hi, mid, lo])

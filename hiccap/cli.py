@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEMO', 'READING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate']
 
-# %% ../nbs/15_cli.ipynb #7b16f1c4
-import argparse, sys
+# %% ../nbs/15_cli.ipynb #13a58397
+import argparse, os, sys
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
@@ -51,11 +51,12 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/15_cli.ipynb #e34879f1
+# %% ../nbs/15_cli.ipynb #0511851e
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
-    warnings.filterwarnings('ignore', category=FutureWarning); warnings.filterwarnings('ignore', message='IProgress not found')
+    for noise in (dict(category=FutureWarning), dict(message='IProgress not found')): warnings.filterwarnings('ignore', **noise)
+    if not sys.stderr.isatty(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1'); os.environ.setdefault('TQDM_DISABLE', '1')
     try: return f(args) or 0
     except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
     except BrokenPipeError: return 141
@@ -67,7 +68,8 @@ def _is_ours(e):
     "Whether an error was raised by this library, or by the operating system about a file"
     tb = e.__traceback__
     while tb.tb_next: tb = tb.tb_next
-    return isinstance(e, OSError) or Path(tb.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    raised_in = tb.tb_frame.f_globals
+    return isinstance(e, OSError) or raised_in is globals() or raised_in.get('__name__', '').startswith('hiccap.')
 
 def _parser(doc, **kw): return argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter if kw.pop('defaults', False) else argparse.HelpFormatter, allow_abbrev=False, **kw)
 
@@ -81,7 +83,7 @@ def _show(result):
     for k, v in result.scores.unmeasured.items(): print(f'{k} was not measured: {v}')
     print(f"\nReport, plots, predictions and model: {result.folder}")
 
-# %% ../nbs/15_cli.ipynb #447a7323
+# %% ../nbs/15_cli.ipynb #2a8e72ff
 def train_parser():
     "The options of `hiccap_train`"
     p = _parser('Train a network on clips, score it on clips it has not seen, and report. Options not given come from --run, then from the defaults.')
@@ -97,16 +99,16 @@ def train(argv=None):
     return _guarded(_train, train_parser().parse_args(argv))
 
 def _train(args):
-    from hiccap.experiments import start_folder, train_run
+    from hiccap.experiments import train_run
     run = run_of(args, Run.from_yaml(args.run) if args.run else Run())
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
     _show(train_run(run, args.out, args.overwrite))
 
-# %% ../nbs/15_cli.ipynb #45b31daf
-DEMO = dict(data='synthetic', epochs=6, bs=32, lr=3e-3, encoder_lr=3e-3, seed=0, synthetic=dict(n=2400),
-            config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)),
-                        width=32, heads=4, head_widths=[32], dropout=.1, state_dropout=.1, head_dropout=.1,
-                        video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1)))
+# %% ../nbs/15_cli.ipynb #777898e0
+DEMO = dict(data='synthetic', epochs=10, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=3200, scale=.25),
+            config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
+                        video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1),
+                        width=48, heads=4, head_widths=[48], dropout=.1, state_dropout=.1, head_dropout=.1))
 
 def demo(argv=None):
     "Console command `hiccap_demo`; returns the exit status"

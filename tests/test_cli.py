@@ -1,0 +1,135 @@
+"""The commands as a user types them: real processes, real files, exit statuses, one line for what is wrong, nothing overwritten."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiccap.synthetic import synthetic_clips, write_synthetic
+
+BERT = dict(kind='tokens', config=dict(vocab_size=512, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+NET = ['--set', 'width=16', 'heads=2', 'head_widths=[16]', 'text=' + json.dumps(BERT), 'video={"kind":"features","width":32,"hidden":8,"layers":1}',
+       'audio={"kind":"features","width":16,"hidden":8,"layers":1}']
+
+
+def run(command, *args, cwd=None):
+    "The console script of the installed package, or the function it names where the package is on the path only"
+    script = Path(sys.executable).with_name(f'hiccap_{command}')
+    start = [str(script)] if script.exists() else [sys.executable, '-c', f'import sys; from hiccap.cli import {command}; sys.exit({command}())']
+    done = subprocess.run([*start, *map(str, args)], capture_output=True, text=True, cwd=cwd, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope='module')
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('planted')/'data'
+    write_synthetic(synthetic_clips(n=96, scale=.1), folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(planted, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'run'
+    status, text, err = run('train', planted/'clips.csv', '--features', planted/'features', '--tokenizer', planted/'tokenizer', '--labels', 'said', 'together',
+                            '--epochs', 1, '--folds', 2, '--out', out, *NET)
+    assert status == 0, err
+    return out
+
+
+def tree(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+
+
+def test_a_run_leaves_what_the_design_names(trained):
+    files = tree(trained)
+    assert {'config.json', 'metrics.json', 'history.csv', 'report.md', 'model/fold_1/model.safetensors', 'model/fold_2/config.json'} <= set(files)
+    report = files['report.md'].decode()
+    for picture in (n for n in files if n.endswith('.png')): assert f']({picture})' in report and files[picture][:4] == b'\x89PNG'
+    metrics = json.loads(files['metrics.json'])
+    for task in ('said', 'together'):
+        t = metrics['scores']['tasks'][task]
+        assert {'always no', 'always yes', 'prior'} == set(t['baselines']) and all(lo <= hi for lo, hi in t['intervals_95'].values() if lo is not None)
+        assert t['rows'] == sum(t['support'].values()) == sum(map(sum, t['confusion']))
+    answers = list(csv.DictReader((trained/'predictions.csv').open()))
+    assert sorted(o['clip'] for o in answers if o['task'] == 'said') == sorted({o['clip'] for o in answers}) and len(answers) == 2*96
+
+
+def test_predictions_are_a_table_for_every_clip(trained, planted):
+    status, out, err = run('predict', trained, planted/'clips.csv', '--features', planted/'features')
+    assert status == 0, err
+    rows = list(csv.DictReader(out.splitlines()))
+    assert len(rows) == 2*96 and {o['verdict'] for o in rows} <= {'no', 'yes'} and all(0 <= float(o['probability']) <= 1 for o in rows)
+
+
+def test_predicting_does_not_need_labels_and_writes_no_file_twice(trained, planted, tmp_path):
+    bare = tmp_path/'new.csv'
+    bare.write_text('id,text\nx_1,you and the kitchen\nx_2,\n')
+    out = tmp_path/'answers.csv'
+    status, text, err = run('predict', trained, bare, '--out', out)
+    assert status == 0 and 'x_2' in err, err            # the clip without text is listed
+    before = out.read_bytes()
+    status, text, err = run('predict', trained, bare, '--out', out)
+    assert status == 2 and '--overwrite' in err and out.read_bytes() == before
+
+
+def test_nothing_is_overwritten_unless_asked(trained, planted):
+    before = tree(trained)
+    status, out, err = run('train', planted/'clips.csv', '--labels', 'said', '--tokenizer', planted/'tokenizer', '--out', trained, *NET)
+    assert status == 2 and '--overwrite' in err and err.count('\n') == 1 and tree(trained) == before
+
+
+def bad(planted, tmp_path, what):
+    "A copy of the table or features with one defect; the arguments that read it"
+    table, features = tmp_path/'clips.csv', tmp_path/'features'
+    features.mkdir()
+    rows = list(csv.reader((planted/'clips.csv').open()))
+    have = {p.name: np.load(p) for p in sorted((planted/'features').iterdir())}
+    first = next(n for n in have if n.endswith('_rgb.npy'))
+    clip, x = first.removesuffix('_rgb.npy'), have[first]
+    row = next(r for r in rows if r[0] == clip)
+    if what == 'no id': row[0] = ''
+    if what == 'twice': rows.append(row)
+    if what == 'slash': row[0] = '../up'
+    if what == 'label': row[2] = 'perhaps'
+    if what == 'width': have[first] = x[:, :-1]
+    if what == 'rank': have[first] = x[0]
+    if what == 'nan': have[first] = np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x).astype(np.float32)
+    if what == 'length': have[first] = np.concatenate([x, x])
+    with table.open('w', newline='') as f: csv.writer(f).writerows(rows)
+    for name, value in have.items(): np.save(features/name, value)
+    if what == 'objects': np.save(features/first, np.array([{}, 1], dtype=object), allow_pickle=True)
+    if what == 'cut': (features/first).write_bytes((planted/'features'/first).read_bytes()[:200])
+    return clip, first, [table, '--features', features, '--labels', 'said', '--tokenizer', planted/'tokenizer', *NET]
+
+
+@pytest.mark.parametrize('what', ['no id', 'twice', 'slash', 'label', 'width', 'rank', 'nan', 'length', 'objects', 'cut'])
+def test_bad_input_is_one_line_that_names_the_clip_or_file_before_anything_is_written(planted, tmp_path, what, capsys):
+    from hiccap.cli import train
+    clip, name, args = bad(planted, tmp_path, what)
+    assert train([*map(str, args), '--out', str(tmp_path/'run'), '--epochs', '1']) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and err.count('\n') == 1 and not (tmp_path/'run').exists(), err
+    assert (clip in err or 'clips.csv' in err) if what in ('no id', 'twice', 'slash', 'label') else name.split('_rgb')[0] in err, err
+
+
+def test_a_json_cut_in_half_and_a_task_without_labels(tmp_path, planted, capsys):
+    from hiccap.cli import train
+    (tmp_path/'half.json').write_text('{"a.1": {"IMDBid": "a.1", "label": 1')
+    assert train([str(tmp_path/'half.json'), '--tokenizer', str(planted/'tokenizer'), '--out', str(tmp_path/'run')]) == 2
+    assert 'half.json' in capsys.readouterr().err
+    (tmp_path/'bare.csv').write_text('id,text,funny\n' + ''.join(f'v{i}_1,the kitchen,\n' for i in range(9)))
+    assert train([str(tmp_path/'bare.csv'), '--labels', 'funny', '--tokenizer', str(planted/'tokenizer'), '--out', str(tmp_path/'run')]) == 2
+    assert "'funny' holds no label" in capsys.readouterr().err and not (tmp_path/'run').exists()
+
+
+def test_a_damaged_model_is_named(trained, planted, tmp_path):
+    import shutil
+    copy = tmp_path/'copy'
+    shutil.copytree(trained, copy)
+    weights = copy/'model'/'fold_2'/'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:-100])
+    status, out, err = run('predict', copy, planted/'clips.csv')
+    assert status == 2 and 'fold_2' in err and err.count('\n') == 1

@@ -48,7 +48,7 @@ class Stepper:
     def __init__(self, model, batch, cbs, device):
         dl = One(batch, device)
         self.learn = Learner(DataLoaders(dl, dl), model, MultiTaskLoss(COMIC_MISCHIEF), partial(OptimWrapper, opt=torch.optim.AdamW, fused=True), lr=1e-5, cbs=cbs)
-        learn = self.learn.remove_cb(self.learn.progress)
+        learn = self.learn.remove_cbs([o for o in self.learn.cbs if type(o).__name__ == 'ProgressCallback'])
         learn.logger = noop
         learn.create_opt()
         learn.opt.set_hypers(lr=1e-5)

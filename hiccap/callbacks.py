@@ -680,7 +680,7 @@ class NanDetector(Callback):
         self.counts = dict(state['counts'])
         self.seen.step, self.seen.in_a_row, self.seen.factor = state['step'], state['in_a_row'], state['factor']
 
-# %% ../nbs/08_callbacks.ipynb #745811da
+# %% ../nbs/08_callbacks.ipynb #9b1ddff2
 @dataclass
 class _Moment:
     "A batch of the step in progress"
@@ -696,6 +696,7 @@ def _clips(dl, i):
     "Ids of batch `i`, where the loader knows them"
     return tuple(map(str, dl.batch_ids(i))) if hasattr(dl, 'batch_ids') else None
 
+# %% ../nbs/08_callbacks.ipynb #aae74833
 @patch
 def before_fit(self: NanDetector):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -717,7 +718,7 @@ def before_batch(self: NanDetector):
         if hasattr(learn, 'recorder'): s.average = learn.recorder.smooth_loss.count, learn.recorder.smooth_loss.val
     s.window.append(_Moment(learn.xb, learn.yb, random_state(s.device), learn.epoch, learn.iter, _clips(learn.dl, learn.iter)))
 
-# %% ../nbs/08_callbacks.ipynb #6a70c607
+# %% ../nbs/08_callbacks.ipynb #1d801432
 def _watched(learn):
     "Tensors that are finite where the loss and all outputs are"
     outs = [x.detach() for _, x in _tensors(learn.pred) if x.is_floating_point() and x.numel()]
@@ -738,6 +739,7 @@ def after_batch(self: NanDetector):
     self.mend_average()
     if self.seen.window and not self.seen.window[-1].counted: self.seen.window.pop()
 
+# %% ../nbs/08_callbacks.ipynb #1de9e099
 @patch
 def before_step(self: NanDetector):
     s = self.seen
@@ -852,7 +854,7 @@ def lower_rate(self: NanDetector):
     s.rates = base, [o*s.factor for o in base]
     opt.set_hypers(lr=s.rates[1])
 
-# %% ../nbs/08_callbacks.ipynb #440bb5af
+# %% ../nbs/08_callbacks.ipynb #1237c74c
 @patch
 def mend_average(self: NanDetector):
     "Take the loss of a failed step out of the recorder's smoothed loss"
@@ -875,6 +877,7 @@ def after_train(self: NanDetector):
     self.roll_back()
     self.counts['rolled_back'] += 1
 
+# %% ../nbs/08_callbacks.ipynb #fc7feefd
 @patch
 def check_validation(self: NanDetector):
     "Judge a validation batch; it cannot be skipped, so what is found is raised, or warned of"

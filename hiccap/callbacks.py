@@ -8,7 +8,7 @@ __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH',
            'ReplayError', 'write_bundle', 'Bundle', 'load_bundle', 'replay', 'NonFiniteError', 'NanDetector',
            'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
 
-# %% ../nbs/08_callbacks.ipynb #3c2b202f
+# %% ../nbs/08_callbacks.ipynb #5cec6460
 import copy, csv, difflib, inspect, json, math, os, random, shutil, sys, tempfile, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,6 +21,7 @@ from torch import nn
 from fastai.callback.core import Callback, CancelStepException
 from fastai.learner import noop
 from fastcore.basics import patch
+from fastcore.imports import in_notebook
 from .tasks import Task
 from .model import HICCAP, HICCAPConfig
 from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model
@@ -75,7 +76,7 @@ def step_values(
     learn._step_values = SimpleNamespace(norm=norm, finite=math.isfinite(norm) and all(map(math.isfinite, watched)))
     return learn._step_values
 
-# %% ../nbs/08_callbacks.ipynb #9fe59099
+# %% ../nbs/08_callbacks.ipynb #864d1525
 class ClipGradients(Callback):
     "Clip gradients by their global norm (Pascanu et al., 2013), and keep the norm of every step. A non-finite norm is kept and not clipped: `NanDetector` finds its cause"
     order, run_valid = 91, False
@@ -83,16 +84,23 @@ class ClipGradients(Callback):
         max_norm: float=1. # the limit; infinity records without clipping
     ):
         if not max_norm > 0: raise ValueError(f"max_norm must be above 0, got {max_norm!r}")
-        self.max_norm, self.norms = float(max_norm), []
+        self.max_norm, self.norms, self.kept = float(max_norm), [], False
 
-    def before_batch(self): self.learn._step_values = None
+    def before_batch(self): self.learn._step_values, self.kept = None, False
+
+    def keep(self, norm):
+        if not hasattr(self.learn, 'lr_finder'): self.norms.append(norm)
+        self.kept = True
 
     def before_step(self):
-        norm = step_values(self.learn).norm
-        if not hasattr(self.learn, 'lr_finder'): self.norms.append(norm)
+        self.keep(norm := step_values(self.learn).norm)
         if not self.max_norm < norm < math.inf: return
         grads = [o.grad if not o.grad.is_sparse else o.grad._values() for ps in self.opt.param_lists for o in ps if o.grad is not None]
         torch._foreach_mul_(grads, self.max_norm/norm*(1 - 1e-6))  # rounding must not lead past the limit
+
+    def after_cancel_step(self):
+        "A step that was left out before this callback could look at it"
+        if not self.kept: self.keep(getattr(self.learn._step_values, 'norm', math.nan))
 
     def state_dict(self): return dict(norms=list(self.norms))
     def load_state_dict(self, state): self.norms = list(state['norms'])
@@ -117,12 +125,13 @@ def plot(self: ClipGradients,
     ax.set(xlabel='step', ylabel='gradient norm'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/08_callbacks.ipynb #59938203
+# %% ../nbs/08_callbacks.ipynb #aa7c240d
 def _short(x): return float(f'{x:.4g}')
+def _rounded(x, top): return _short(round(x, 3 - math.floor(math.log10(top))) + 0.) if top else 0.  # digits that cancelled say nothing
 
 @dataclass(frozen=True)
 class TensorStats:
-    "What a tensor looked like: the range and mean of its finite values, rounded to four digits (None where it has none), and the share of the others"
+    "What a tensor looked like: range and mean of its finite values, to four digits of the range (None where it has none), and the share of the others"
     name: str            # of the argument or output
     shape: tuple         # its sizes
     dtype: str           # such as 'float32'
@@ -141,7 +150,8 @@ class TensorStats:
         x = _dense(x.detach())
         ok = torch.isfinite(x)
         v = x[ok].double()
-        low, high, mean = map(_short, torch.stack([v.min(), v.max(), v.mean()]).tolist()) if len(v) else (None,)*3
+        low, high, mean = torch.stack([v.min(), v.max(), v.mean()]).tolist() if len(v) else (None,)*3
+        if len(v): low, high, mean = _short(low), _short(high), _rounded(mean, max(abs(low), abs(high)))
         return cls(name, tuple(x.shape), str(x.dtype).removeprefix('torch.'), low, high, mean, _short(1 - len(v)/x.numel()) if x.numel() else 0.)
 
 # %% ../nbs/08_callbacks.ipynb #b8f9d65b
@@ -232,7 +242,7 @@ def _bad_rows(x, n):
     if x.is_sparse or not x.is_floating_point() or not x.ndim or len(x) != n: return None
     return tuple((~torch.isfinite(x)).reshape(n, -1).any(1).nonzero().flatten().tolist()) or None
 
-# %% ../nbs/08_callbacks.ipynb #042c395f
+# %% ../nbs/08_callbacks.ipynb #b507b46b
 class _Seen:
     "A tensor, or its gradient, as a hook saw it"
     def __init__(self, x, name, n, time=0):
@@ -242,7 +252,7 @@ class _Call:
     "One call of a module: what went in and came out, and the gradients of both"
     def __init__(self, module, name, number, parent):
         self.module, self.name, self.number, self.parent = module, name, number, parent
-        self.ins, self.outs, self.gave, self.received = [], [], [], []
+        self.ins, self.outs, self.gave, self.received, self.aliases = [], [], [], [], []
 
     def within(self, other):
         "Whether this call was made during `other`, or is it"
@@ -253,7 +263,7 @@ def _argument_names(module, args, kwargs):
     except (TypeError, ValueError): names = []
     return {**{(names[i] if i < len(names) else str(i)): o for i, o in enumerate(args)}, **kwargs}
 
-# %% ../nbs/08_callbacks.ipynb #d33d73a4
+# %% ../nbs/08_callbacks.ipynb #86ced4df
 class _Watch:
     "Hooks on every module of a network, that note each call"
     def __init__(self, model, n):
@@ -267,34 +277,42 @@ class _Watch:
     def __exit__(self, *_):
         for h in self.handles: h.remove()
 
-    def hear(self, seen, name):
-        "A hook that notes a gradient"
-        def hook(g):
-            self.time += 1
-            seen.append(_Seen(g, name, self.n, self.time))
-        return hook
-
-    def enter(self, module, args, kwargs):
-        number = self.count[module] = self.count.get(module, 0) + 1
-        call, aliases = _Call(module, self.names[module], number, self.open[-1] if self.open else None), {}
-        self.open.append(call)
+# %% ../nbs/08_callbacks.ipynb #6df74fa1
+@patch
+def hear(self: _Watch, seen, name):
+    "A hook that notes a gradient"
+    def hook(g):
         self.time += 1
-        call.ins = [_Seen(x, k, self.n, self.time) for k, x in _tensors(_argument_names(module, args, kwargs))]
-        def alias(x):  # one for each tensor: a module may ask whether two arguments are the same
-            if not x.requires_grad: return x
-            if id(x) not in aliases:
-                aliases[id(x)] = x.view_as(x)
-                aliases[id(x)].register_hook(self.hear(call.gave, f"gradient of input {len(aliases)}"))
-            return aliases[id(x)]
-        return _map(args, alias), {k: _map(v, alias) for k, v in kwargs.items()}
+        seen.append(_Seen(g, name, self.n, self.time))
+    return hook
 
-    def leave(self, module, args, out):
-        call = self.open.pop()
-        self.time += 1
-        for k, x in _tensors(out, '' if isinstance(out, Mapping) else 'output'):
-            call.outs.append(_Seen(x, k, self.n, self.time))
-            if x.requires_grad: x.register_hook(self.hear(call.received, f"gradient of {k}"))
-        self.calls.append(call)
+@patch
+def enter(self: _Watch, module, args, kwargs):
+    number = self.count[module] = self.count.get(module, 0) + 1
+    call, aliases = _Call(module, self.names[module], number, self.open[-1] if self.open else None), {}
+    self.open.append(call)
+    self.time += 1
+    call.ins = [_Seen(x, k, self.n, self.time) for k, x in _tensors(_argument_names(module, args, kwargs))]
+    def alias(x):  # one for each tensor: a module may ask whether two arguments are the same
+        if not x.requires_grad: return x
+        if id(x) not in aliases:
+            aliases[id(x)] = x.view_as(x)
+            aliases[id(x)].register_hook(self.hear(call.gave, f"gradient of input {len(aliases)}"))
+        return aliases[id(x)]
+    args, kwargs = _map(args, alias), {k: _map(v, alias) for k, v in kwargs.items()}
+    call.aliases = list(aliases.values())
+    return args, kwargs
+
+@patch
+def leave(self: _Watch, module, args, out):
+    call = self.open.pop()
+    out = _map(out, lambda x: x.view_as(x) if any(x is o for o in call.aliases) else x)  # what a module hands through has two gradients: received and passed on
+    self.time += 1
+    for k, x in _tensors(out, '' if isinstance(out, Mapping) else 'output'):
+        call.outs.append(_Seen(x, k, self.n, self.time))
+        if x.requires_grad: x.register_hook(self.hear(call.received, f"gradient of {k}"))
+    self.calls.append(call)
+    return out
 
 # %% ../nbs/08_callbacks.ipynb #832355e4
 def _named(call, **kw):
@@ -409,7 +427,7 @@ def _loss_finding(loss_func, pred, yb, losses, n):
         finally: loss_func.reduction = was
     return Finding('loss', _some(tasks) or '(their sum)', type(loss_func).__name__, inputs=tuple(TensorStats.of(x, k.removeprefix('0.')) for k, x in _tensors((pred, *yb))), rows=rows)
 
-# %% ../nbs/08_callbacks.ipynb #59785d92
+# %% ../nbs/08_callbacks.ipynb #a5e957f7
 def diagnose(
     model: nn.Module,      # whose modules are watched, in the mode it is in
     inputs,                # of the model; a tuple for several arguments
@@ -433,7 +451,7 @@ def diagnose(
             if precision: pred = _map(pred, lambda x: x.float() if x.is_floating_point() else x)
             loss = None if loss_func is None else loss_func(pred, *yb)
             if penalty is not None and loss is not None: loss = loss + penalty(model)
-        losses = {k: f'{float(v):.4g}' for k, v in (getattr(loss_func, 'per_task', None) or {}).items()}
+        losses = {k: f'{float(v.detach()):.4g}' for k, v in (getattr(loss_func, 'per_task', None) or {}).items()}
         if any(_is_bad(x) for _, x in _tensors(pred)): found = _forward_finding(watch)
         elif loss is None: return None
         elif _is_bad(loss): found = _loss_finding(loss_func, pred, yb, losses, n)
@@ -522,7 +540,7 @@ def write_bundle(
     finally: shutil.rmtree(temp, ignore_errors=True)
     return folder
 
-# %% ../nbs/08_callbacks.ipynb #e97ab006
+# %% ../nbs/08_callbacks.ipynb #7110909e
 @dataclass
 class Bundle:
     "A replay bundle, read and checked"
@@ -536,6 +554,7 @@ class Bundle:
     optimizer: dict|None # the optimizer's state, where it was kept
     spec: dict          # `replay.json`
 
+# %% ../nbs/08_callbacks.ipynb #49c539cb
 def _read_replay(path):
     "`replay.json`, checked; raises `ReplayError`"
     if not path.is_file(): raise ReplayError(f"{path.parent} holds no {REPLAY}; give a folder that NanDetector wrote")
@@ -549,7 +568,7 @@ def _read_replay(path):
     if _seal({k: v for k, v in d.items() if k != 'checksum'}) != d: raise ReplayError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
-# %% ../nbs/08_callbacks.ipynb #11aa8bec
+# %% ../nbs/08_callbacks.ipynb #8d52cd5e
 def load_bundle(
     folder # that `NanDetector` or `write_bundle` wrote
 ) -> Bundle:
@@ -560,7 +579,8 @@ def load_bundle(
     try:
         for k in (REPLAY_WEIGHTS, REPLAY_BATCH):
             if not (folder/k).is_file(): raise ReplayError(f"{folder} lacks {k}; copy the folder again")
-            if _file_sha(folder/k) != d['checksums'][k]: raise ReplayError(f"{folder/k} does not agree with the checksum in {REPLAY}: it is cut short, changed or damaged; copy the folder again")
+            if _file_sha(folder/k) != d['checksums'][k]:
+                raise ReplayError(f"{folder/k} does not agree with the checksum in {REPLAY}: it is cut short, changed or damaged; copy the folder again")
             tensors[k] = _read_file(folder/k)
         packed = {k: _unpack(d[k], tensors[REPLAY_BATCH]) for k in ('inputs', 'targets', 'random', 'optimizer')}
         return Bundle(folder, Finding.from_dict(d['finding']), d['versions'], tensors[REPLAY_WEIGHTS], spec=d, **packed)
@@ -622,7 +642,7 @@ def replay(
     "Bring the failure in a replay bundle back; raises `ReplayError` for a bundle that cannot be read"
     return load_bundle(folder).run(model, loss_func)
 
-# %% ../nbs/08_callbacks.ipynb #73821294
+# %% ../nbs/08_callbacks.ipynb #26278b8a
 class NonFiniteError(FloatingPointError):
     "Training stopped at a non-finite value; `finding` says where it arose, `bundle` is the folder that reproduces it (None where none was written)"
     def __init__(self, finding: Finding, bundle=None, why=''):
@@ -634,6 +654,7 @@ class NonFiniteError(FloatingPointError):
 
 ACTIONS = ('raise', 'skip', 'rollback')
 
+# %% ../nbs/08_callbacks.ipynb #4b9a2d08
 class NanDetector(Callback):
     "On the first non-finite loss, output, gradient or weight, say where it arose, keep a replay bundle, and raise, skip the step, or roll back"
     order, remove_on_fetch = 90, True
@@ -647,8 +668,10 @@ class NanDetector(Callback):
         max_bundles: int=3       # bundles written; later failures are counted and kept in `findings` only
     ):
         if action not in ACTIONS: raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
-        if keep_every < 1 or max_in_a_row < 0 or not 0 < lower <= 1: raise ValueError(f"keep_every must be at least 1, max_in_a_row at least 0, lower above 0 and at most 1; got {keep_every}, {max_in_a_row}, {lower}")
-        self.action, self.folder, self.max_in_a_row, self.keep_every, self.lower, self.min_scale, self.max_bundles = action, folder, max_in_a_row, keep_every, lower, min_scale, max_bundles
+        if keep_every < 1 or max_in_a_row < 0 or not 0 < lower <= 1:
+            raise ValueError(f"keep_every must be at least 1, max_in_a_row at least 0, lower above 0 and at most 1; got {keep_every}, {max_in_a_row}, {lower}")
+        self.action, self.folder, self.max_in_a_row, self.keep_every = action, folder, max_in_a_row, keep_every
+        self.lower, self.min_scale, self.max_bundles = lower, min_scale, max_bundles
         self.counts, self.findings, self.bundles = dict(raised=0, skipped=0, rolled_back=0, scaler=0, validation=0), [], []
         self.seen = SimpleNamespace(step=0, in_a_row=0, factor=1., rates=None, window=[], handled=False, good=None, saved=None, smooth=None)
 
@@ -657,7 +680,7 @@ class NanDetector(Callback):
         self.counts = dict(state['counts'])
         self.seen.step, self.seen.in_a_row, self.seen.factor = state['step'], state['in_a_row'], state['factor']
 
-# %% ../nbs/08_callbacks.ipynb #12347fbc
+# %% ../nbs/08_callbacks.ipynb #9b1ddff2
 @dataclass
 class _Moment:
     "A batch of the step in progress"
@@ -673,6 +696,7 @@ def _clips(dl, i):
     "Ids of batch `i`, where the loader knows them"
     return tuple(map(str, dl.batch_ids(i))) if hasattr(dl, 'batch_ids') else None
 
+# %% ../nbs/08_callbacks.ipynb #aae74833
 @patch
 def before_fit(self: NanDetector):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -687,7 +711,6 @@ def before_batch(self: NanDetector):
     learn, s = self.learn, self.seen
     learn._step_values = None
     if not learn.training: return
-    self.mend_average()
     if s.factor != 1: self.lower_rate()
     if not s.window:
         learn._step_watch, s.handled = [], False
@@ -695,7 +718,7 @@ def before_batch(self: NanDetector):
         if hasattr(learn, 'recorder'): s.average = learn.recorder.smooth_loss.count, learn.recorder.smooth_loss.val
     s.window.append(_Moment(learn.xb, learn.yb, random_state(s.device), learn.epoch, learn.iter, _clips(learn.dl, learn.iter)))
 
-# %% ../nbs/08_callbacks.ipynb #a67cbde3
+# %% ../nbs/08_callbacks.ipynb #1d801432
 def _watched(learn):
     "Tensors that are finite where the loss and all outputs are"
     outs = [x.detach() for _, x in _tensors(learn.pred) if x.is_floating_point() and x.numel()]
@@ -712,8 +735,11 @@ def after_backward(self: NanDetector): self.seen.window[-1].counted = True
 
 @patch
 def after_batch(self: NanDetector):
-    if self.learn.training and self.seen.window and not self.seen.window[-1].counted: self.seen.window.pop()
+    if not self.learn.training: return
+    self.mend_average()
+    if self.seen.window and not self.seen.window[-1].counted: self.seen.window.pop()
 
+# %% ../nbs/08_callbacks.ipynb #1de9e099
 @patch
 def before_step(self: NanDetector):
     s = self.seen
@@ -828,7 +854,7 @@ def lower_rate(self: NanDetector):
     s.rates = base, [o*s.factor for o in base]
     opt.set_hypers(lr=s.rates[1])
 
-# %% ../nbs/08_callbacks.ipynb #e09b51ab
+# %% ../nbs/08_callbacks.ipynb #1237c74c
 @patch
 def mend_average(self: NanDetector):
     "Take the loss of a failed step out of the recorder's smoothed loss"
@@ -837,11 +863,11 @@ def mend_average(self: NanDetector):
     (n, val), o, s.smooth = was, self.learn.recorder.smooth_loss, None
     if n: o.val = val*(1 - o.beta**o.count)/(1 - o.beta**n)
     else: o.reset()
+    self.learn.smooth_loss = o.value if n else o.val
 
 @patch
 def after_train(self: NanDetector):
     if not self.run: return
-    self.mend_average()
     weights = [p.detach() for p in self.learn.model.parameters() if p.numel() and p.is_floating_point()]
     if math.isfinite(float(torch.stack([o.float().to(weights[0].device) for o in torch._foreach_norm(weights, math.inf)]).sum() if weights else 0.)): return
     if (found := _bad_before(self.learn.model, (), 0)) is None: return
@@ -851,6 +877,7 @@ def after_train(self: NanDetector):
     self.roll_back()
     self.counts['rolled_back'] += 1
 
+# %% ../nbs/08_callbacks.ipynb #fc7feefd
 @patch
 def check_validation(self: NanDetector):
     "Judge a validation batch; it cannot be skipped, so what is found is raised, or warned of"
@@ -868,7 +895,7 @@ def check_validation(self: NanDetector):
     if self.action == 'raise': self.stop(found, bundle)
     warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
 
-# %% ../nbs/08_callbacks.ipynb #6c1d76da
+# %% ../nbs/08_callbacks.ipynb #287c272d
 class KeepBest(Callback):
     "Keep the weights of the epoch with the best validation score, and restore them after the fit"
     order, remove_on_fetch, run_valid = 61, True, False
@@ -877,17 +904,18 @@ class KeepBest(Callback):
         better: str=None,          # 'lower' or 'higher'; by default lower for a loss or an error, higher for all else
         folder=None,               # where `save_model` writes each new best; None keeps it in memory only
         overwrite: bool=False,     # a model that `folder` holds before the fit
-        restore: bool=True         # the best weights after the fit
+        restore: bool=True,        # the best weights after the fit
+        reset: bool=True           # forget the best of an earlier fit; False where a fit goes on with it
     ):
         if better is None: better = 'lower' if 'loss' in monitor or 'error' in monitor else 'higher'
         if better not in ('lower', 'higher'): raise ValueError(f"better must be 'lower' or 'higher', got {better!r}")
-        self.monitor, self.better, self.folder, self.overwrite, self.restore = monitor, better, folder, overwrite, restore
+        self.monitor, self.better, self.folder, self.overwrite, self.restore, self.reset, self.wrote = monitor, better, folder, overwrite, restore, reset, False
         self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
 
     def state_dict(self): return dict(best=self.best, best_epoch=self.best_epoch, scores=list(self.scores), weights=self.weights)
     def load_state_dict(self, state): self.best, self.best_epoch, self.scores, self.weights = state['best'], state['best_epoch'], list(state['scores']), state['weights']
 
-# %% ../nbs/08_callbacks.ipynb #91533bf5
+# %% ../nbs/08_callbacks.ipynb #ef60f9ae
 @patch
 def before_fit(self: KeepBest):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -896,10 +924,11 @@ def before_fit(self: KeepBest):
     if self.monitor not in names:
         near = difflib.get_close_matches(self.monitor, names, 1, 0.4)
         raise ValueError(f"no score is named {self.monitor!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" There are {', '.join(names)}")
-    if self.folder is not None and not isinstance(self.learn.model, HICCAP): raise ValueError(f"folder= takes a HICCAP, and this network is a {type(self.learn.model).__name__}: leave folder out, and save it yourself")
-    if self.folder is not None and not self.overwrite and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
+    if self.folder is not None and not isinstance(self.learn.model, HICCAP):
+        raise ValueError(f"folder= takes a HICCAP, and this network is a {type(self.learn.model).__name__}: leave folder out, and save it yourself")
+    if self.folder is not None and not (self.overwrite or self.wrote) and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
         raise CheckpointError(f"{self.folder} holds something already; give another folder, or overwrite=True")
-    self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
+    if self.reset: self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
 
 @patch
 def is_better(self: KeepBest,
@@ -909,7 +938,7 @@ def is_better(self: KeepBest,
     if score is None or math.isnan(score): return False
     return self.best is None or (score < self.best if self.better == 'lower' else score > self.best)
 
-# %% ../nbs/08_callbacks.ipynb #e123cfd2
+# %% ../nbs/08_callbacks.ipynb #832e53ac
 @patch
 def after_epoch(self: KeepBest):
     values = dict(zip([o for o in self.learn.recorder.metric_names if o != 'epoch'], self.learn.recorder.values[-1]))
@@ -918,8 +947,7 @@ def after_epoch(self: KeepBest):
     if not self.is_better(self.scores[-1]): return
     self.best, self.best_epoch = self.scores[-1], self.learn.epoch
     self.weights = {k: v.detach().to('cpu', copy=True) for k, v in self.learn.model.state_dict().items()}
-    if self.folder is not None:
-        save_model(self.learn.model, self.folder, overwrite=self.overwrite or len([o for o in self.scores if o is not None]) > 1)
+    if self.folder is not None: save_model(self.learn.model, self.folder, overwrite=self.overwrite or self.wrote); self.wrote = True
 
 @patch
 def after_fit(self: KeepBest):
@@ -1035,10 +1063,10 @@ def plot(self: StepRecorder,
     ax.set(xlabel='step', ylabel='loss'); ax.legend(fontsize=8)
     return ax
 
-# %% ../nbs/08_callbacks.ipynb #c92a12bd
+# %% ../nbs/08_callbacks.ipynb #eaed1222
 def is_interactive() -> bool:
     "Whether output goes to a terminal or a notebook, where a bar can be redrawn"
-    return 'ipykernel' in sys.modules or bool(getattr(sys.stdout, 'isatty', bool)())
+    return in_notebook() or bool(getattr(sys.stdout, 'isatty', bool)())
 
 def _clock(s): return f'{int(s)//3600}:{int(s)//60%60:02}:{int(s)%60:02}'
 
@@ -1061,13 +1089,13 @@ class ProgressLines(Callback):
     def before_fit(self):
         self.told = None
         if not self.silence(): return
-        self.started = self.said = self.clock()
+        self.started = self.spoke = self.clock()
         if self.learn.logger is not noop: self.told, self.learn.logger = self.learn.logger, self.tell_epoch
 
     def after_fit(self):
         if self.told is not None: self.learn.logger, self.told = self.told, None
 
-# %% ../nbs/08_callbacks.ipynb #b95406b1
+# %% ../nbs/08_callbacks.ipynb #7139a174
 @patch
 def left(self: ProgressLines) -> str: # hours, minutes, seconds
     "The time that the rest of the fit will take, if it goes on as so far"
@@ -1076,8 +1104,8 @@ def left(self: ProgressLines) -> str: # hours, minutes, seconds
 
 @patch
 def after_batch(self: ProgressLines):
-    if self.told is None or (now := self.clock()) - self.said < self.seconds: return
-    self.said, learn = now, self.learn
+    if self.told is None or (now := self.clock()) - self.spoke < self.seconds: return
+    self.spoke, learn = now, self.learn
     what = f"loss {float(learn.smooth_loss):.4f}" if learn.training else 'validation'
     self.write(f"epoch {learn.epoch + 1}/{learn.n_epoch}  batch {learn.iter + 1}/{learn.n_iter}  {what}  left {self.left()}")
 
@@ -1089,5 +1117,5 @@ def tell_epoch(self: ProgressLines,
     rows = dict(zip(self.learn.recorder.metric_names, values))
     rows.pop('epoch', None)
     said = [f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in rows.items()]
-    self.said = self.clock()
+    self.spoke = self.clock()
     self.write('  '.join([f"epoch {self.learn.epoch + 1}/{self.learn.n_epoch}", *said, f"left {self.left()}"]))

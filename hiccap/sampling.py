@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'loss_number', 'Policy', 'Uniform', 'Proportional',
            'Temperature', 'Fixed', 'RoundRobin', 'OneAtATime', 'Curriculum', 'DynamicDifficulty', 'DynamicStopAndGo',
-           'ReverseCurriculum', 'policy']
+           'ReverseCurriculum', 'policy', 'Plan', 'Mixture']
 
 # %% ../nbs/10_sampling.ipynb #4377f0f0
 import hashlib, zlib
@@ -393,3 +393,226 @@ def policy(
     known = [f.name for f in fields(POLICIES[key])]
     if odd := [k for k in kwargs if k not in known]: raise ValueError(f"policy {key!r} has no argument {odd[0]!r}. " + (_nearest(odd[0], known) if known else 'It has none'))
     return POLICIES[key](**kwargs)
+
+# %% ../nbs/10_sampling.ipynb #a599c961
+def _own(p): return deepcopy(p) if isinstance(p, Policy) else policy(p)
+
+@dataclass(eq=False)
+class Plan:
+    "What one batch is made of"
+    step: int           # number of the batch, from 0
+    stream: np.ndarray  # (B,) int64, number of each row's stream; rows of a stream stand together
+    index: np.ndarray   # (B,) int64, position in the stream's data set
+    quotas: tuple       # rows of each stream in the whole batch
+    shares: tuple       # the shares that these rows follow
+
+    def part(self,
+        rank: int,      # this process
+        world_size: int # processes
+    ): # Plan
+        "Every `world_size`-th row: each process has its part of every stream"
+        return self if world_size == 1 else Plan(self.step, self.stream[rank::world_size], self.index[rank::world_size], self.quotas, self.shares)
+
+class Mixture:
+    "Batches composed of streams, by a policy. Raises `ValueError` for what cannot be mixed."
+    def __init__(self,
+        streams,              # `Stream`s with names of their own
+        policy='uniform',     # a `Policy`, which is copied, or a name in `POLICIES`
+        bs: int=32,           # rows of a batch, of all processes together
+        min_quota: int=None,  # rows that every stream has in each batch; None is 0 where all streams fit a batch, give 0 to let more take turns
+        seed: int=0,          # of the shuffles
+        lag: int=8            # steps between the last loss and the batch that is composed; at least what workers read ahead
+    ):
+        self.streams, self.bs, self.seed, self.lag = list(streams), bs, seed, lag
+        self.names, n = [s.name for s in self.streams], len(self.streams)
+        self._check(min_quota)
+        self.min_quota = min_quota or 0
+        self.policy = _own(policy)
+        self.policy.bind(self.streams, bs)
+        self.tasks = check_tasks({t.name: t for s in self.streams for t in s.tasks}.values())
+        self.step, self._next = 0, dict(step=0, drawn=[0]*n, residual=[0]*n, debt=[0]*n)
+        self._before, self._losses, self._quotas, self._constant = {}, {}, {}, None
+        self._wish(0)
+
+# %% ../nbs/10_sampling.ipynb #bb5d6ed1
+@patch
+def _check(self:Mixture, min_quota):
+    "Raise `ValueError` for streams, sizes and seeds that make no mixture"
+    n = len(self.streams)
+    if not n: raise ValueError('a mixture needs at least one stream')
+    if twice := sorted({o for o in self.names if self.names.count(o) > 1}): raise ValueError(f"two streams are called {twice[0]!r}: give every stream a name of its own")
+    for what, v, least in (('bs', self.bs, 1), ('lag', self.lag, 0), ('seed', self.seed, 0), ('min_quota', min_quota or 0, 0)):
+        if not isinstance(v, (int, np.integer)) or v < least: raise ValueError(f"{what} must be a whole number of at least {least}, got {v!r}")
+    if min_quota is None and self.bs < n: raise ValueError(f"a batch of {self.bs} is smaller than the {n} streams: raise bs to {n} or more, or pass min_quota=0 to let streams take turns")
+    if n*(min_quota or 0) > self.bs: raise ValueError(f"{n} streams of at least {min_quota} rows do not fit a batch of {self.bs}: raise bs to {n*min_quota} or more, or lower min_quota")
+    known = {}
+    for s in self.streams:
+        for t in s.tasks:
+            if known.setdefault(t.name, (t, s.name))[0] != t:
+                raise ValueError(f"task {t.name!r} is {t} in stream {s.name!r} and {known[t.name][0]} in {known[t.name][1]!r}: give one of them another name")
+
+@patch
+def _wish(self:Mixture, step):
+    "What the policy's shares owe each stream above its minimum, in parts of a row: whole numbers with the exact sum"
+    if self._constant is not None: return self._constant
+    p = np.asarray(self.policy.shares(step), float)
+    bad = [n for n, v in zip(self.names, p) if not 0 <= v < float('inf')] if len(p) == len(self.names) else self.names
+    if bad or not p.sum() > 0:
+        raise ValueError(f"policy {type(self.policy).__name__} gives the shares {p.tolist()} in step {step}: each of {', '.join(self.names)} needs a finite share of at least 0, not all 0; check what is given for {(bad or self.names)[0]!r}")
+    m, total = self.min_quota, (self.bs - self.min_quota*len(p))*ROW
+    x = np.maximum((bound_shares(p, m/self.bs) if m else p/p.sum())*self.bs - m, 0)
+    units = [int(v) for v in x*(total/x.sum())] if total else [0]*len(p)
+    units[int(np.argmax(x))] += total - sum(units)
+    if type(self.policy).constant: self._constant = units
+    return units
+
+# %% ../nbs/10_sampling.ipynb #b9574bdc
+Policy.constant = False  # True for a policy whose shares never change
+for _p in (Uniform, Proportional, Temperature, Fixed): _p.constant = True
+
+def _repay(owed, debt):
+    "What is owed with debts paid back as far as this batch can: nothing below 0, the sum unchanged"
+    want = [o + d for o, d in zip(owed, debt)]
+    over = -sum(w for w in want if w < 0)
+    for i, d in enumerate(debt):
+        want[i] = max(want[i], 0)
+        if d > 0 and over: back = min(d, over, want[i]); want[i] -= back; over -= back
+    return want
+
+@patch
+def compose(self:Mixture) -> Plan:
+    "The next plan, made ahead of the batch's use: see `use`"
+    now, m = self._next, self.min_quota
+    i, drawn = now['step'], now['drawn']
+    self._before[i] = dict(now, policy=None if self._constant else self.policy.state_dict())
+    self._feed(i - 1 - self.lag)
+    wish = self._wish(i)
+    owed = _repay(wish, now['debt']) if any(now['debt']) else wish
+    quota, used, residual = apportion(owed, now['residual'], self.bs - m*len(drawn))
+    debt = now['debt'] if used is wish else [d + w - u for d, w, u in zip(now['debt'], wish, used)]
+    quota = tuple(q + m for q in quota)
+    index = np.concatenate([s.draw(d, q, self.seed) for s, d, q in zip(self.streams, drawn, quota) if q]).astype(np.int64)
+    self._next = dict(step=i + 1, drawn=[d + q for d, q in zip(drawn, quota)], residual=residual, debt=debt)
+    self._quotas[i] = quota
+    return Plan(i, np.repeat(np.arange(len(quota)), quota), index, quota, tuple((u/ROW + m)/self.bs for u in used))
+
+# %% ../nbs/10_sampling.ipynb #e7fc16c5
+@patch
+def _feed(self:Mixture, step):
+    "Let the policy learn from a step"
+    kind = self.policy.feedback
+    if kind is None or step < 0: return
+    if (step, kind) in self._losses: self.policy.update(self._losses[step, kind], step)
+    elif kind == 'train': raise RuntimeError(f"policy {type(self.policy).__name__} was given no losses of step {step}: add MixtureFeedback() to the learner, or call mixture.update(losses) after each step")
+
+@patch
+def use(self:Mixture):
+    "Note that the earliest plan made ahead has become a batch of the run"
+    if self._next['step'] == self.step: raise RuntimeError(f"no plan of step {self.step} was made: call compose first, or next, which does both")
+    del self._before[self.step]
+    self.step += 1
+    old = self.step - 2 - self.lag
+    self._quotas.pop(old, None); self._losses.pop((old, 'train'), None); self._losses.pop((old, 'valid'), None)
+
+@patch
+def next(self:Mixture) -> Plan:
+    "The next batch of the run"
+    plan = self.compose(); self.use()
+    return plan
+
+@patch
+def rewind(self:Mixture):
+    "Forget the plans that were made ahead and not used"
+    if self._next['step'] == self.step: return
+    at = dict(self._before[self.step]); state = at.pop('policy')
+    self._next, self._before = at, {}
+    if state is not None: self.policy.load_state_dict(state)
+
+@patch(as_prop=True)
+def seen(self:Mixture) -> dict: # stream -> rows
+    "Rows of each stream in the batches used so far"
+    return dict(zip(self.names, (self._before.get(self.step) or self._next)['drawn']))
+
+@patch(as_prop=True)
+def debt(self:Mixture) -> dict: # stream -> rows, 0 together
+    "How far what rows follow is behind the policy's shares; other than 0 only after shares moved against what had been given"
+    return {n: d/ROW for n, d in zip(self.names, (self._before.get(self.step) or self._next)['debt'])}
+
+# %% ../nbs/10_sampling.ipynb #fccbbe05
+@patch
+def _by_task(self:Mixture, losses, step, kind):
+    "Checked feedback: stream -> task -> number. A name may be a stream's, or a task's that one stream alone is drawn for"
+    owner = {}
+    for s in self.streams:
+        for t in s.tasks: owner.setdefault(t.name, []).append(s.name)
+    out = {}
+    for k, v in losses.items():
+        if k in self.names: n, tasks = k, v if isinstance(v, dict) or v is None else {'': v}
+        elif len(owner.get(k, ())) == 1: n, tasks = owner[k][0], None if v is None else {k: v}
+        elif k in owner: raise ValueError(f"task {k!r} is drawn by the streams {', '.join(owner[k])}: give their losses as {{stream: {{task: loss}}}}")
+        else: raise ValueError(f"a loss of {k!r}, which is neither a stream nor a task. {_nearest(k, self.names + list(owner))}")
+        out.setdefault(n, {}).update({t: loss_number(x, f"stream {n!r}" + f", task {t!r}"*bool(t) + f" in {'step' if kind == 'train' else 'the validation after step'} {step}") for t, x in (tasks or {}).items()})
+    if kind == 'train':
+        for n, q in zip(self.names, self._quotas[step]):
+            if q and n not in out: raise ValueError(f"no loss of stream {n!r}, which had {q} rows in step {step}: give it, or None if none of them had a label")
+            if not q and out.get(n): raise ValueError(f"a loss of stream {n!r}, which had no row in step {step}: leave it out")
+    return {n: d for n, d in out.items() if d}
+
+@patch
+def update(self:Mixture,
+    losses: dict,       # stream or task -> number, or stream -> {task: number}; None for a stream without a labelled row. The same in all processes
+    step: int=None,     # the step they were measured in; the last one used by default
+    kind: str='train'   # `train`, or `valid` for losses of a validation after that step
+):
+    "Give the policy losses: they count from the batch `step + 1 + lag` on. Raises `ValueError` or `TypeError`, and changes nothing, for what is no loss."
+    step = self.step - 1 if step is None else step
+    if kind not in ('train', 'valid'): raise ValueError(f"kind must be train or valid, got {kind!r}")
+    if not max(0, self.step - 1 - self.lag) <= step < self.step: raise ValueError(f"step {step} is none of the last {self.lag + 1} that were used, the next is {self.step}: give losses right after their step")
+    if (step, kind) in self._losses: raise ValueError(f"step {step} has been given its {kind} losses already")
+    if self.policy.feedback == kind and self._next['step'] > step + 1 + self.lag:
+        raise RuntimeError(f"the plan of step {step + 1 + self.lag} was made before the losses of step {step} came: raise lag above {self.lag}, or read fewer batches ahead")
+    self._losses[step, kind] = self._by_task(losses, step, kind)
+
+# %% ../nbs/10_sampling.ipynb #def33a69
+@patch
+def config(self:Mixture) -> dict:
+    "What the order of the run depends on, beside the losses"
+    return dict(seed=int(self.seed), bs=int(self.bs), min_quota=int(self.min_quota), lag=int(self.lag), policy=_plain(self.policy.config), streams=[s.fingerprint() for s in self.streams])
+
+def _plain(x):
+    if isinstance(x, dict): return {k: _plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+    return x.item() if isinstance(x, np.generic) else x
+
+@patch
+def state_dict(self:Mixture) -> dict:
+    "Where the run is after the batches used so far, whatever was planned ahead"
+    at = self._before.get(self.step) or dict(self._next, policy=self.policy.state_dict())
+    keep = [(s, k, v) for (s, k), v in sorted(self._losses.items()) if s >= self.step - 1 - self.lag]
+    return _plain(dict(deepcopy(at), policy=at['policy'] or {}, config=self.config(), losses=deepcopy(keep), quotas=[[s, q] for s, q in sorted(self._quotas.items()) if s < self.step]))
+
+@patch
+def load_state_dict(self:Mixture, state: dict):
+    "Continue where the state was taken. Raises `ValueError`, and changes nothing, for the state of another mixture or of data that has changed."
+    _same_mixture(state.get('config'), _plain(self.config()))
+    state = deepcopy(state)
+    self.policy.start(); self.policy.load_state_dict(state['policy'])
+    self.step, self._before = state['step'], {}
+    self._next = {k: state[k] for k in ('step', 'drawn', 'residual', 'debt')}
+    self._losses = {(s, k): v for s, k, v in state['losses']}
+    self._quotas = {s: tuple(q) for s, q in state['quotas']}
+
+# %% ../nbs/10_sampling.ipynb #19e4e1a9
+def _same_mixture(old, new):
+    "Raise `ValueError` at the first thing in which two configurations differ, saying what to do about it"
+    if not isinstance(old, dict) or 'streams' not in old: raise ValueError('this is no state of a mixture: give what Mixture.state_dict returned')
+    a, b = ([s['name'] for s in o['streams']] for o in (old, new))
+    if a != b: raise ValueError(f"the state is of another mixture, of the streams {', '.join(a)}; here are {', '.join(b)}: make the mixture of the same streams in the same order")
+    for s, t in zip(old['streams'], new['streams']):
+        n = s['name']
+        if s['size'] != t['size']: raise ValueError(f"the data set of stream {n!r} has changed since the state was saved: it had {s['size']} clips and has {t['size']}. Restore it, or start a new run")
+        if s['clips'] != t['clips']: raise ValueError(f"the data set of stream {n!r} has changed since the state was saved: other clips, or another order of them. Restore it, or start a new run")
+        if s['tasks'] != t['tasks']: raise ValueError(f"stream {n!r} was drawn for the tasks {s['tasks']} when the state was saved, here for {t['tasks']}: give it the same tasks")
+        if s['labels'] != t['labels']: raise ValueError(f"the labels of stream {n!r} have changed since the state was saved. Restore them, or start a new run")
+    for k in ('seed', 'bs', 'min_quota', 'lag', 'policy'):
+        if old[k] != new[k]: raise ValueError(f"the state is of another mixture: its {k} is {old[k]}, here it is {new[k]}. Make the mixture with the same {k}, or start a new run")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'loss_number', 'Policy', 'Uniform', 'Proportional',
            'Temperature', 'Fixed', 'RoundRobin', 'OneAtATime', 'Curriculum', 'DynamicDifficulty', 'DynamicStopAndGo',
-           'ReverseCurriculum', 'policy', 'Plan', 'Mixture']
+           'ReverseCurriculum', 'policy', 'Plan', 'Mixture', 'MixtureDL', 'steps_of', 'MixtureFeedback', 'plot_mixture']
 
 # %% ../nbs/10_sampling.ipynb #4377f0f0
 import hashlib, zlib
@@ -616,3 +616,296 @@ def _same_mixture(old, new):
         if s['labels'] != t['labels']: raise ValueError(f"the labels of stream {n!r} have changed since the state was saved. Restore them, or start a new run")
     for k in ('seed', 'bs', 'min_quota', 'lag', 'policy'):
         if old[k] != new[k]: raise ValueError(f"the state is of another mixture: its {k} is {old[k]}, here it is {new[k]}. Make the mixture with the same {k}, or start a new run")
+
+# %% ../nbs/10_sampling.ipynb #56772ff1
+class _Clips(torch.utils.data.Dataset):
+    "What workers hold: plan -> batch"
+    def __init__(self, mixture, side, pad_to, transform):
+        self.data, self.tasks, self.seed = [s.dataset for s in mixture.streams], mixture.tasks, mixture.seed
+        self.allowed = [{t.name for t in s.tasks} if s.labelled else set() for s in mixture.streams]
+        self.side, self.pad_to, self.transform = side, pad_to, transform
+
+    def clip(self, s, i):
+        c = copy(self.data[s][i])
+        c.labels = {k: v for k, v in c.labels.items() if k in self.allowed[s]}
+        return c
+
+    def __getitem__(self, plan):
+        batch = collate([self.clip(s, i) for s, i in zip(plan.stream.tolist(), plan.index.tolist())], self.tasks, self.side, self.pad_to)
+        return batch if self.transform is None else self.transform(*batch, plan, np.random.default_rng([self.seed, 1, plan.step]))
+
+def _same(x): return x
+
+# %% ../nbs/10_sampling.ipynb #c9174356
+class MixtureDL(DataLoader):
+    "Batches `(inputs, targets)` of a `Mixture`. An epoch that is broken off is over; after `load_state_dict` the next is the rest of the one that was saved."
+    def __init__(self,
+        mixture: Mixture,       # what batches are composed of
+        steps: int=None,        # batches of an epoch; found from `passes` by default
+        passes: float=1.,       # passes of the largest stream in an epoch
+        num_workers: int=0,     # processes that read clips; the order does not depend on it
+        prefetch_factor: int=2, # batches that each reads ahead
+        side: str='right',      # where the padding goes
+        pad_to: dict=None,      # modality -> fixed length
+        transform=None,         # of (inputs, targets, plan, rng), run in the worker; a pretext task makes its rows here
+        device=None,            # where batches go
+        rank: int=0,            # this process
+        world_size: int=1,      # processes; each gets `bs/world_size` rows
+        **kwargs                # what fastai's `DataLoader` takes
+    ):
+        if mixture.bs % world_size: raise ValueError(f"a batch of {mixture.bs} cannot be shared by {world_size} processes: make bs a multiple of {world_size}")
+        if not 0 <= rank < world_size: raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+        if mixture.policy.feedback and num_workers*prefetch_factor > mixture.lag:
+            raise ValueError(f"{num_workers} workers read {num_workers*prefetch_factor} batches ahead, and the mixture's lag is {mixture.lag}: use fewer workers, or make the mixture with lag={num_workers*prefetch_factor} (another lag is another run)")
+        self.mixture, self.clip_tasks, self.rank, self.world_size = mixture, mixture.tasks, rank, world_size
+        self.prefetch_factor, self.side, self.pad_to, self.transform = prefetch_factor, side, pad_to, transform
+        self.steps = steps_of(mixture, passes) if steps is None else int(steps)
+        if self.steps < 1: raise ValueError(f"an epoch needs at least 1 step, got {steps}")
+        self.rows, self.epoch_start, self._resumed, self.plans = _Clips(mixture, side, pad_to, transform), mixture.step, False, {}
+        collate([self.rows.clip(s, 0) for s in range(len(mixture.streams))], mixture.tasks, side)  # refuse streams that cannot share a batch now
+        super().__init__(self.rows, bs=mixture.bs//world_size, num_workers=num_workers, device=device, n=self.steps*mixture.bs//world_size, **kwargs)
+
+# %% ../nbs/10_sampling.ipynb #ce04d0e2
+def steps_of(
+    mixture: Mixture, # the mixture
+    passes: float=1.  # passes of its largest stream
+) -> int:
+    "Batches until the largest stream has been passed through, at the shares that the policy begins with. Raises `ValueError` where it never is."
+    p, big = deepcopy(mixture.policy), int(np.argmax([s.n for s in mixture.streams]))
+    want, m, n = passes*mixture.streams[big].n, mixture.min_quota, len(mixture.streams)
+    def share(i):
+        s = np.asarray(p.shares(i), float); s = s/s.sum()
+        return (bound_shares(s, m/mixture.bs) if m else s)[big]*mixture.bs
+    if p.constant: return int(np.ceil(want/share(0) - 1e-9))
+    got = 0.
+    for i in range(int(10*n*want/mixture.bs) + 1000):
+        got += share(i)
+        if got >= want - 1e-9: return i + 1
+    raise ValueError(f"at the shares that the policy begins with, stream {mixture.names[big]!r} is not passed through {passes:g} times: give the steps of an epoch")
+
+class _Plans:
+    "The plans of an epoch from where it stands, made when the loader asks for them"
+    def __init__(self, dl): self.dl, self.n = dl, len(dl)
+    def __len__(self): return self.n
+    def __iter__(self):
+        for _ in range(self.n):
+            plan = self.dl.mixture.compose()
+            self.dl.plans[plan.step] = plan = plan.part(self.dl.rank, self.dl.world_size)
+            yield plan
+
+# %% ../nbs/10_sampling.ipynb #01d939e7
+@patch
+def __len__(self:MixtureDL): return self.steps - (self.mixture.step - self.epoch_start if self._resumed else 0)
+
+@patch
+def __iter__(self:MixtureDL):
+    mix = self.mixture
+    mix.rewind()
+    plans = _Plans(self)
+    if not self._resumed: self.epoch_start = mix.step
+    self._first, self._resumed, self.plans = mix.step, False, {}
+    workers, ahead = self.fake_l.num_workers, {}
+    if workers: ahead = dict(prefetch_factor=self.prefetch_factor)
+    loader = torch.utils.data.DataLoader(self.rows, batch_size=None, sampler=plans, num_workers=workers, collate_fn=_same, pin_memory=self.pin_memory,
+                                         timeout=self.timeout, generator=torch.Generator().manual_seed(self.mixture.seed), **ahead)
+    self.before_iter()
+    for b in loader:
+        mix.use()
+        self.plans.pop(mix.step - 1 - self.keep, None)
+        b = tuple(b)
+        yield self.after_batch(b if self.device is None else to_device(b, self.device))
+    self.after_iter()
+
+MixtureDL.keep = 1024  # batches whose rows can be asked for afterwards
+
+@patch
+def one_batch(self:MixtureDL):
+    "The next batch, to look at: it is not used"
+    self.mixture.rewind()
+    plan = self.mixture.compose(); self.mixture.rewind()
+    b = self.rows[plan.part(self.rank, self.world_size)]
+    return self.after_batch(b if self.device is None else to_device(b, self.device))
+
+@patch
+def new(self:MixtureDL, dataset=None, cls=None, **kwargs):
+    "A loader of the same mixture that differs in `kwargs`"
+    same = dict(steps=self.steps, num_workers=self.fake_l.num_workers, prefetch_factor=self.prefetch_factor, side=self.side, pad_to=self.pad_to,
+                transform=self.transform, device=self.device, rank=self.rank, world_size=self.world_size, pin_memory=self.pin_memory, timeout=self.timeout)
+    kwargs = {k: v for k, v in kwargs.items() if k not in ('bs', 'shuffle', 'drop_last', 'n', 'indexed')}
+    return (cls or type(self))(kwargs.pop('mixture', self.mixture), **{**same, **kwargs})
+
+# %% ../nbs/10_sampling.ipynb #826eee26
+@patch
+def plan(self:MixtureDL,
+    i: int # number of a batch of the current epoch, as the loop counts
+) -> Plan: # this process's rows
+    "The plan of batch `i`, of the last `keep`"
+    if (step := self._first + i) not in self.plans: raise IndexError(f"no plan of batch {i} is kept: only the last {self.keep} of the epoch are")
+    return self.plans[step]
+
+@patch
+def batch_streams(self:MixtureDL, i: int # number of a batch
+) -> list: # names, a row each
+    "The stream of each row of batch `i`"
+    return [self.mixture.names[s] for s in self.plan(i).stream]
+
+@patch
+def batch_ids(self:MixtureDL, i: int # number of a batch
+) -> list: # clip ids, a row each
+    "The clips of batch `i`"
+    p = self.plan(i)
+    return [self.mixture.streams[s].dataset.ids[j] for s, j in zip(p.stream, p.index)]
+
+@patch
+def state_dict(self:MixtureDL) -> dict:
+    "The mixture's state, and where its epoch began"
+    return dict(mixture=self.mixture.state_dict(), epoch_start=self.epoch_start, steps=self.steps)
+
+@patch
+def load_state_dict(self:MixtureDL, state: dict):
+    "Continue the epoch that was saved: the next iteration gives its remaining steps"
+    if state.get('steps') != self.steps: raise ValueError(f"the state has epochs of {state.get('steps')} steps, this loader of {self.steps}: make it with steps={state.get('steps')}")
+    self.mixture.load_state_dict(state['mixture'])
+    self.epoch_start = state['epoch_start']
+    self._resumed = self.epoch_start < self.mixture.step < self.epoch_start + self.steps
+
+# %% ../nbs/10_sampling.ipynb #fbffb377
+class MixtureFeedback(Callback):
+    "Gives a `MixtureDL` its losses, and keeps shares, quotas, losses and rows of every step"
+    order = 95  # after progress (60) and whatever skips a step
+    def __init__(self,
+        losses=None,       # of the learner: stream or task -> loss of this batch; `loss_func.per_task` by default
+        show: bool=True    # whether the progress bar shows the shares
+    ):
+        self.losses_of, self.show, self.records, self.valid = losses, show, [], []
+
+    def before_fit(self):
+        self.dl = self.learn.dls.train
+        if not isinstance(self.dl, MixtureDL): raise TypeError(f"MixtureFeedback needs a MixtureDL as dls.train, got {type(self.dl).__name__}")
+        self.mixture, self._before = self.dl.mixture, None
+        shared = [t.name for t in self.mixture.tasks if sum(t in s.tasks for s in self.mixture.streams) > 1]
+        self.by_rows = bool(shared) and self.losses_of is None
+        if self.by_rows and not hasattr(self.loss_func, 'task_losses'):
+            raise TypeError(f"streams share the task {shared[0]!r}: use a loss with task_losses, as MultiTaskLoss, or give MixtureFeedback(losses=...)")
+        if self.probing: self._before = self.mixture.state_dict(), list(self.records)
+
+    @property
+    def probing(self): return hasattr(self.learn, 'lr_finder')
+    def after_fit(self):
+        if self._before: self.mixture.rewind(); self.mixture.load_state_dict(self._before[0]); self.records = self._before[1]
+
+    def before_batch(self): self._given = not self.training
+    def after_loss(self):
+        if self.training: self._give(self._losses())
+        elif hasattr(self, '_sums'): self._add_valid()
+    def after_cancel_batch(self):
+        if not self._given: self._give({n: None for n in self.mixture.names})
+    def state_dict(self): return dict(records=deepcopy(self.records), valid=deepcopy(self.valid))
+    def load_state_dict(self, state): self.records, self.valid = deepcopy(state['records']), deepcopy(state['valid'])
+
+# %% ../nbs/10_sampling.ipynb #506f5766
+def _mean_over_processes(losses, rows):
+    "Means over the rows of all processes: lists of (numbers, rows they are means of); NaN where no process has a row"
+    x = torch.tensor([[l*r if r else 0. for l, r in zip(losses, rows)], rows], dtype=torch.float64)
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        x = x.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'); torch.distributed.all_reduce(x)
+    return [(s/n if n else None) for s, n in zip(*x.tolist())]
+
+@patch
+def _losses(self:MixtureFeedback):
+    "This batch's losses as numbers: stream -> {task: loss}, the same in all processes"
+    mix, plan, y = self.mixture, self.dl.plan(self.iter), self.yb[0]
+    if self.losses_of is not None: return self.losses_of(self.learn)
+    keys, vals, rows = [(s.name, t.name) for s in mix.streams for t in s.tasks], [], []
+    for i, s in enumerate(mix.streams):
+        at = torch.as_tensor(np.flatnonzero(plan.stream == i), device=y[s.tasks[0].name].device)
+        if not self.by_rows: per = self.loss_func.per_task
+        elif len(at):
+            with torch.no_grad(): per = self.loss_func.task_losses({t.name: self.pred[t.name][at] for t in self.loss_func.tasks}, {t.name: y[t.name][at] for t in self.loss_func.tasks})
+        else: per = {}
+        for t in s.tasks: vals.append(per.get(t.name)); rows.append(int((y[t.name][at] != IGNORE).sum()) if t.name in per else 0)
+    known = [v for v in vals if v is not None]
+    flat = iter(torch.stack([v.detach().float().mean() for v in known]).tolist() if known else [])      # one transfer a step
+    means, out = _mean_over_processes([0. if v is None else next(flat) for v in vals], rows), {}
+    for (n, t), m in zip(keys, means):
+        if m is not None: out.setdefault(n, {})[t] = m
+    return {n: out.get(n) for n, q in zip(mix.names, plan.quotas) if q}
+
+# %% ../nbs/10_sampling.ipynb #70a15198
+@patch
+def _give(self:MixtureFeedback, losses):
+    "Feed the mixture, and keep a record of the step"
+    from fastai.basics import CancelFitException
+    mix, plan, self._given = self.mixture, self.dl.plan(self.iter), True
+    try: mix.update(losses, plan.step)
+    except ValueError:
+        if self.probing: raise CancelFitException()      # lr_find goes on until the loss explodes
+        raise
+    got = mix._losses[plan.step, 'train']
+    self.records.append(dict(step=plan.step, share=list(plan.shares), quota=list(plan.quotas), seen=list(mix.seen.values()),
+                             loss=[float(np.mean(list(got[n].values()))) if n in got else None for n in mix.names]))
+
+@patch
+def after_batch(self:MixtureFeedback):
+    bar = getattr(getattr(self.learn, 'progress', None), 'pbar', None)
+    if self.show and self.training and bar is not None and self.records:
+        bar.comment = f'{bar.comment or ""} | ' + ' '.join(f'{n} {s:.0%}' for n, s in zip(self.mixture.names, self.records[-1]['share']))
+
+@patch
+def before_validate(self:MixtureFeedback):
+    if self.mixture.step: self._sums = {}
+
+@patch
+def _add_valid(self:MixtureFeedback):
+    for t, v in getattr(self.loss_func, 'per_task', {}).items():
+        n = int((self.yb[0][t] != IGNORE).sum())
+        s = self._sums.setdefault(t, [0., 0]); s[0] += float(v.mean())*n; s[1] += n
+
+@patch
+def after_validate(self:MixtureFeedback):
+    sums = self.__dict__.pop('_sums', {})
+    names = [t.name for t in self.mixture.tasks]
+    means = dict(zip(names, _mean_over_processes([sums[t][0]/sums[t][1] if sums.get(t, (0, 0))[1] else 0. for t in names], [sums.get(t, (0, 0))[1] for t in names])))
+    losses = {s.name: d for s in self.mixture.streams if (d := {t.name: means[t.name] for t in s.tasks if means[t.name] is not None})}
+    missing = [n for n in self.mixture.names if n not in losses]
+    if self.mixture.policy.feedback == 'valid' and missing:
+        raise ValueError(f"no validation loss of stream {missing[0]!r}: policy {type(self.mixture.policy).__name__} needs validation clips with a label for each stream")
+    if losses and (self.mixture.step - 1, 'valid') not in self.mixture._losses: self.mixture.update(losses, kind='valid')
+    self.valid.append(dict(step=self.mixture.step - 1, loss={n: float(np.mean(list(d.values()))) for n, d in losses.items()}))
+
+# %% ../nbs/10_sampling.ipynb #0810fb82
+@patch
+def history(self:MixtureFeedback): # pandas.DataFrame
+    "A row for each step and stream: `step`, `stream`, `share`, `quota`, `loss` (NaN where it had none), `seen` (rows so far)"
+    import pandas as pd
+    rows = [dict(step=r['step'], stream=n, share=r['share'][i], quota=r['quota'][i], loss=np.nan if r['loss'][i] is None else r['loss'][i], seen=r['seen'][i])
+            for r in self.records for i, n in enumerate(self.mixture.names)]
+    return pd.DataFrame(rows, columns=['step', 'stream', 'share', 'quota', 'loss', 'seen'])
+
+@patch
+def contributions(self:MixtureFeedback): # pandas.DataFrame
+    "What each stream gave: clips, rows drawn, passes, its part of all rows, steps with a loss, first and last loss"
+    import pandas as pd
+    h, out = self.history(), []
+    for s in self.mixture.streams:
+        mine = h[h.stream == s.name]; loss, drawn = mine.loss.dropna(), int(mine.quota.sum())
+        out.append(dict(stream=s.name, tasks=', '.join(t.name for t in s.tasks), clips=s.n, drawn=drawn, passes=drawn/s.n, part=drawn/max(h.quota.sum(), 1),
+                        steps=len(loss), first_loss=loss.iloc[0] if len(loss) else np.nan, last_loss=loss.iloc[-1] if len(loss) else np.nan))
+    return pd.DataFrame(out).set_index('stream')
+
+def plot_mixture(
+    history,     # as `MixtureFeedback.history` gives it
+    smooth: int=1 # steps that losses and quotas are averaged over
+): # matplotlib figure
+    "Shares, quotas, losses and clips seen of each stream over time"
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(1, 4, figsize=(11, 2.4), constrained_layout=True)
+    for ax, (what, label) in zip(axs, dict(share='share', quota='quota (rows)', loss='loss', seen='clips seen').items()):
+        for name in history.stream.unique():
+            h = history[history.stream == name].dropna(subset=[what])
+            y = h[what].rolling(smooth, min_periods=1).mean() if what in ('quota', 'loss') else h[what]
+            ax.plot(h.step, y, label=name, lw=1)
+        ax.set(xlabel='step', title=label)
+        if what != 'loss': ax.set_ylim(0)
+    axs[0].legend(frameon=False, fontsize=8)
+    return fig

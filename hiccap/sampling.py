@@ -153,7 +153,8 @@ def _nearest(name, names):
 # %% ../nbs/10_sampling.ipynb #4ac26f18
 class Policy:
     "What moves shares. Subclasses are dataclasses whose fields are their arguments; `shares` is all that they must define."
-    feedback = None  # what it learns from: None, `train` (losses of steps) or `valid` (losses of validations)
+    feedback = None   # what it learns from: None, `train` (losses of steps) or `valid` (losses of validations)
+    constant = False  # True for shares that never change: they are asked for once
 
     def bind(self, streams, bs):
         "Tell the policy whom it serves: called once by the mixture"
@@ -168,6 +169,9 @@ class Policy:
         "The shares of batch `step`, given what was learnt"
         raise NotImplementedError(f'{type(self).__name__}.shares')
 
+    def check(self, losses):
+        "Raise `ValueError` for losses that it cannot learn from, when they are given"
+
     def update(self, losses, step):
         "Learn from `losses`: stream -> task -> number, for the streams that had a loss in `step`"
 
@@ -181,17 +185,20 @@ class Policy:
 @dataclass(eq=False)
 class Uniform(Policy):
     "Every stream the same"
+    constant = True
     def shares(self, step): return np.full(len(self.names), 1/len(self.names))
 
 @dataclass(eq=False)
 class Proportional(Policy):
     "By the number of clips"
+    constant = True
     def shares(self, step): return self.sizes/self.sizes.sum()
 
 @dataclass(eq=False)
 class Temperature(Policy):
     "By the number of clips to the power 1/τ"
     tau: float = 2.  # 1 is proportional, infinity uniform
+    constant = True
     def start(self):
         if not self.tau > 0: raise ValueError(f"tau must be above 0, got {self.tau}")
     def shares(self, step):
@@ -202,6 +209,7 @@ class Temperature(Policy):
 class Fixed(Policy):
     "As given"
     weights: dict|tuple = () # stream -> share, or a share for each stream in order; divided by their sum
+    constant = True
     def start(self):
         w = self.weights if isinstance(self.weights, dict) else dict(zip(self.names, self.weights)) if len(self.weights) == len(self.names) else None
         if w is None: raise ValueError(f"{len(self.weights)} shares for {len(self.names)} streams: give one for each of {', '.join(self.names)}")
@@ -310,13 +318,18 @@ class DynamicDifficulty(Policy):
         scale = dict(raw=lambda t: 1., start=lambda t: np.mean(self.first[n][t]), chance=lambda t: self.chance[self.names.index(n)][t])[self.relative]
         return float(np.mean([np.mean(v)/scale(t) if any(v) else 0. for t, v in self.last[n].items()]))
 
-# %% ../nbs/10_sampling.ipynb #d8df2fc7
+# %% ../nbs/10_sampling.ipynb #4b6a51e8
 @patch
-def update(self:DynamicDifficulty, losses, step):
+def check(self:DynamicDifficulty, losses):
     for n, by_task in losses.items():
         for t, v in by_task.items():
             if v < 0: raise ValueError(f"the loss of task {t!r} in stream {n!r} is {v}: difficulty needs losses of at least 0")
             if self.relative == 'chance' and t not in self.chance[self.names.index(n)]: raise ValueError(f"stream {n!r}: chance is known for a task, not for the stream: give its losses as {{task: loss}}")
+
+@patch
+def update(self:DynamicDifficulty, losses, step):
+    for n, by_task in losses.items():
+        for t, v in by_task.items():
             self.last[n].setdefault(t, deque(maxlen=self.k)).append(v)
             if len(first := self.first[n].setdefault(t, [])) < self.k: first.append(v)
     if not losses or not all(self.last.values()): return
@@ -463,13 +476,10 @@ def _wish(self:Mixture, step):
     x = np.maximum((bound_shares(p, m/self.bs) if m else p/p.sum())*self.bs - m, 0)
     units = [int(v) for v in x*(total/x.sum())] if total else [0]*len(p)
     units[int(np.argmax(x))] += total - sum(units)
-    if type(self.policy).constant: self._constant = units
+    if self.policy.constant: self._constant = units
     return units
 
-# %% ../nbs/10_sampling.ipynb #b9574bdc
-Policy.constant = False  # True for a policy whose shares never change
-for _p in (Uniform, Proportional, Temperature, Fixed): _p.constant = True
-
+# %% ../nbs/10_sampling.ipynb #b98f92ff
 def _repay(owed, debt):
     "What is owed with debts paid back as far as this batch can: nothing below 0, the sum unchanged"
     want = [o + d for o, d in zip(owed, debt)]
@@ -571,7 +581,9 @@ def update(self:Mixture,
     if (step, kind) in self._losses: raise ValueError(f"step {step} has been given its {kind} losses already")
     if self.policy.feedback == kind and self._next['step'] > step + 1 + self.lag:
         raise RuntimeError(f"the plan of step {step + 1 + self.lag} was made before the losses of step {step} came: raise lag above {self.lag}, or read fewer batches ahead")
-    self._losses[step, kind] = self._by_task(losses, step, kind)
+    losses = self._by_task(losses, step, kind)
+    if self.policy.feedback == kind: self.policy.check(losses)
+    self._losses[step, kind] = losses
 
 # %% ../nbs/10_sampling.ipynb #def33a69
 @patch
@@ -780,9 +792,9 @@ class MixtureFeedback(Callback):
         self.losses_of, self.show, self.records, self.valid = losses, show, [], []
 
     def before_fit(self):
-        self.dl = self.learn.dls.train
-        if not isinstance(self.dl, MixtureDL): raise TypeError(f"MixtureFeedback needs a MixtureDL as dls.train, got {type(self.dl).__name__}")
-        self.mixture, self._before = self.dl.mixture, None
+        self.loader, self._fitting = self.learn.dls.train, True
+        if not isinstance(self.loader, MixtureDL): raise TypeError(f"MixtureFeedback needs a MixtureDL as dls.train, got {type(self.loader).__name__}")
+        self.mixture, self._before = self.loader.mixture, None
         shared = [t.name for t in self.mixture.tasks if sum(t in s.tasks for s in self.mixture.streams) > 1]
         self.by_rows = bool(shared) and self.losses_of is None
         if self.by_rows and not hasattr(self.loss_func, 'task_losses'):
@@ -792,12 +804,13 @@ class MixtureFeedback(Callback):
     @property
     def probing(self): return hasattr(self.learn, 'lr_finder')
     def after_fit(self):
+        self._fitting = False
         if self._before: self.mixture.rewind(); self.mixture.load_state_dict(self._before[0]); self.records = self._before[1]
 
     def before_batch(self): self._given = not self.training
     def after_loss(self):
         if self.training: self._give(self._losses())
-        elif hasattr(self, '_sums'): self._add_valid()
+        elif '_sums' in self.__dict__: self._add_valid()
     def after_cancel_batch(self):
         if not self._given: self._give({n: None for n in self.mixture.names})
     def state_dict(self): return dict(records=deepcopy(self.records), valid=deepcopy(self.valid))
@@ -814,7 +827,7 @@ def _mean_over_processes(losses, rows):
 @patch
 def _losses(self:MixtureFeedback):
     "This batch's losses as numbers: stream -> {task: loss}, the same in all processes"
-    mix, plan, y = self.mixture, self.dl.plan(self.iter), self.yb[0]
+    mix, plan, y = self.mixture, self.loader.plan(self.iter), self.yb[0]
     if self.losses_of is not None: return self.losses_of(self.learn)
     keys, vals, rows = [(s.name, t.name) for s in mix.streams for t in s.tasks], [], []
     for i, s in enumerate(mix.streams):
@@ -836,7 +849,7 @@ def _losses(self:MixtureFeedback):
 def _give(self:MixtureFeedback, losses):
     "Feed the mixture, and keep a record of the step"
     from fastai.basics import CancelFitException
-    mix, plan, self._given = self.mixture, self.dl.plan(self.iter), True
+    mix, plan, self._given = self.mixture, self.loader.plan(self.iter), True
     try: mix.update(losses, plan.step)
     except ValueError:
         if self.probing: raise CancelFitException()      # lr_find goes on until the loss explodes
@@ -853,7 +866,7 @@ def after_batch(self:MixtureFeedback):
 
 @patch
 def before_validate(self:MixtureFeedback):
-    if self.mixture.step: self._sums = {}
+    if getattr(self, '_fitting', False) and self.mixture.step and not self.probing and not hasattr(self.learn, 'gather_preds'): self._sums = {}
 
 @patch
 def _add_valid(self:MixtureFeedback):
@@ -863,7 +876,8 @@ def _add_valid(self:MixtureFeedback):
 
 @patch
 def after_validate(self:MixtureFeedback):
-    sums = self.__dict__.pop('_sums', {})
+    if '_sums' not in self.__dict__: return
+    sums = self.__dict__.pop('_sums')
     names = [t.name for t in self.mixture.tasks]
     means = dict(zip(names, _mean_over_processes([sums[t][0]/sums[t][1] if sums.get(t, (0, 0))[1] else 0. for t in names], [sums.get(t, (0, 0))[1] for t in names])))
     losses = {s.name: d for s in self.mixture.streams if (d := {t.name: means[t.name] for t in s.tasks if means[t.name] is not None})}

@@ -7,9 +7,8 @@ __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'lo
            'Temperature', 'Fixed', 'RoundRobin', 'OneAtATime', 'Curriculum', 'DynamicDifficulty', 'DynamicStopAndGo',
            'ReverseCurriculum', 'policy', 'Plan', 'Mixture', 'MixtureDL', 'steps_of', 'MixtureFeedback', 'plot_mixture']
 
-# %% ../nbs/10_sampling.ipynb #4377f0f0
+# %% ../nbs/10_sampling.ipynb #e5eaa178
 import hashlib, zlib
-from collections import deque
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -205,6 +204,7 @@ class Temperature(Policy):
         p = (self.sizes/self.sizes.max())**(1/self.tau)
         return p/p.sum()
 
+# %% ../nbs/10_sampling.ipynb #21cc0d09
 @dataclass(eq=False)
 class Fixed(Policy):
     "As given"
@@ -220,7 +220,7 @@ class Fixed(Policy):
         self.p = np.array([w[n] for n in self.names], float); self.p /= self.p.sum()
     def shares(self, step): return self.p
 
-# %% ../nbs/10_sampling.ipynb #25bdf4d7
+# %% ../nbs/10_sampling.ipynb #1b03bf72
 def _one_hot(i, n): return np.eye(n)[i]
 
 @dataclass(eq=False)
@@ -243,7 +243,7 @@ class OneAtATime(Policy):
         self.ends = np.cumsum(np.asarray(steps, np.int64))
     def shares(self, step): return _one_hot(int(np.searchsorted(self.ends, step % self.ends[-1], 'right')), len(self.names))
 
-# %% ../nbs/10_sampling.ipynb #69109653
+# %% ../nbs/10_sampling.ipynb #02a2e9d9
 @dataclass(eq=False)
 class Curriculum(Policy):
     "Streams join in stages: after a number of batches, or when those of the stage have converged"
@@ -271,7 +271,7 @@ class Curriculum(Policy):
             if (steps < 1).any(): raise ValueError(f"each stage needs at least 1 batch, got {steps.tolist()}")
             self.ends = np.cumsum(steps)
 
-# %% ../nbs/10_sampling.ipynb #72fb1cc5
+# %% ../nbs/10_sampling.ipynb #a6e15a4c
 @patch
 def shares(self:Curriculum, step):
     stage = self.stage if self.steps is None else int(np.searchsorted(self.ends, step, 'right'))
@@ -291,7 +291,7 @@ def state_dict(self:Curriculum): return dict(stage=self.stage, recent={k: list(v
 @patch
 def load_state_dict(self:Curriculum, state): self.stage, self.recent = state['stage'], {k: list(v) for k, v in self._each(state['recent']).items()}
 
-# %% ../nbs/10_sampling.ipynb #3aba6687
+# %% ../nbs/10_sampling.ipynb #fc3baf0b
 @dataclass(eq=False)
 class DynamicDifficulty(Policy):
     "Shares follow each stream's mean loss over the last `k` steps (Piergiovanni et al., ICLR 2023 workshop)"
@@ -315,10 +315,12 @@ class DynamicDifficulty(Policy):
         n: str # a stream
     ) -> float: # mean over its tasks
         "How hard a stream is now"
-        scale = dict(raw=lambda t: 1., start=lambda t: np.mean(self.first[n][t]), chance=lambda t: self.chance[self.names.index(n)][t])[self.relative]
-        return float(np.mean([np.mean(v)/scale(t) if any(v) else 0. for t, v in self.last[n].items()]))
+        scale = dict(raw=lambda t: 1., start=lambda t: _mean(self.first[n][t]), chance=lambda t: self.chance[self.names.index(n)][t])[self.relative]
+        return _mean([_mean(v)/scale(t) if any(v) else 0. for t, v in self.last[n].items()])
 
-# %% ../nbs/10_sampling.ipynb #4b6a51e8
+def _mean(v): return sum(v)/len(v)
+
+# %% ../nbs/10_sampling.ipynb #620267d0
 @patch
 def check(self:DynamicDifficulty, losses):
     for n, by_task in losses.items():
@@ -328,24 +330,23 @@ def check(self:DynamicDifficulty, losses):
 
 @patch
 def update(self:DynamicDifficulty, losses, step):
-    for n, by_task in losses.items():
+    for n, by_task in losses.items():                      # tuples, so that a state need not copy them
         for t, v in by_task.items():
-            self.last[n].setdefault(t, deque(maxlen=self.k)).append(v)
-            if len(first := self.first[n].setdefault(t, [])) < self.k: first.append(v)
+            self.last[n][t] = (self.last[n].get(t, ()) + (v,))[-self.k:]
+            if len(first := self.first[n].get(t, ())) < self.k: self.first[n][t] = first + (v,)
     if not losses or not all(self.last.values()): return
     d = np.array([self.difficulty(n) for n in self.names])**self.power
     new = bound_shares(d if d.sum() > 0 else np.ones(len(d)), self.floor, self.cap)
     self.p = self.smooth*self.p + (1 - self.smooth)*new
 
 @patch
-def state_dict(self:DynamicDifficulty):
-    return dict(last={n: {t: list(v) for t, v in d.items()} for n, d in self.last.items()}, first={n: {t: list(v) for t, v in d.items()} for n, d in self.first.items()}, p=self.p.tolist())
+def state_dict(self:DynamicDifficulty): return dict(last={n: dict(d) for n, d in self.last.items()}, first={n: dict(d) for n, d in self.first.items()}, p=self.p.tolist())
 @patch
 def load_state_dict(self:DynamicDifficulty, state):
-    self.last = {n: {t: deque(v, maxlen=self.k) for t, v in d.items()} for n, d in self._each(state['last']).items()}
-    self.first, self.p = {n: {t: list(v) for t, v in d.items()} for n, d in self._each(state['first']).items()}, np.array(state['p'])
+    self.last, self.first = ({n: {t: tuple(v) for t, v in d.items()} for n, d in self._each(state[k]).items()} for k in ('last', 'first'))
+    self.p = np.array(state['p'])
 
-# %% ../nbs/10_sampling.ipynb #f04d47ff
+# %% ../nbs/10_sampling.ipynb #d727752e
 @dataclass(eq=False)
 class DynamicStopAndGo(Policy):
     "Streams that no longer improve on validation become sparse until they worsen (Lu et al., CVPR 2020, section 3.2)"
@@ -368,7 +369,7 @@ class DynamicStopAndGo(Policy):
         p = (np.ones(len(on)) if self.base == 'uniform' else self.sizes)*(on if on.any() else 1)
         return p/p.sum()
 
-# %% ../nbs/10_sampling.ipynb #9c5ab03b
+# %% ../nbs/10_sampling.ipynb #85d39c66
 @patch
 def update(self:DynamicStopAndGo, losses, step):
     for n, by_task in losses.items():
@@ -387,7 +388,7 @@ def load_state_dict(self:DynamicStopAndGo, state):
     self.going, self.best = self._each(state['going']), self._each(state['best'])
     self.since = {n: list(v) for n, v in self._each(state['since']).items()}
 
-# %% ../nbs/10_sampling.ipynb #24e04ebc
+# %% ../nbs/10_sampling.ipynb #6e7a3d13
 @dataclass(eq=False)
 class ReverseCurriculum(Curriculum):
     "A `Curriculum` from the last stream to all"
@@ -407,7 +408,7 @@ def policy(
     if odd := [k for k in kwargs if k not in known]: raise ValueError(f"policy {key!r} has no argument {odd[0]!r}. " + (_nearest(odd[0], known) if known else 'It has none'))
     return POLICIES[key](**kwargs)
 
-# %% ../nbs/10_sampling.ipynb #a599c961
+# %% ../nbs/10_sampling.ipynb #6d65f981
 def _own(p): return deepcopy(p) if isinstance(p, Policy) else policy(p)
 
 @dataclass(eq=False)
@@ -426,6 +427,7 @@ class Plan:
         "Every `world_size`-th row: each process has its part of every stream"
         return self if world_size == 1 else Plan(self.step, self.stream[rank::world_size], self.index[rank::world_size], self.quotas, self.shares)
 
+# %% ../nbs/10_sampling.ipynb #f6632ed0
 class Mixture:
     "Batches composed of streams, by a policy. Raises `ValueError` for what cannot be mixed."
     def __init__(self,
@@ -447,7 +449,7 @@ class Mixture:
         self._before, self._losses, self._quotas, self._constant = {}, {}, {}, None
         self._wish(0)
 
-# %% ../nbs/10_sampling.ipynb #bb5d6ed1
+# %% ../nbs/10_sampling.ipynb #0df5180a
 @patch
 def _check(self:Mixture, min_quota):
     "Raise `ValueError` for streams, sizes and seeds that make no mixture"
@@ -479,7 +481,7 @@ def _wish(self:Mixture, step):
     if self.policy.constant: self._constant = units
     return units
 
-# %% ../nbs/10_sampling.ipynb #b98f92ff
+# %% ../nbs/10_sampling.ipynb #9e962df8
 def _repay(owed, debt):
     "What is owed with debts paid back as far as this batch can: nothing below 0, the sum unchanged"
     want = [o + d for o, d in zip(owed, debt)]
@@ -506,7 +508,7 @@ def compose(self:Mixture) -> Plan:
     self._quotas[i] = quota
     return Plan(i, np.repeat(np.arange(len(quota)), quota), index, quota, tuple((u/ROW + m)/self.bs for u in used))
 
-# %% ../nbs/10_sampling.ipynb #e7fc16c5
+# %% ../nbs/10_sampling.ipynb #fc1e7fed
 @patch
 def _feed(self:Mixture, step):
     "Let the policy learn from a step"
@@ -530,6 +532,7 @@ def next(self:Mixture) -> Plan:
     plan = self.compose(); self.use()
     return plan
 
+# %% ../nbs/10_sampling.ipynb #b7488624
 @patch
 def rewind(self:Mixture):
     "Forget the plans that were made ahead and not used"
@@ -548,7 +551,7 @@ def debt(self:Mixture) -> dict: # stream -> rows, 0 together
     "How far what rows follow is behind the policy's shares; other than 0 only after shares moved against what had been given"
     return {n: d/ROW for n, d in zip(self.names, (self._before.get(self.step) or self._next)['debt'])}
 
-# %% ../nbs/10_sampling.ipynb #fccbbe05
+# %% ../nbs/10_sampling.ipynb #9b8a65cf
 @patch
 def _by_task(self:Mixture, losses, step, kind):
     "Checked feedback: stream -> task -> number. A name may be a stream's, or a task's that one stream alone is drawn for"
@@ -568,6 +571,7 @@ def _by_task(self:Mixture, losses, step, kind):
             if not q and out.get(n): raise ValueError(f"a loss of stream {n!r}, which had no row in step {step}: leave it out")
     return {n: d for n, d in out.items() if d}
 
+# %% ../nbs/10_sampling.ipynb #45a12d6f
 @patch
 def update(self:Mixture,
     losses: dict,       # stream or task -> number, or stream -> {task: number}; None for a stream without a labelled row. The same in all processes
@@ -585,7 +589,7 @@ def update(self:Mixture,
     if self.policy.feedback == kind: self.policy.check(losses)
     self._losses[step, kind] = losses
 
-# %% ../nbs/10_sampling.ipynb #def33a69
+# %% ../nbs/10_sampling.ipynb #5690017a
 @patch
 def config(self:Mixture) -> dict:
     "What the order of the run depends on, beside the losses"
@@ -614,7 +618,7 @@ def load_state_dict(self:Mixture, state: dict):
     self._losses = {(s, k): v for s, k, v in state['losses']}
     self._quotas = {s: tuple(q) for s, q in state['quotas']}
 
-# %% ../nbs/10_sampling.ipynb #19e4e1a9
+# %% ../nbs/10_sampling.ipynb #4535d58f
 def _same_mixture(old, new):
     "Raise `ValueError` at the first thing in which two configurations differ, saying what to do about it"
     if not isinstance(old, dict) or 'streams' not in old: raise ValueError('this is no state of a mixture: give what Mixture.state_dict returned')
@@ -629,7 +633,7 @@ def _same_mixture(old, new):
     for k in ('seed', 'bs', 'min_quota', 'lag', 'policy'):
         if old[k] != new[k]: raise ValueError(f"the state is of another mixture: its {k} is {old[k]}, here it is {new[k]}. Make the mixture with the same {k}, or start a new run")
 
-# %% ../nbs/10_sampling.ipynb #56772ff1
+# %% ../nbs/10_sampling.ipynb #7b3b19d9
 class _Clips(torch.utils.data.Dataset):
     "What workers hold: plan -> batch"
     def __init__(self, mixture, side, pad_to, transform):
@@ -648,7 +652,7 @@ class _Clips(torch.utils.data.Dataset):
 
 def _same(x): return x
 
-# %% ../nbs/10_sampling.ipynb #c9174356
+# %% ../nbs/10_sampling.ipynb #1648ce8b
 class MixtureDL(DataLoader):
     "Batches `(inputs, targets)` of a `Mixture`. An epoch that is broken off is over; after `load_state_dict` the next is the rest of the one that was saved."
     def __init__(self,
@@ -677,7 +681,7 @@ class MixtureDL(DataLoader):
         collate([self.rows.clip(s, 0) for s in range(len(mixture.streams))], mixture.tasks, side)  # refuse streams that cannot share a batch now
         super().__init__(self.rows, bs=mixture.bs//world_size, num_workers=num_workers, device=device, n=self.steps*mixture.bs//world_size, **kwargs)
 
-# %% ../nbs/10_sampling.ipynb #ce04d0e2
+# %% ../nbs/10_sampling.ipynb #8cb90730
 def steps_of(
     mixture: Mixture, # the mixture
     passes: float=1.  # passes of its largest stream
@@ -705,7 +709,7 @@ class _Plans:
             self.dl.plans[plan.step] = plan = plan.part(self.dl.rank, self.dl.world_size)
             yield plan
 
-# %% ../nbs/10_sampling.ipynb #01d939e7
+# %% ../nbs/10_sampling.ipynb #a7206697
 @patch
 def __len__(self:MixtureDL): return self.steps - (self.mixture.step - self.epoch_start if self._resumed else 0)
 
@@ -730,6 +734,7 @@ def __iter__(self:MixtureDL):
 
 MixtureDL.keep = 1024  # batches whose rows can be asked for afterwards
 
+# %% ../nbs/10_sampling.ipynb #68e4a0a1
 @patch
 def one_batch(self:MixtureDL):
     "The next batch, to look at: it is not used"
@@ -746,7 +751,7 @@ def new(self:MixtureDL, dataset=None, cls=None, **kwargs):
     kwargs = {k: v for k, v in kwargs.items() if k not in ('bs', 'shuffle', 'drop_last', 'n', 'indexed')}
     return (cls or type(self))(kwargs.pop('mixture', self.mixture), **{**same, **kwargs})
 
-# %% ../nbs/10_sampling.ipynb #826eee26
+# %% ../nbs/10_sampling.ipynb #a81bfaf0
 @patch
 def plan(self:MixtureDL,
     i: int # number of a batch of the current epoch, as the loop counts
@@ -773,6 +778,7 @@ def state_dict(self:MixtureDL) -> dict:
     "The mixture's state, and where its epoch began"
     return dict(mixture=self.mixture.state_dict(), epoch_start=self.epoch_start, steps=self.steps)
 
+# %% ../nbs/10_sampling.ipynb #99837502
 @patch
 def load_state_dict(self:MixtureDL, state: dict):
     "Continue the epoch that was saved: the next iteration gives its remaining steps"
@@ -781,7 +787,7 @@ def load_state_dict(self:MixtureDL, state: dict):
     self.epoch_start = state['epoch_start']
     self._resumed = self.epoch_start < self.mixture.step < self.epoch_start + self.steps
 
-# %% ../nbs/10_sampling.ipynb #fbffb377
+# %% ../nbs/10_sampling.ipynb #9617ca6b
 class MixtureFeedback(Callback):
     "Gives a `MixtureDL` its losses, and keeps shares, quotas, losses and rows of every step"
     order = 95  # after progress (60) and whatever skips a step
@@ -816,7 +822,7 @@ class MixtureFeedback(Callback):
     def state_dict(self): return dict(records=deepcopy(self.records), valid=deepcopy(self.valid))
     def load_state_dict(self, state): self.records, self.valid = deepcopy(state['records']), deepcopy(state['valid'])
 
-# %% ../nbs/10_sampling.ipynb #506f5766
+# %% ../nbs/10_sampling.ipynb #c876b1ac
 def _mean_over_processes(losses, rows):
     "Means over the rows of all processes: lists of (numbers, rows they are means of); NaN where no process has a row"
     x = torch.tensor([[l*r if r else 0. for l, r in zip(losses, rows)], rows], dtype=torch.float64)
@@ -844,7 +850,7 @@ def _losses(self:MixtureFeedback):
         if m is not None: out.setdefault(n, {})[t] = m
     return {n: out.get(n) for n, q in zip(mix.names, plan.quotas) if q}
 
-# %% ../nbs/10_sampling.ipynb #70a15198
+# %% ../nbs/10_sampling.ipynb #784c8cb5
 @patch
 def _give(self:MixtureFeedback, losses):
     "Feed the mixture, and keep a record of the step"
@@ -874,6 +880,7 @@ def _add_valid(self:MixtureFeedback):
         n = int((self.yb[0][t] != IGNORE).sum())
         s = self._sums.setdefault(t, [0., 0]); s[0] += float(v.mean())*n; s[1] += n
 
+# %% ../nbs/10_sampling.ipynb #e32f609b
 @patch
 def after_validate(self:MixtureFeedback):
     if '_sums' not in self.__dict__: return
@@ -887,7 +894,7 @@ def after_validate(self:MixtureFeedback):
     if losses and (self.mixture.step - 1, 'valid') not in self.mixture._losses: self.mixture.update(losses, kind='valid')
     self.valid.append(dict(step=self.mixture.step - 1, loss={n: float(np.mean(list(d.values()))) for n, d in losses.items()}))
 
-# %% ../nbs/10_sampling.ipynb #0810fb82
+# %% ../nbs/10_sampling.ipynb #fa7a0eb8
 @patch
 def history(self:MixtureFeedback): # pandas.DataFrame
     "A row for each step and stream: `step`, `stream`, `share`, `quota`, `loss` (NaN where it had none), `seen` (rows so far)"
@@ -907,6 +914,7 @@ def contributions(self:MixtureFeedback): # pandas.DataFrame
                         steps=len(loss), first_loss=loss.iloc[0] if len(loss) else np.nan, last_loss=loss.iloc[-1] if len(loss) else np.nan))
     return pd.DataFrame(out).set_index('stream')
 
+# %% ../nbs/10_sampling.ipynb #d7e11135
 def plot_mixture(
     history,     # as `MixtureFeedback.history` gives it
     smooth: int=1 # steps that losses and quotas are averaged over

@@ -127,6 +127,26 @@ def test_rows_stay_within_one_of_what_is_owed_however_it_moves(n, bs, seed, spre
         r = new
 
 
+@given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 99), st.booleans())
+def test_an_adversary_cannot_push_a_stream_a_row_away(n, bs, seed, pays):
+    "Shares go to the streams that were served least: no rule can follow them within one row, so what is owed is adjusted, and paid back"
+    from hiccap.sampling import _repay
+    rng, r, debt, seen = np.random.default_rng(seed), [0]*n, [0]*n, 0
+    for _ in range(80):
+        behind = [i for i in range(n) if r[i] >= 0] or list(range(n))
+        if rng.random() < .1: behind = behind[:1 + int(rng.integers(len(behind)))]
+        wish = [bs*ROW//len(behind) if i in behind else 0 for i in range(n)]; wish[behind[0]] += bs*ROW - sum(wish)
+        owed = _repay(wish, debt) if pays else wish
+        assert sum(owed) == bs*ROW and min(owed) >= 0
+        quota, used, new = apportion(owed, r, bs)
+        assert sum(quota) == bs and min(quota) >= 0 and sum(used) == bs*ROW and min(used) >= 0
+        assert new == [a + u - q*ROW for a, u, q in zip(r, used, quota)] and max(map(abs, new)) < ROW and sum(new) == 0
+        r, debt, seen = new, [d + w - u for d, w, u in zip(debt, wish, used)], seen + (used != owed)
+    assert sum(debt) == 0
+    if pays: assert max(map(abs, debt)) < 2*ROW
+    if n >= 5 and bs == 1: assert seen  # the adversary got so far
+
+
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12).filter(lambda p: sum(p) > 0), st.floats(0, 1), st.floats(0, 1))
 def test_bounded_shares_keep_their_bounds(p, low, high):
     low, high = low/len(p), 1/len(p) + high*(1 - 1/len(p))

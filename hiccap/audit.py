@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'CODES', 'PAIRS', 'RELEASED', 'TYPES', 'MANIFESTS', 'Finding', 'json_entries', 'Manifest',
-           'read_manifest', 'group_vocabularies', 'Vocabularies', 'association', 'holm', 'property_auroc', 'id_format',
+           'read_manifest', 'group_vocabularies', 'id_format', 'Vocabularies', 'association', 'holm', 'property_auroc',
            'Property', 'Tie', 'ties', 'tie_findings', 'shingle', 'minhash', 'near_duplicates', 'read_features',
            'feature_findings', 'pile_up', 'length_findings', 'expected_widths', 'design_effect', 'balance',
-           'balance_findings', 'Audit', 'audit']
+           'balance_findings', 'Audit', 'audit', 'run_audit']
 
 # %% ../nbs/14_audit.ipynb #73ad3aee
 import json, os, re, shutil, sys, tempfile
@@ -243,6 +243,7 @@ def _pairs_of(self:Manifest, id, r, split):
             bare = ids[1:-1] if len(words) == len(ids) - 2 else ids
             if len(words) != len(bare): self.defect('words-ids', id, f'{len(words)} {channel} and {len(ids)} {other}', split)
             else:
+                if words and len(bare) < len(ids): special.update([('[CLS]', ids[0]), ('[SEP]', ids[-1])])    # left out of the words
                 for w, i in zip(words, bare):
                     if w in SPECIAL: special[w, i] += 1
                     else: W.append(self.number.setdefault(w, len(self.number))); I.append(i)
@@ -382,7 +383,43 @@ def group_vocabularies(
     if len(V) == 1: of[wait] = 0                      # nothing speaks against the only one
     return of, V
 
-# %% ../nbs/14_audit.ipynb #8d80a5d9
+# %% ../nbs/14_audit.ipynb #332a5f6d
+def id_format(
+    id: str  # a clip's id
+) -> str: # such as `_N`, `.N`, `.0N`, or empty
+    "How an id writes the scene's number"
+    m = re.search(r'(?<=.)([._])(0?)\d+$', id)
+    return m[1] + m[2] + 'N' if m else ''
+
+@patch
+def _form(self:Manifest):
+    "(name, values) of the form of the records"
+    labels = {f for f in self.label_fields} | {self.split_field}
+    for f in sorted(self.fields.keys() - labels): yield f'has {f}', np.frombuffer(self.fields[f], np.uint8).astype(bool)
+    names = {v: k for k, v in self._kinds.items()}
+    for f in sorted(self.kinds.keys() - labels):
+        k = np.frombuffer(self.kinds[f], np.uint8)
+        if len(np.unique(k[k > 0])) > 1: yield f'kind of {f}', np.array([names[o] for o in k.tolist()])
+    yield 'id format', np.array([id_format(o) for o in self.ids])
+    yield '[CLS] in words', np.array(['' if o is None else str(o) for o in self.special])
+
+# %% ../nbs/14_audit.ipynb #182d4ea8
+def _parts(x):
+    "Numbers of categories in order of appearance, so that properties that part the clips alike are equal"
+    first, part = np.unique(x, return_index=True, return_inverse=True)[1:]
+    return np.argsort(np.argsort(first))[part]
+
+def _completed(found):
+    "Where a property is unknown for some clips (empty) and parts the others just as another does, the other's values stand for it"
+    whole, out = [x for f, _, x in found if f == 'format' and (x.dtype.kind == 'b' or '' not in x)], []
+    keys = [_parts(x).tobytes() for x in whole]; whole = [whole[i] for i in sorted(range(len(keys)), key=lambda i: -keys.count(keys[i]))]
+    for family, name, x in found:
+        if family == 'format' and x.dtype.kind == 'U' and (k := x != '').mean() >= .5 and not k.all() and len(np.unique(x)) > 2:
+            x = next((w for w in whole if len(np.unique(w)) == len(np.unique(x[k])) and (_parts(w[k]) == _parts(x[k])).all()), x)
+        out.append((family, name, x))
+    return out
+
+# %% ../nbs/14_audit.ipynb #2e8f6ad9
 class Vocabularies:
     "The vocabularies of all channels of a `Manifest`, and their agreement with an encoder's `vocab` (word -> id, or None)"
     def __init__(self, m, vocab=None):
@@ -401,7 +438,7 @@ class Vocabularies:
         self.doc = np.repeat(np.arange(len(self.of)), np.diff(self.at))    # document of each pair
         self.agree = None if vocab is None else np.array([vocab.get(w, -1) for w in self.names] or [-1])[self.words] == self.ids
 
-# %% ../nbs/14_audit.ipynb #332a5f6d
+# %% ../nbs/14_audit.ipynb #654a0f21
 @patch
 def groups(self:Vocabularies) -> list: # a dict a group
     "For each vocabulary and channel: clips, pairs, how many agree with the encoder's vocabulary, and the special tokens beside them"
@@ -419,13 +456,28 @@ def groups(self:Vocabularies) -> list: # a dict a group
     return out
 
 @patch
+def by_form(self:Vocabularies) -> list: # a dict a category, empty where no property of the form parts the clips as the vocabularies do
+    "The words' agreement with the encoder's vocabulary by the property of the records' form that parts the clips as the vocabularies do"
+    v, out = self.of_clips(), []
+    names = [(n, x) for f, n, x in _completed([('format', 'vocabulary', v.astype(str)), *(('format', n, x) for n, x in self.m._form())]) if f == 'format']
+    whole, alike = names[0][1], [n for n, x in names[1:] if len(np.unique(x)) > 1 and (_parts(x) == _parts(names[0][1])).all()]
+    if not alike or '' in whole: return []
+    words = self.channel == 'words'
+    for c in np.unique(whole):
+        docs = np.flatnonzero(words & (whole == c)[self.clip]); rows = np.isin(self.doc, docs)
+        special = sum((self.m.special_pairs['words'][i] for i in self.clip[docs]), Counter()); n = sum(k for (w, i), k in special.items() if self.vocab and self.vocab.get(w) == i)
+        out.append({'group': f"{' = '.join(alike)}: {c}", 'clips': len(docs), 'vocabulary': ''.join(sorted(set(v[self.clip[docs]]) - {''})), 'pairs': int(rows.sum()) + special.total()} |
+                   ({} if self.vocab is None else dict(agree=int(self.agree[rows].sum()) + n, of_them_special=n)))
+    return out
+
+@patch
 def of_clips(self:Vocabularies) -> np.ndarray: # (N,) str
     "The vocabulary of each clip's words, empty where it has none"
     out = np.full(len(self.m), '', object)
     for d in np.flatnonzero(self.of >= 0)[::-1]: out[self.clip[d]] = 'ABCDEFGHI'[self.of[d]]
     return out
 
-# %% ../nbs/14_audit.ipynb #182d4ea8
+# %% ../nbs/14_audit.ipynb #c462f9e3
 @patch
 def findings(self:Vocabularies) -> list: # of `Finding`
     "What disagrees: several vocabularies, with the encoder's, and single clips with their group's"
@@ -436,7 +488,7 @@ def findings(self:Vocabularies) -> list: # of `Finding`
         words = [dict(word=self.names[w]) | {'ABCDEFGHI'[k]: int(v[w]) for k, v in enumerate(self.maps)} for w in sorted(shared.tolist(), key=lambda w: -often.get(w, 0))[:8]]
         least = min(range(len(self.maps)), key=lambda k: (self.of == k).sum())
         out.append(Finding('vocabulary-several', f"the token ids come from {len(self.maps)} vocabularies: {len(shared)} words have one id in the clips of A and another in those of B",
-                           list(dict.fromkeys(ids[self.clip[self.of == least]])), dict(groups=groups, words=words)))
+                           list(dict.fromkeys(ids[self.clip[self.of == least]])), dict(groups=groups, by_form=self.by_form(), words=words)))
     if self.vocab is not None:
         bad = [g for g in groups if (g['agree'] - g['special_agree']) < .5*(g['pairs'] - g['special'])]
         if bad:
@@ -444,7 +496,7 @@ def findings(self:Vocabularies) -> list: # of `Finding`
             good = [g for g in groups if g not in bad]
             say = lambda gs: '; '.join(f"{g['agree']} of {g['pairs']} pairs of {g['words']} in {g['clips']} clips" + (f", {g['special_agree']} of them special tokens" if g['special_agree'] else '') for g in gs)
             out.append(Finding('vocabulary-encoder', f"token ids disagree with the encoder's vocabulary: of group{'s' * (len(bad) > 1)} {', '.join(sorted({g['vocabulary'] for g in bad}))} agree {say(bad)}" +
-                               (f"; elsewhere {say(good)}" if good else ''), list(dict.fromkeys(ids[self.clip[docs]])), dict(groups=groups)))
+                               (f"; elsewhere {say(good)}" if good else ''), list(dict.fromkeys(ids[self.clip[docs]])), dict(groups=groups, by_form=self.by_form())))
     return out + self._outliers(ids)
 
 @patch
@@ -467,22 +519,24 @@ def _outliers(self:Vocabularies, ids):
     rows = [dict(clip=ids[self.clip[self.doc[p]]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(want[p]) if want[p] >= 0 else None) for p in np.flatnonzero(wrong)[:20]]
     return [Finding('vocabulary-outlier', f"{wrong.sum()} words of {len(docs)} clips have another id than their group's vocabulary gives", list(dict.fromkeys(ids[self.clip[docs]])), dict(pairs=rows))]
 
-# %% ../nbs/14_audit.ipynb #654a0f21
-def _basis(X, weights=None):
+# %% ../nbs/14_audit.ipynb #f17be849
+def _basis(X):
     "Orthonormal columns that span the columns of a centred matrix"
     u, s, _ = np.linalg.svd(X, full_matrices=False)
     return u[:, s > 1e-9*max(s.max(initial=0), 1)]
 
 def _mean_by(X, g, n): return np.stack([np.bincount(g, c, len(n)) for c in X.T], 1)/n[:, None]
 
-def _permuted_p(U, V, draw, B):
-    "p-value of the sum of squared products of two bases under permutations of V's rows"
-    stat = ((U.T @ V)**2).sum()
-    null = np.array([((U.T @ V[draw()])**2).sum() for _ in range(B)])
+def _permuted_p(U, V, g, B, rng):
+    "p-value of the sum of squared products of two bases when the rows of V change places within the groups `g`, sorted"
+    stat, null, size = ((U.T @ V)**2).sum(), np.zeros(0), max(1, int(2e6/len(g)))
+    while len(null) < B and ((c := (null >= stat*(1 - 1e-9)).sum()) < 20 or len(null) < 199):   # enough is known of a p-value that is not small
+        b = min(size, B - len(null), 199 if not len(null) else B)
+        null = np.append(null, ((U.T @ V[np.argsort(g + rng.random((b, len(g))), 1)])**2).sum((1, 2)))
     c = (null >= stat*(1 - 1e-9)).sum()
-    if c >= 10 or not null.var() > 0: return (c + 1)/(B + 1)
+    if c >= 10 or not null.var() > 0: return (c + 1)/(len(null) + 1)
     from scipy.stats import gamma
-    return min((c + 1)/(B + 1), max(c/(B + 1), gamma.sf(stat, null.mean()**2/null.var(), scale=null.var()/null.mean())))
+    return min((c + 1)/(len(null) + 1), max(c/(len(null) + 1), gamma.sf(stat, null.mean()**2/null.var(), scale=null.var()/null.mean())))
 
 def association(
     x,               # (N,) numbers, NaN where unknown, or (N,) categories
@@ -501,22 +555,22 @@ def association(
     Xm, Ym = _mean_by(X, g, n), _mean_by(Y, g, n)
     B = int(np.clip(6e7/len(x), 199, B))
     U, V = _basis(Xm - Xm.mean(0)), _basis(Ym - Ym.mean(0))
-    if U.shape[1] and V.shape[1] and len(n) > 2: p['p_between'] = _screened(U, V, lambda: rng.permutation(len(n)), B, len(n) - 1)
+    if U.shape[1] and V.shape[1] and len(n) > 2: p['p_between'] = _screened(U, V, np.zeros(len(n)), B, len(n) - 1, rng)
     o = np.argsort(g, kind='stable'); go = g[o]
     U, V = _basis((X - Xm[g])[o]), _basis((Y - Ym[g])[o])
-    if U.shape[1] and V.shape[1]: p['p_within'] = _screened(U, V, lambda: np.lexsort((rng.random(len(go)), go)), B, len(go) - len(n))
+    if U.shape[1] and V.shape[1]: p['p_within'] = _screened(U, V, go, B, len(go) - len(n), rng)
     return dict(p=min(1., float(min(p.values()))*len(p)) if p else None) | {k: float(p[k]) if k in p else None for k in ('p_between', 'p_within')}
 
-# %% ../nbs/14_audit.ipynb #498fe2a2
+# %% ../nbs/14_audit.ipynb #e97bc93a
 def _ranks(x):
     "Mean ranks"
     u, i, n = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(n) - (n - 1)/2)[i]
 
-def _screened(U, V, draw, B, df):
+def _screened(U, V, g, B, df, rng):
     from scipy.stats import chi2
     p = chi2.sf(((U.T @ V)**2).sum()*df, U.shape[1]*V.shape[1])
-    return p if p > .2 else _permuted_p(U, V, draw, B)
+    return p if p > .2 else _permuted_p(U, V, g, B, rng)
 
 def holm(
     p  # (M,) p-values
@@ -526,7 +580,7 @@ def holm(
     out = np.empty(len(p)); out[o] = np.minimum(1, np.maximum.accumulate(p[o]*np.arange(len(p), 0, -1)))
     return out
 
-# %% ../nbs/14_audit.ipynb #50c1b630
+# %% ../nbs/14_audit.ipynb #70879ca3
 def property_auroc(
     x,              # (N,) numbers, NaN where unknown, or (N,) categories
     y,              # (N,) bool
@@ -554,32 +608,13 @@ def property_auroc(
     if x.dtype.kind == 'f' and point < .5: point, spread = 1 - point, 1 - spread
     return float(point), tuple(np.nanquantile(spread, [.025, .975]).tolist()) if not np.isnan(spread).all() else (np.nan, np.nan)
 
-# %% ../nbs/14_audit.ipynb #6843a335
-def id_format(
-    id: str  # a clip's id
-) -> str: # such as `_N`, `.N`, `.0N`, or empty
-    "How an id writes the scene's number"
-    m = re.search(r'(?<=.)([._])(0?)\d+$', id)
-    return m[1] + m[2] + 'N' if m else ''
-
+# %% ../nbs/14_audit.ipynb #d931b0fa
 @dataclass
 class Property:
     "A property of every clip"
     names: list      # what it is called; several where they part the clips alike
     family: str      # `format`, `length` or `value`
     x: np.ndarray    # (N,) float64, NaN where unknown, or (N,) categories as strings
-
-@patch
-def _form(self:Manifest):
-    "(name, values) of the form of the records"
-    labels = {f for f in self.label_fields} | {self.split_field}
-    for f in sorted(self.fields.keys() - labels): yield f'has {f}', np.frombuffer(self.fields[f], np.uint8).astype(bool)
-    names = {v: k for k, v in self._kinds.items()}
-    for f in sorted(self.kinds.keys() - labels):
-        k = np.frombuffer(self.kinds[f], np.uint8)
-        if len(np.unique(k[k > 0])) > 1: yield f'kind of {f}', np.array([names[o] for o in k.tolist()])
-    yield 'id format', np.array([id_format(o) for o in self.ids])
-    yield '[CLS] in words', np.array(['' if o is None else str(o) for o in self.special])
 
 def _as_numbers(values):
     "Values as float64 with NaN for what is missing; None where one is no number"
@@ -595,7 +630,7 @@ def _scalars(self:Manifest):
         if 1 < len(distinct) <= 20: yield f'value of {f}', np.array([str(v) for v in vs])
         elif len(distinct) > 20 and (x := _as_numbers(vs)) is not None and np.isfinite(x[~np.isnan(x)]).all(): yield f'value of {f}', x
 
-# %% ../nbs/14_audit.ipynb #70879ca3
+# %% ../nbs/14_audit.ipynb #7d3b0cb1
 @patch
 def properties(self:Manifest,
     lengths: dict,      # modality -> (N,) positions, 0 where absent
@@ -609,17 +644,16 @@ def properties(self:Manifest,
     found += [('length', f'length of {c}', np.where(np.array(t) > 0, t, np.nan)) for c, t in self.tokens.items() if c != 'words' and any(t)]
     found += [('length', 'place in the file', np.array(self.position, float))]
     found += [('value', n, x) for n, x in self._scalars()]
-    out = {}
+    out, found = {}, _completed(found)
     for family, name, x in found:
-        part = np.unique(x, return_inverse=True)[1] if x.dtype.kind != 'f' else np.unique(np.nan_to_num(x, nan=-1), return_inverse=True)[1]
+        part = _parts(x if x.dtype.kind != 'f' else np.nan_to_num(x, nan=-1))
         if not len(x) or part.max() == 0 or (x.dtype.kind == 'f' and len(np.unique(x[~np.isnan(x)])) < 2): continue
-        first = np.unique(part, return_index=True)[1]; canon = np.argsort(np.argsort(first))[part]   # numbered in order of appearance
-        key = (family == 'length', blake2b(canon.astype(np.int32).tobytes()).digest())
+        key = (family == 'length', blake2b(part.astype(np.int32).tobytes()).digest())
         if key in out: out[key].names.append(name)
         else: out[key] = Property([name], family, x if x.dtype.kind == 'f' else x.astype(str))
     return list(out.values())
 
-# %% ../nbs/14_audit.ipynb #30cdf285
+# %% ../nbs/14_audit.ipynb #d4d410c0
 @dataclass
 class Tie:
     "How a property and a label go together"
@@ -658,12 +692,12 @@ def ties(
         mine = [o for o in tests if o[0].family == family]
         for (p, t, known, y, _), adjusted in zip(mine, holm([o[-1] for o in mine]) if mine else []):
             if adjusted > alpha: continue
-            x, v, classes = p.x[known], videos[known], sorted(set(y[known]))
+            x, v, classes = p.x[known], videos[known], sorted(set(y[known].tolist()))
             best = max(((c, *property_auroc(x, y[known] == c, v, seed=seed)) for c in (classes[-1:] if len(classes) == 2 else classes)), key=lambda o: o[1])
             out.append(Tie(p, t, best[0], float(adjusted), best[1], best[2], _tie_table(x, y[known] == best[0], v)))
     return out, len(tests)
 
-# %% ../nbs/14_audit.ipynb #88eae691
+# %% ../nbs/14_audit.ipynb #75872900
 def tie_findings(
     found: list,        # of `Tie`
     ids: list           # clip ids
@@ -680,7 +714,7 @@ def tie_findings(
                            [] if c is None else ids[p.x == c[-1][0]].tolist(), dict(properties=p.names, labels=rows), SEVERITIES[min(2, max(0, level))]))
     return out
 
-# %% ../nbs/14_audit.ipynb #d4d410c0
+# %% ../nbs/14_audit.ipynb #c4b0bac5
 def shingle(
     words,      # (T,) numbers of words, text after text
     at,         # (N + 1,) where each text begins
@@ -705,7 +739,7 @@ def minhash(
     mul = np.random.default_rng(seed).integers(1, 2**63, n, dtype=np.uint64)*np.uint64(2) + np.uint64(1)
     return np.stack([np.minimum.reduceat((h*a >> np.uint64(32)).astype(np.uint32), start[:-1]) for a in mul], 1)
 
-# %% ../nbs/14_audit.ipynb #75872900
+# %% ../nbs/14_audit.ipynb #7ad15376
 def near_duplicates(
     words,              # (T,) numbers of words, text after text
     at,                 # (N + 1,) where each text begins
@@ -739,7 +773,7 @@ def near_duplicates(
     for i in range(len(first)): near.setdefault(find(i), []).append(int(first[i]))
     return exact, [o for o in near.values() if len(o) > 1]
 
-# %% ../nbs/14_audit.ipynb #c4b0bac5
+# %% ../nbs/14_audit.ipynb #38a2e4e1
 @dataclass
 class _File:
     "What is known of one feature file"
@@ -771,7 +805,7 @@ def read_features(
     there = {o.name for o in os.scandir(folder)}
     return [_look(folder/name, _File(id, part, mod, name)) for id in dict.fromkeys(m.ids) for mod, parts in files.items() for part in parts if (name := f'{id}_{part}.npy') in there]
 
-# %% ../nbs/14_audit.ipynb #7ad15376
+# %% ../nbs/14_audit.ipynb #1b7b13b3
 def feature_findings(
     m,              # `Manifest`
     looked: list,   # from `read_features`
@@ -815,7 +849,7 @@ _SAY = {'features-unreadable': '{n} clips have feature files that cannot be read
         'features-nonfinite': '{n} clips have features that are NaN or infinite', 'features-constant': '{n} clips have features that are constant or empty',
         'modality-missing': '{n} clips lack a modality', 'duplicate-features': '{n} clips share their features with another'}
 
-# %% ../nbs/14_audit.ipynb #dec7f0d8
+# %% ../nbs/14_audit.ipynb #b42ddd7c
 def pile_up(
     lengths  # (N,) positions, 0 where absent
 ) -> int|None: # the limit, None where nothing shows
@@ -840,7 +874,7 @@ def length_findings(
                                dict(modality=mod, length=top, clips_at_the_length=int((l == top).sum()), clips_in_the_ten_below=int(((l < top) & (l >= top - 10)).sum()))))
     return out
 
-# %% ../nbs/14_audit.ipynb #f28b31b3
+# %% ../nbs/14_audit.ipynb #772afeec
 def expected_widths(
     positives: int,     # clips of the class
     negatives: int,     # others
@@ -869,7 +903,7 @@ def design_effect(
     rho = (between - within)/total if total > 0 else 0.
     return float(max(1., 1 + ((n**2).sum()/N - 1)*rho))
 
-# %% ../nbs/14_audit.ipynb #fb2c85c8
+# %% ../nbs/14_audit.ipynb #7b867244
 def balance(
     labels: dict,   # task -> (N,) class names, None where unknown
     videos,         # (N,) the video of each clip
@@ -878,7 +912,7 @@ def balance(
     "How many clips and videos each class has in each split, and how wide an interval they allow"
     out, videos, splits = [], np.asarray(videos, object).astype(str), np.asarray(splits, object).astype(str)
     for t, y in labels.items():
-        y = np.array([o if o is not None else '' for o in y]); classes = sorted(set(y[y != '']), key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
+        y = np.array([o if o is not None else '' for o in y]); classes = sorted(set(y[y != ''].tolist()), key=lambda c: (not c.isdecimal(), int(c) if c.isdecimal() else 0, c))
         if classes in (['0'], ['1']): classes = ['0', '1']
         for s in dict.fromkeys(splits.tolist()):
             k = (splits == s) & (y != '')
@@ -909,7 +943,7 @@ def balance_findings(
         if gap := [r for r in mine if r['unlabelled']]: put('label-missing', f"{t}: {sum({r['split']: r['unlabelled'] for r in gap}.values())} clips have no label", gap)
     return out
 
-# %% ../nbs/14_audit.ipynb #28d73fc5
+# %% ../nbs/14_audit.ipynb #f32ec5e9
 @dataclass
 class Audit:
     "What an audit found"
@@ -937,7 +971,7 @@ def _defect_findings(m):
            'words-ids': '{n} clips have more words than ids or fewer', 'padding': '{n} clips are stored with padding'}
     return [Finding(code, say[code].format(n=len({r['clip'] for r in rows})), list(dict.fromkeys(r['clip'] for r in rows)), dict(defects=rows)) for code, rows in m.defects.items()]
 
-# %% ../nbs/14_audit.ipynb #7b867244
+# %% ../nbs/14_audit.ipynb #107d4f5f
 def _split_findings(m):
     "Ids that stand twice, and videos that stand in several splits"
     out, where, clips = [], {}, {}
@@ -963,7 +997,7 @@ def _duplicate_findings(m):
                            dict(groups=[dict(task=t, **{'clips': '; '.join(f'{m.ids[i]}: {m.labels[t][i]}' for i in o[:8])}) for o, ts in differ for t in ts])))
     return out
 
-# %% ../nbs/14_audit.ipynb #4d956d6b
+# %% ../nbs/14_audit.ipynb #ed26d6ff
 def _text_findings(m, tokenizer):
     "Empty and unknown text; the length of each text in tokens where there is a tokenizer, else in words or released ids"
     words, ids, out, unknown = np.diff(m.text_at), np.array(m.ids, object), [], None
@@ -990,7 +1024,7 @@ def _field_findings(m):
     rows = [dict(field=f, clips=sum(o), kind=', '.join(n for n, k in m._kinds.items() if k and k in set(m.kinds[f]))) for f, o in m.fields.items() if f not in known]
     return [Finding('field-unknown', f"{len(rows)} fields are read by nothing here: {', '.join(str(r['field']) for r in rows)}", [], dict(fields=rows))] if rows else []
 
-# %% ../nbs/14_audit.ipynb #50e69cd5
+# %% ../nbs/14_audit.ipynb #04ea0453
 def audit(
     path,               # a JSON, CSV, TSV, JSONL or Parquet file, a folder, several files, or split name -> file
     features=None,      # folder of feature files
@@ -1029,3 +1063,139 @@ def _summary(m, found, lengths, tests):
     splits = {s: dict(clips=m.splits.count(s), videos=len({v for v, o in zip(m.videos, m.splits) if o == s})) for s in dict.fromkeys(m.splits)}
     return dict(files=m.files, clips=len(m), videos=len(set(m.videos)), splits=splits, findings={s: sum(f.severity == s for f in found) for s in reversed(SEVERITIES)}, tests=tests,
                 lengths={k: dict(absent=int((np.asarray(l) == 0).sum()), median=float(np.median(p)) if len(p := np.asarray(l)[np.asarray(l) > 0]) else None, longest=int(np.max(l, initial=0))) for k, l in lengths.items()})
+
+# %% ../nbs/14_audit.ipynb #44bcbe54
+def _cell(v): return '–' if v is None else re.sub(r'[\x00-\x1f]+', ' ', f'{v:g}' if isinstance(v, float) else str(v)).replace('|', '\\|')
+
+def _table(rows, most=20):
+    "Rows of dicts as a Markdown table, cut with a count"
+    if not rows: return ''
+    names = list(dict.fromkeys(k for r in rows for k in r))
+    lines = [f"| {' | '.join(map(_cell, names))} |", '|' + ' --- |'*len(names)] + [f"| {' | '.join(_cell(r.get(k)) for k in names)} |" for r in rows[:most]]
+    return '\n'.join(lines) + (f'\n\n… and {len(rows) - most} more in `audit.json`' if len(rows) > most else '')
+
+def _evidence(e):
+    "Evidence as Markdown: tables of rows, one line for what is short"
+    short = ', '.join(f"{_cell(k)}: {_cell(v)}" for k, v in e.items() if not isinstance(v, (list, dict)))
+    lists = [f"{_cell(k)}: {', '.join(map(_cell, v[:20]))}" + (f' and {len(v) - 20} more' if len(v) > 20 else '') for k, v in e.items() if isinstance(v, list) and v and not isinstance(v[0], dict)]
+    return '\n\n'.join([o for o in [short, *lists] if o] + [f"*{k.replace('_', ' ')}*\n\n{_table(v)}" for k, v in e.items() if isinstance(v, list) and v and isinstance(v[0], dict)])
+
+@patch
+def markdown(self:Audit, 
+    pictures: list=()  # file names of pictures to show
+) -> str:
+    "The report to read"
+    s, n = self.summary, self.summary['findings']
+    head = f"# Audit of {', '.join(map(_cell, s['files'].values()))}\n\n{s['clips']} clips of {s['videos']} videos. Findings: " + ', '.join(f"{n[k]} {k}{'s' * (n[k] != 1)}" for k in reversed(SEVERITIES)) + '.'
+    parts = [head, _table([{'severity': f.severity, 'code': f'`{f.code}`', 'finding': f.what, 'clips': len(f.clips) or None} for f in self.findings], 1000) or 'Nothing was found.']
+    for f in self.findings:
+        clips = f"Clips ({len(f.clips)}): {', '.join(f'`{_cell(c)}`' for c in f.clips[:20])}" + (', … (all in `audit.json`)' if len(f.clips) > 20 else '') if f.clips else ''
+        parts += [f"## {f.severity}: {f.code}\n\n{_cell(f.what)}.", _evidence(f.evidence), clips, f"**Mend.** {f.mend}."]
+    parts += ['## The data', _table([dict(split=k, **v) for k, v in s['splits'].items()]), _table([dict(modality=k, **v) for k, v in s['lengths'].items()]),
+              'Widths are those of the 95% intervals to expect of an F1 of 0.6 and an AUROC of 0.7.' * bool(self.balance), _table(self.balance, 200)]
+    parts += [f"{s['tests']} ties of a property and a label were tested, with whole videos as the units; p-values are corrected for their number (Holm)." * bool(s['tests'])]
+    return '\n\n'.join(o for o in parts + [f'![{Path(p).stem}]({p})' for p in pictures] if o) + '\n'
+
+# %% ../nbs/14_audit.ipynb #5a37fb3f
+def _plain(o):
+    "Values that JSON can hold"
+    if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+    if isinstance(o, np.generic): o = o.item()
+    return None if isinstance(o, float) and not np.isfinite(o) else o
+
+@patch
+def to_dict(self:Audit) -> dict:
+    "Everything as plain values, for `audit.json`"
+    return _plain(dict(summary=self.summary, findings=[dict(code=f.code, severity=f.severity, what=f.what, mend=f.mend, clips=f.clips, evidence=f.evidence) for f in self.findings],
+                       balance=self.balance, vocabularies=self.vocabularies,
+                       ties=[{'properties': t.property.names, 'family': t.property.family, 'task': t.task, 'class': t.cls, 'p': t.p, 'auroc': t.auroc, 'interval_95': t.interval, 'table': t.table} for t in self.ties]))
+
+# %% ../nbs/14_audit.ipynb #1406be97
+def _axes(ax, size):
+    if ax is not None: return ax
+    from matplotlib.figure import Figure
+    return Figure(figsize=size, layout='constrained').subplots()
+
+@patch
+def plot_ties(self:Audit, ax=None):
+    "How well each property that predicts a label does so alone, with its interval; returns the axes"
+    rows = sorted(self.ties, key=lambda t: t.auroc)[-15:]; ax = _axes(ax, (6, 1 + .35*len(rows)))
+    for i, t in enumerate(rows): ax.plot(t.interval, [i, i], color='k', lw=1); ax.plot(t.auroc, i, 'o', color={'format': 'tab:red', 'length': 'tab:blue', 'value': 'tab:orange'}[t.property.family])
+    ax.axvline(.5, color='0.6', lw=.8); ax.set(yticks=range(len(rows)), xlim=(.3, 1), xlabel='AUROC of the property alone (95% interval)')
+    ax.set_yticklabels([f"{t.property.names[0][:30]} → {t.task}" for t in rows], fontsize=8)
+    return ax
+
+@patch
+def plot_balance(self:Audit, ax=None):
+    "Clips of each class, a bar for each split and task; returns the axes"
+    bars = list(dict.fromkeys((r['split'], r['task']) for r in self.balance))[:30]; ax = _axes(ax, (6, 1 + .3*len(bars)))
+    for i, (s, t) in enumerate(bars):
+        at = 0
+        for j, r in enumerate(o for o in self.balance if (o['split'], o['task']) == (s, t)): ax.barh(i, r['clips'], left=at, color=f'C{j % 10}'); ax.text(at + r['clips']/2, i, r['class'][:8], ha='center', va='center', fontsize=6) if r['clips'] else None; at += r['clips']
+    ax.set(yticks=range(len(bars)), xlabel='clips'); ax.set_yticklabels([f'{t} ({s})'[:40] for s, t in bars], fontsize=8)
+    return ax
+
+# %% ../nbs/14_audit.ipynb #5dd62e17
+@patch
+def plot_lengths(self:Audit, ax=None):
+    "Histograms of the lengths of each modality; returns the axes"
+    ax = _axes(ax, (6, 2.5)); most = max((int(np.max(l, initial=0)) for l in self.lengths.values()), default=0)
+    for m, l in self.lengths.items():
+        if (l := np.asarray(l))[l > 0].size: ax.hist(l[l > 0], bins=np.linspace(0, most + 1, 60), histtype='step', label=m)
+    ax.set(xlabel='positions', ylabel='clips'); ax.legend(fontsize=8) if ax.has_data() else None
+    return ax
+
+@patch
+def plot_vocabularies(self:Audit, ax=None):
+    "Share of pairs of a word and its id that agree with the encoder's vocabulary, a bar for each vocabulary and field; returns the axes"
+    rows = [g for g in self.vocabularies if 'agree' in g and g['pairs']]; ax = _axes(ax, (6, 1 + .35*len(rows)))
+    for i, g in enumerate(rows): ax.barh(i, g['agree']/g['pairs'], color='tab:blue'); ax.text(.01, i, f"{g['agree']:,} of {g['pairs']:,}", va='center', fontsize=8)
+    ax.set(yticks=range(len(rows)), xlim=(0, 1), xlabel="share of words whose id is the encoder's"); ax.set_yticklabels([f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows], fontsize=8)
+    return ax
+
+# %% ../nbs/14_audit.ipynb #0157d13a
+@patch
+def save(self:Audit,
+    out     # folder of the report; an earlier report there is replaced
+) -> Path:
+    "Write `audit.md`, `audit.json` and pictures, all or nothing; raises `DataError` where the folder holds something else"
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out/'audit.json').exists()): raise DataError('exists and is no report of an audit', file=out, mend='Give another folder')
+    out.parent.mkdir(parents=True, exist_ok=True); tmp = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
+    try:
+        pictures = []
+        for name, wanted in dict(ties=self.ties, balance=self.balance, lengths=any((np.asarray(l) > 0).any() for l in self.lengths.values()), vocabularies=any('agree' in g for g in self.vocabularies)).items():
+            if wanted: getattr(self, f'plot_{name}')().figure.savefig(tmp/f'{name}.png', dpi=90, metadata={'Software': None}); pictures.append(f'{name}.png')
+        (tmp/'audit.md').write_text(self.markdown(pictures), encoding='utf-8', errors='replace')
+        (tmp/'audit.json').write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False), encoding='utf-8')
+        tmp.chmod(0o755)
+        if out.exists(): old = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent)); os.replace(out, old/'old'); os.replace(tmp, out); shutil.rmtree(old)
+        else: os.replace(tmp, out)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
+    return out
+
+# %% ../nbs/14_audit.ipynb #995464d2
+def run_audit(
+    path,               # a JSON, CSV, TSV, JSONL or Parquet file, a folder, several files, or split name -> file
+    features=None,      # folder of feature files
+    split: str=None,    # column of the split; a file is one split by default
+    encoder=None,       # the encoder's tokenizer: object, name or folder
+    out=None,           # folder of the report; None prints the findings only
+    fail_on: str='warning', # the severity from which the status is 1: `note`, `warning` or `error`
+    echo=print,         # takes each line
+    **kwargs            # for `audit`: `id`, `text`, `labels`, `group`, `limits`, `alpha`, `seed`
+) -> int: # 0 clean, 1 a finding as grave as `fail_on`, 2 something cannot be read or written
+    "Audit a data set, print the findings, write the report"
+    try:
+        if fail_on not in SEVERITIES: raise DataError(f"fail_on is {fail_on!r}", mend=f"Give one of {', '.join(SEVERITIES)}")
+        a = audit(path, features, encoder, split=split, **kwargs)
+        where = a.save(out) if out is not None else None
+    except (DataError, OSError) as e:
+        print(f'hiccap_audit: {e}', file=sys.stderr)
+        return 2
+    n = a.summary['findings']
+    echo(f"{a.summary['clips']} clips of {a.summary['videos']} videos: " + ', '.join(f"{n[k]} {k}{'s' * (n[k] != 1)}" for k in reversed(SEVERITIES)))
+    for f in a.findings: echo(f"{f.severity:<8} {f.code:<20} {_cell(f.what)}")
+    if where: echo(f'report: {where}/audit.md')
+    return a.status(fail_on)

@@ -22,7 +22,7 @@ from .data import DataError, FILES, SPECIAL, check_id, get_tokenizer, join_wordp
 from .metrics import rank_scores, resample_weights
 from .tasks import COMIC_MISCHIEF
 
-# %% ../nbs/14_audit.ipynb #af836789
+# %% ../nbs/14_audit.ipynb #23ca4157
 SEVERITIES = ('note', 'warning', 'error')
 
 @dataclass
@@ -40,7 +40,7 @@ class Finding:
         self.severity, self.mend = self.severity or severity, self.mend or mend
         if self.severity not in SEVERITIES: raise ValueError(f"severity must be one of {', '.join(SEVERITIES)}, got {self.severity!r}")
 
-# %% ../nbs/14_audit.ipynb #23ca4157
+# %% ../nbs/14_audit.ipynb #77b4aa46
 CODES = {  # code -> severity, mend
     'no-clips': ('error', 'Check the path, and that the file was written to its end'),
     'few-videos': ('warning', 'Nothing that compares clips can be said of so few videos: label more'),
@@ -85,7 +85,7 @@ CODES = {  # code -> severity, mend
     'too-long': ('warning', 'These would be cut: raise the limit, or shorten them on purpose'),
 }
 
-# %% ../nbs/14_audit.ipynb #a44984f5
+# %% ../nbs/14_audit.ipynb #6a17cd2b
 _SPACE = re.compile(r'\s*')
 
 class _Twice(dict): "An object in which a name stood twice"
@@ -114,7 +114,7 @@ class _Window:
                 continue
             if at < len(self.text) or not self.more(): self.at = min(at, len(self.text)); return v
 
-# %% ../nbs/14_audit.ipynb #483581cd
+# %% ../nbs/14_audit.ipynb #c82670b3
 def json_entries(
     path,                # a JSON file that holds one object
     size: int=1 << 20    # characters read at a time
@@ -143,7 +143,7 @@ def json_entries(
     except json.JSONDecodeError as e:
         raise DataError(f"no valid JSON after {last!r} ({e.msg})", file=path, mend='If it was cut short, copy it again') from None
 
-# %% ../nbs/14_audit.ipynb #57b44f80
+# %% ../nbs/14_audit.ipynb #b1a44d48
 def _lines(path):
     "(None, object) of a JSONL file's lines; a line that is no JSON comes as a string"
     try:
@@ -164,7 +164,7 @@ def _rows(path):
         frame = _read_frame(path)
         for row in zip(*(frame[c] for c in frame.columns)): yield None, dict(zip(map(str, frame.columns), row))
 
-# %% ../nbs/14_audit.ipynb #276e280e
+# %% ../nbs/14_audit.ipynb #6e756c78
 PAIRS = {'words': 'indexes', 'cap_words': 'caps_index'}   # fields of WordPiece strings and of their ids
 RELEASED = {'IMDBid', 'label', 'y', *PAIRS, *PAIRS.values(), *(t.name for t in COMIC_MISCHIEF[1:])}
 TYPES = tuple(t.name for t in COMIC_MISCHIEF[1:])
@@ -190,7 +190,7 @@ class Manifest:
         "Put down one defect of one clip"
         self.defects.setdefault(code, []).append(dict(clip=clip, detail=detail) | ({'file': split} if split else {}))
 
-# %% ../nbs/14_audit.ipynb #6e756c78
+# %% ../nbs/14_audit.ipynb #81131b4e
 def _missing(v): return v is None or (isinstance(v, (str, list, dict)) and not v) or (isinstance(v, float) and v != v)
 
 def _class_name(v):
@@ -204,7 +204,7 @@ def _class_name(v):
     if isinstance(v, float) or isinstance(v, dict): raise ValueError('no class')
     return str(v).strip()
 
-# %% ../nbs/14_audit.ipynb #17bc165d
+# %% ../nbs/14_audit.ipynb #5d4a433b
 @patch
 def _labels(self:Manifest, id, r, split):
     "Put down the labels of one record"
@@ -226,7 +226,7 @@ def _labels(self:Manifest, id, r, split):
     n = len(self) - 1
     for t, c in found.items(): self.labels.setdefault(t, [None]*n).append(c)
 
-# %% ../nbs/14_audit.ipynb #5d4a433b
+# %% ../nbs/14_audit.ipynb #b2900873
 @patch
 def _pairs_of(self:Manifest, id, r, split):
     "Put down the WordPieces and ids of one record"
@@ -251,7 +251,7 @@ def _pairs_of(self:Manifest, id, r, split):
         at.append(len(W)); self.special_pairs.setdefault(channel, []).append(special)
         if channel == 'words': self.special.append(words[0] == '[CLS]' if words else None)
 
-# %% ../nbs/14_audit.ipynb #b2900873
+# %% ../nbs/14_audit.ipynb #e2ca7507
 _WORD = re.compile(r'\w+')
 
 @patch
@@ -281,7 +281,7 @@ def kind(self:Manifest, v):
 
 Manifest._kinds = {'missing': 0}
 
-# %% ../nbs/14_audit.ipynb #df9ec586
+# %% ../nbs/14_audit.ipynb #83f74d5a
 @patch
 def add(self:Manifest,
     id,             # the clip's id; None takes it from the record
@@ -306,7 +306,7 @@ def add(self:Manifest,
     self.videos.append(str(r[self.group]) if self.group is not None and not _missing(r.get(self.group)) else video_of(id))
     self._fields(r); self._labels(id, r, split); self._text(r); self._pairs_of(id, r, split)
 
-# %% ../nbs/14_audit.ipynb #83f74d5a
+# %% ../nbs/14_audit.ipynb #78cdf8f8
 def _split_paths(path):
     "Split name -> manifest file, and the folder of features where `path` is one"
     if isinstance(path, dict): return {str(k): Path(v) for k, v in path.items()}, None
@@ -357,7 +357,7 @@ def _from_features(m, folder):
     m.files[Path(folder).name] = Path(folder).name
     for n, o in enumerate(names): m.add(None, {m.id[0]: o} if len(m.id) == 1 else {}, Path(folder).name, n)
 
-# %% ../nbs/14_audit.ipynb #79095899
+# %% ../nbs/14_audit.ipynb #6a984c18
 def group_vocabularies(
     words,          # (T,) numbers of words, document after document
     ids,            # (T,) their token ids
@@ -383,7 +383,7 @@ def group_vocabularies(
     if len(V) == 1: of[wait] = 0                      # nothing speaks against the only one
     return of, V
 
-# %% ../nbs/14_audit.ipynb #332a5f6d
+# %% ../nbs/14_audit.ipynb #182d4ea8
 def id_format(
     id: str  # a clip's id
 ) -> str: # such as `_N`, `.N`, `.0N`, or empty
@@ -403,7 +403,7 @@ def _form(self:Manifest):
     yield 'id format', np.array([id_format(o) for o in self.ids])
     yield '[CLS] in words', np.array(['' if o is None else str(o) for o in self.special])
 
-# %% ../nbs/14_audit.ipynb #182d4ea8
+# %% ../nbs/14_audit.ipynb #a572fc57
 def _parts(x):
     "Numbers of categories in order of appearance, so that properties that part the clips alike are equal"
     first, part = np.unique(x, return_index=True, return_inverse=True)[1:]
@@ -419,7 +419,7 @@ def _completed(found):
         out.append((family, name, x))
     return out
 
-# %% ../nbs/14_audit.ipynb #2e8f6ad9
+# %% ../nbs/14_audit.ipynb #654a0f21
 class Vocabularies:
     "The vocabularies of all channels of a `Manifest`, and their agreement with an encoder's `vocab` (word -> id, or None)"
     def __init__(self, m, vocab=None):
@@ -438,7 +438,7 @@ class Vocabularies:
         self.doc = np.repeat(np.arange(len(self.of)), np.diff(self.at))    # document of each pair
         self.agree = None if vocab is None else np.array([vocab.get(w, -1) for w in self.names] or [-1])[self.words] == self.ids
 
-# %% ../nbs/14_audit.ipynb #654a0f21
+# %% ../nbs/14_audit.ipynb #c462f9e3
 @patch
 def groups(self:Vocabularies) -> list: # a dict a group
     "For each vocabulary and channel: clips, pairs, how many agree with the encoder's vocabulary, and the special tokens beside them"
@@ -477,7 +477,7 @@ def of_clips(self:Vocabularies) -> np.ndarray: # (N,) str
     for d in np.flatnonzero(self.of >= 0)[::-1]: out[self.clip[d]] = 'ABCDEFGHI'[self.of[d]]
     return out
 
-# %% ../nbs/14_audit.ipynb #c462f9e3
+# %% ../nbs/14_audit.ipynb #498fe2a2
 @patch
 def findings(self:Vocabularies) -> list: # of `Finding`
     "What disagrees: several vocabularies, with the encoder's, and single clips with their group's"
@@ -519,7 +519,7 @@ def _outliers(self:Vocabularies, ids):
     rows = [dict(clip=ids[self.clip[self.doc[p]]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(want[p]) if want[p] >= 0 else None) for p in np.flatnonzero(wrong)[:20]]
     return [Finding('vocabulary-outlier', f"{wrong.sum()} words of {len(docs)} clips have another id than their group's vocabulary gives", list(dict.fromkeys(ids[self.clip[docs]])), dict(pairs=rows))]
 
-# %% ../nbs/14_audit.ipynb #f17be849
+# %% ../nbs/14_audit.ipynb #50c1b630
 def _basis(X):
     "Orthonormal columns that span the columns of a centred matrix"
     u, s, _ = np.linalg.svd(X, full_matrices=False)
@@ -561,7 +561,7 @@ def association(
     if U.shape[1] and V.shape[1]: p['p_within'] = _screened(U, V, go, B, len(go) - len(n), rng)
     return dict(p=min(1., float(min(p.values()))*len(p)) if p else None) | {k: float(p[k]) if k in p else None for k in ('p_between', 'p_within')}
 
-# %% ../nbs/14_audit.ipynb #e97bc93a
+# %% ../nbs/14_audit.ipynb #59269a6b
 def _ranks(x):
     "Mean ranks"
     u, i, n = np.unique(x, return_inverse=True, return_counts=True)
@@ -580,7 +580,7 @@ def holm(
     out = np.empty(len(p)); out[o] = np.minimum(1, np.maximum.accumulate(p[o]*np.arange(len(p), 0, -1)))
     return out
 
-# %% ../nbs/14_audit.ipynb #70879ca3
+# %% ../nbs/14_audit.ipynb #30cdf285
 def property_auroc(
     x,              # (N,) numbers, NaN where unknown, or (N,) categories
     y,              # (N,) bool
@@ -608,7 +608,7 @@ def property_auroc(
     if x.dtype.kind == 'f' and point < .5: point, spread = 1 - point, 1 - spread
     return float(point), tuple(np.nanquantile(spread, [.025, .975]).tolist()) if not np.isnan(spread).all() else (np.nan, np.nan)
 
-# %% ../nbs/14_audit.ipynb #d931b0fa
+# %% ../nbs/14_audit.ipynb #7d3b0cb1
 @dataclass
 class Property:
     "A property of every clip"
@@ -630,7 +630,7 @@ def _scalars(self:Manifest):
         if 1 < len(distinct) <= 20: yield f'value of {f}', np.array([str(v) for v in vs])
         elif len(distinct) > 20 and (x := _as_numbers(vs)) is not None and np.isfinite(x[~np.isnan(x)]).all(): yield f'value of {f}', x
 
-# %% ../nbs/14_audit.ipynb #7d3b0cb1
+# %% ../nbs/14_audit.ipynb #d4d410c0
 @patch
 def properties(self:Manifest,
     lengths: dict,      # modality -> (N,) positions, 0 where absent
@@ -653,7 +653,7 @@ def properties(self:Manifest,
         else: out[key] = Property([name], family, x if x.dtype.kind == 'f' else x.astype(str))
     return list(out.values())
 
-# %% ../nbs/14_audit.ipynb #d4d410c0
+# %% ../nbs/14_audit.ipynb #75872900
 @dataclass
 class Tie:
     "How a property and a label go together"
@@ -697,7 +697,7 @@ def ties(
             out.append(Tie(p, t, best[0], float(adjusted), best[1], best[2], _tie_table(x, y[known] == best[0], v)))
     return out, len(tests)
 
-# %% ../nbs/14_audit.ipynb #75872900
+# %% ../nbs/14_audit.ipynb #0a3c83b1
 def tie_findings(
     found: list,        # of `Tie`
     ids: list           # clip ids
@@ -714,7 +714,7 @@ def tie_findings(
                            [] if c is None else ids[p.x == c[-1][0]].tolist(), dict(properties=p.names, labels=rows), SEVERITIES[min(2, max(0, level))]))
     return out
 
-# %% ../nbs/14_audit.ipynb #c4b0bac5
+# %% ../nbs/14_audit.ipynb #7ad15376
 def shingle(
     words,      # (T,) numbers of words, text after text
     at,         # (N + 1,) where each text begins
@@ -739,7 +739,7 @@ def minhash(
     mul = np.random.default_rng(seed).integers(1, 2**63, n, dtype=np.uint64)*np.uint64(2) + np.uint64(1)
     return np.stack([np.minimum.reduceat((h*a >> np.uint64(32)).astype(np.uint32), start[:-1]) for a in mul], 1)
 
-# %% ../nbs/14_audit.ipynb #7ad15376
+# %% ../nbs/14_audit.ipynb #972d149d
 def near_duplicates(
     words,              # (T,) numbers of words, text after text
     at,                 # (N + 1,) where each text begins
@@ -773,7 +773,7 @@ def near_duplicates(
     for i in range(len(first)): near.setdefault(find(i), []).append(int(first[i]))
     return exact, [o for o in near.values() if len(o) > 1]
 
-# %% ../nbs/14_audit.ipynb #38a2e4e1
+# %% ../nbs/14_audit.ipynb #1b7b13b3
 @dataclass
 class _File:
     "What is known of one feature file"
@@ -805,7 +805,7 @@ def read_features(
     there = {o.name for o in os.scandir(folder)}
     return [_look(folder/name, _File(id, part, mod, name)) for id in dict.fromkeys(m.ids) for mod, parts in files.items() for part in parts if (name := f'{id}_{part}.npy') in there]
 
-# %% ../nbs/14_audit.ipynb #1b7b13b3
+# %% ../nbs/14_audit.ipynb #f28b31b3
 def feature_findings(
     m,              # `Manifest`
     looked: list,   # from `read_features`
@@ -849,7 +849,7 @@ _SAY = {'features-unreadable': '{n} clips have feature files that cannot be read
         'features-nonfinite': '{n} clips have features that are NaN or infinite', 'features-constant': '{n} clips have features that are constant or empty',
         'modality-missing': '{n} clips lack a modality', 'duplicate-features': '{n} clips share their features with another'}
 
-# %% ../nbs/14_audit.ipynb #b42ddd7c
+# %% ../nbs/14_audit.ipynb #fb2c85c8
 def pile_up(
     lengths  # (N,) positions, 0 where absent
 ) -> int|None: # the limit, None where nothing shows
@@ -874,7 +874,7 @@ def length_findings(
                                dict(modality=mod, length=top, clips_at_the_length=int((l == top).sum()), clips_in_the_ten_below=int(((l < top) & (l >= top - 10)).sum()))))
     return out
 
-# %% ../nbs/14_audit.ipynb #772afeec
+# %% ../nbs/14_audit.ipynb #28d73fc5
 def expected_widths(
     positives: int,     # clips of the class
     negatives: int,     # others
@@ -903,7 +903,7 @@ def design_effect(
     rho = (between - within)/total if total > 0 else 0.
     return float(max(1., 1 + ((n**2).sum()/N - 1)*rho))
 
-# %% ../nbs/14_audit.ipynb #7b867244
+# %% ../nbs/14_audit.ipynb #4d956d6b
 def balance(
     labels: dict,   # task -> (N,) class names, None where unknown
     videos,         # (N,) the video of each clip
@@ -943,7 +943,7 @@ def balance_findings(
         if gap := [r for r in mine if r['unlabelled']]: put('label-missing', f"{t}: {sum({r['split']: r['unlabelled'] for r in gap}.values())} clips have no label", gap)
     return out
 
-# %% ../nbs/14_audit.ipynb #f32ec5e9
+# %% ../nbs/14_audit.ipynb #107d4f5f
 @dataclass
 class Audit:
     "What an audit found"
@@ -971,7 +971,7 @@ def _defect_findings(m):
            'words-ids': '{n} clips have more words than ids or fewer', 'padding': '{n} clips are stored with padding'}
     return [Finding(code, say[code].format(n=len({r['clip'] for r in rows})), list(dict.fromkeys(r['clip'] for r in rows)), dict(defects=rows)) for code, rows in m.defects.items()]
 
-# %% ../nbs/14_audit.ipynb #107d4f5f
+# %% ../nbs/14_audit.ipynb #ed26d6ff
 def _split_findings(m):
     "Ids that stand twice, and videos that stand in several splits"
     out, where, clips = [], {}, {}
@@ -997,7 +997,7 @@ def _duplicate_findings(m):
                            dict(groups=[dict(task=t, **{'clips': '; '.join(f'{m.ids[i]}: {m.labels[t][i]}' for i in o[:8])}) for o, ts in differ for t in ts])))
     return out
 
-# %% ../nbs/14_audit.ipynb #ed26d6ff
+# %% ../nbs/14_audit.ipynb #04ea0453
 def _text_findings(m, tokenizer):
     "Empty and unknown text; the length of each text in tokens where there is a tokenizer, else in words or released ids"
     words, ids, out, unknown = np.diff(m.text_at), np.array(m.ids, object), [], None
@@ -1024,7 +1024,7 @@ def _field_findings(m):
     rows = [dict(field=f, clips=sum(o), kind=', '.join(n for n, k in m._kinds.items() if k and k in set(m.kinds[f]))) for f, o in m.fields.items() if f not in known]
     return [Finding('field-unknown', f"{len(rows)} fields are read by nothing here: {', '.join(str(r['field']) for r in rows)}", [], dict(fields=rows))] if rows else []
 
-# %% ../nbs/14_audit.ipynb #04ea0453
+# %% ../nbs/14_audit.ipynb #d15ad737
 def audit(
     path,               # a JSON, CSV, TSV, JSONL or Parquet file, a folder, several files, or split name -> file
     features=None,      # folder of feature files
@@ -1064,7 +1064,7 @@ def _summary(m, found, lengths, tests):
     return dict(files=m.files, clips=len(m), videos=len(set(m.videos)), splits=splits, findings={s: sum(f.severity == s for f in found) for s in reversed(SEVERITIES)}, tests=tests,
                 lengths={k: dict(absent=int((np.asarray(l) == 0).sum()), median=float(np.median(p)) if len(p := np.asarray(l)[np.asarray(l) > 0]) else None, longest=int(np.max(l, initial=0))) for k, l in lengths.items()})
 
-# %% ../nbs/14_audit.ipynb #44bcbe54
+# %% ../nbs/14_audit.ipynb #5a37fb3f
 def _cell(v): return '–' if v is None else re.sub(r'[\x00-\x1f]+', ' ', f'{v:g}' if isinstance(v, float) else str(v)).replace('|', '\\|')
 
 def _table(rows, most=20):
@@ -1096,7 +1096,7 @@ def markdown(self:Audit,
     parts += [f"{s['tests']} ties of a property and a label were tested, with whole videos as the units; p-values are corrected for their number (Holm)." * bool(s['tests'])]
     return '\n\n'.join(o for o in parts + [f'![{Path(p).stem}]({p})' for p in pictures] if o) + '\n'
 
-# %% ../nbs/14_audit.ipynb #5a37fb3f
+# %% ../nbs/14_audit.ipynb #1406be97
 def _plain(o):
     "Values that JSON can hold"
     if isinstance(o, dict): return {str(k): _plain(v) for k, v in o.items()}
@@ -1111,7 +1111,7 @@ def to_dict(self:Audit) -> dict:
                        balance=self.balance, vocabularies=self.vocabularies,
                        ties=[{'properties': t.property.names, 'family': t.property.family, 'task': t.task, 'class': t.cls, 'p': t.p, 'auroc': t.auroc, 'interval_95': t.interval, 'table': t.table} for t in self.ties]))
 
-# %% ../nbs/14_audit.ipynb #1406be97
+# %% ../nbs/14_audit.ipynb #5dd62e17
 def _axes(ax, size):
     if ax is not None: return ax
     from matplotlib.figure import Figure
@@ -1136,7 +1136,7 @@ def plot_balance(self:Audit, ax=None):
     ax.set(yticks=range(len(bars)), xlabel='clips'); ax.set_yticklabels([f'{t} ({s})'[:40] for s, t in bars], fontsize=8)
     return ax
 
-# %% ../nbs/14_audit.ipynb #5dd62e17
+# %% ../nbs/14_audit.ipynb #0157d13a
 @patch
 def plot_lengths(self:Audit, ax=None):
     "Histograms of the lengths of each modality; returns the axes"
@@ -1154,7 +1154,7 @@ def plot_vocabularies(self:Audit, ax=None):
     ax.set(yticks=range(len(rows)), xlim=(0, 1), xlabel="share of words whose id is the encoder's"); ax.set_yticklabels([f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows], fontsize=8)
     return ax
 
-# %% ../nbs/14_audit.ipynb #0157d13a
+# %% ../nbs/14_audit.ipynb #603c365a
 @patch
 def save(self:Audit,
     out     # folder of the report; an earlier report there is replaced
@@ -1175,7 +1175,7 @@ def save(self:Audit,
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
-# %% ../nbs/14_audit.ipynb #995464d2
+# %% ../nbs/14_audit.ipynb #c491e59d
 def run_audit(
     path,               # a JSON, CSV, TSV, JSONL or Parquet file, a folder, several files, or split name -> file
     features=None,      # folder of feature files

@@ -12,9 +12,10 @@ __all__ = ['SEVERITIES', 'CODES', 'PAIRS', 'RELEASED', 'TYPES', 'MANIFESTS', 'Fi
 # %% ../nbs/14_audit.ipynb #73ad3aee
 import json, os, re, shutil, sys, tempfile
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import compress
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -177,10 +178,11 @@ class Manifest:
         self.ids, self.videos, self.splits, self.position = [], [], [], array('d')
         self.fields, self.kinds = {}, {}                 # field -> bytearray: filled or not; number of the kind
         self.values, self.labels = {}, {}                # field -> scalars; task -> class names, None where unknown
-        self.number, self.words, self.text_at = {}, array('i'), array('q', [0])  # word -> number
+        self.number, self.words, self.text_at = defaultdict(), array('i'), array('q', [0])  # word -> number, the next one for a new word
+        self.number.default_factory = self.number.__len__
         self.docs = {c: (array('i'), array('i'), array('q', [0])) for c in PAIRS} # channel -> WordPieces, ids, offsets
         self.special, self.tokens, self.raw = [None]*0, {}, []                   # words include [CLS]; channel -> ids in the clip; raw texts
-        self.special_pairs = {}                          # channel -> per clip pairs of a special token and its id
+        self.special_pairs, self._same = {}, {}          # channel -> for each clip, pairs of a special token and its id
         self.defects, self.files = {}, {}                # code -> rows; split -> file name
         self.released = False
 
@@ -232,23 +234,25 @@ def _pairs_of(self:Manifest, id, r, split):
     "Put down the WordPieces and ids of one record"
     for channel, other in PAIRS.items():
         words, ids = r.get(channel), r.get(other)
-        if words is not None and (not isinstance(words, list) or not all(isinstance(o, str) for o in words)):
+        if words is not None and (not isinstance(words, list) or not set(map(type, words)) <= {str}):
             self.defect('field-kind', id, f'{channel} is no list of strings', split); words = None
-        if ids is not None and (not isinstance(ids, list) or not all(type(o) is int and 0 <= o < 2**31 for o in ids)):
+        if ids is not None and (not isinstance(ids, list) or not set(map(type, ids)) <= {int} or ids and not 0 <= min(ids) <= max(ids) < 2**31):
             self.defect('field-kind', id, f'{other} is no list of whole numbers from 0', split); ids = None
         W, I, at = self.docs[channel]
         self.tokens.setdefault(channel, array('i')).append(len(ids or ()))
-        special = Counter()
+        special = ()
         if words is not None and ids is not None:
             bare = ids[1:-1] if len(words) == len(ids) - 2 else ids
             if len(words) != len(bare): self.defect('words-ids', id, f'{len(words)} {channel} and {len(ids)} {other}', split)
             else:
-                if words and len(bare) < len(ids): special.update([('[CLS]', ids[0]), ('[SEP]', ids[-1])])    # left out of the words
-                for w, i in zip(words, bare):
-                    if w in SPECIAL: special[w, i] += 1
-                    else: W.append(self.number.setdefault(w, len(self.number))); I.append(i)
+                if words and len(bare) < len(ids): special = ('[CLS]', ids[0]), ('[SEP]', ids[-1])    # left out of the words
+                if any(o in words for o in SPECIAL):
+                    special += tuple((w, i) for w, i in zip(words, bare) if w in SPECIAL); keep = [w not in SPECIAL for w in words]
+                    words_, bare = list(compress(words, keep)), list(compress(bare, keep))
+                else: words_ = words
+                W.extend(map(self.number.__getitem__, words_)); I.extend(bare)
         if words and '[PAD]' in words or ids and (ids[0] == 0 or ids[-1] == 0): self.defect('padding', id, f'{channel} or {other} hold padding', split)
-        at.append(len(W)); self.special_pairs.setdefault(channel, []).append(special)
+        at.append(len(W)); self.special_pairs.setdefault(channel, []).append(self._same.setdefault(special, special))
         if channel == 'words': self.special.append(words[0] == '[CLS]' if words else None)
 
 # %% ../nbs/14_audit.ipynb #e2ca7507
@@ -261,8 +265,7 @@ def _text(self:Manifest, r):
     if v is None and isinstance(r.get('words'), list): v = join_wordpieces([o for o in r['words'] if isinstance(o, str)])
     v = v if isinstance(v, str) else ''
     if not self.released: self.raw.append(v)
-    number = self.number
-    self.words.extend([number.setdefault(o, len(number)) for o in _WORD.findall(v.lower())]); self.text_at.append(len(self.words))
+    self.words.extend(map(self.number.__getitem__, _WORD.findall(v.lower()))); self.text_at.append(len(self.words))
 
 @patch
 def _fields(self:Manifest, r):
@@ -435,7 +438,7 @@ class Vocabularies:
         self.real = [k for k in range(len(self.maps)) if size[k] > 1 or pairs[k] >= 5 or k == 0]
         number = dict(zip(self.real, range(len(self.real)))); self.of = np.array([number.get(k, -2 if k >= 0 else -1) for k in self.of.tolist()], int)
         self.maps = [self.maps[k] for k in self.real]
-        self.doc = np.repeat(np.arange(len(self.of)), np.diff(self.at))    # document of each pair
+        self.doc = np.repeat(np.arange(len(self.of), dtype=np.int32), np.diff(self.at))    # document of each pair
         self.agree = None if vocab is None else np.array([vocab.get(w, -1) for w in self.names] or [-1])[self.words] == self.ids
 
 # %% ../nbs/14_audit.ipynb #c462f9e3
@@ -447,7 +450,7 @@ def groups(self:Vocabularies) -> list: # a dict a group
         for c in PAIRS:
             docs = np.flatnonzero((self.of == k) & (self.channel == c))
             if not len(docs): continue
-            special = sum((self.m.special_pairs[c][i] for i in self.clip[docs]), Counter())
+            special = Counter(o for i in self.clip[docs] for o in self.m.special_pairs[c][i])
             row = dict(vocabulary='ABCDEFGHI'[k], words=c, clips=len(docs), pairs=int(np.diff(self.at)[docs].sum()) + special.total(), special=special.total())
             if self.vocab is not None:
                 row |= dict(agree=int(self.agree[np.isin(self.doc, docs)].sum()) + sum(n for (w, i), n in special.items() if self.vocab.get(w) == i),
@@ -465,7 +468,7 @@ def by_form(self:Vocabularies) -> list: # a dict a category, empty where no prop
     words = self.channel == 'words'
     for c in np.unique(whole):
         docs = np.flatnonzero(words & (whole == c)[self.clip]); rows = np.isin(self.doc, docs)
-        special = sum((self.m.special_pairs['words'][i] for i in self.clip[docs]), Counter()); n = sum(k for (w, i), k in special.items() if self.vocab and self.vocab.get(w) == i)
+        special = Counter(o for i in self.clip[docs] for o in self.m.special_pairs['words'][i]); n = sum(k for (w, i), k in special.items() if self.vocab and self.vocab.get(w) == i)
         out.append({'group': f"{' = '.join(alike)}: {c}", 'clips': len(docs), 'vocabulary': ''.join(sorted(set(v[self.clip[docs]]) - {''})), 'pairs': int(rows.sum()) + special.total()} |
                    ({} if self.vocab is None else dict(agree=int(self.agree[rows].sum()) + n, of_them_special=n)))
     return out
@@ -502,21 +505,21 @@ def findings(self:Vocabularies) -> list: # of `Finding`
 @patch
 def _outliers(self:Vocabularies, ids):
     "Clips with pairs that contradict the vocabulary of their group, or the encoder's where the group follows it"
-    want = np.full(len(self.words), -1)
-    for k in range(len(self.maps)):
-        rows = self.of[self.doc] == k
-        values, inverse = np.unique(np.stack([self.words[rows], self.ids[rows]]), axis=1, return_inverse=True) if rows.any() else (np.zeros((2, 0), int), [])
-        counts = np.bincount(np.ravel(inverse), minlength=values.shape[1]); order = np.argsort(counts, kind='stable')
-        usual = np.full(len(self.names), -1); usual[values[0][order]] = values[1][order]
+    of, want = self.of[self.doc], self.ids.copy()
+    for k, v in enumerate(self.maps):
+        rows = np.flatnonzero((of == k) & (v[self.words] != self.ids)); odd = np.unique(self.words[rows])   # words that have several ids
+        if not len(odd): continue
+        rows = np.flatnonzero((of == k) & np.isin(self.words, odd)); pairs, counts = np.unique(np.stack([self.words[rows], self.ids[rows]]), axis=1, return_counts=True)
+        usual, o = np.full(len(self.names), -1), np.argsort(counts, kind='stable'); usual[pairs[0][o]] = pairs[1][o]
         want[rows] = usual[self.words[rows]]
-    wrong = (want >= 0) & (want != self.ids) | (self.of[self.doc] == -2)
+    wrong = (want != self.ids) | (of == -2)
     if self.vocab is not None:
         for k in range(len(self.maps)):
-            rows = self.of[self.doc] == k
+            rows = of == k
             if self.agree[rows].mean() >= .5: wrong |= rows & ~self.agree
     docs = list(dict.fromkeys(self.doc[wrong].tolist()))
     if not docs: return []
-    rows = [dict(clip=ids[self.clip[self.doc[p]]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(want[p]) if want[p] >= 0 else None) for p in np.flatnonzero(wrong)[:20]]
+    rows = [dict(clip=ids[self.clip[self.doc[p]]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(want[p]) if of[p] >= 0 else None) for p in np.flatnonzero(wrong)[:20]]
     return [Finding('vocabulary-outlier', f"{wrong.sum()} words of {len(docs)} clips have another id than their group's vocabulary gives", list(dict.fromkeys(ids[self.clip[docs]])), dict(pairs=rows))]
 
 # %% ../nbs/14_audit.ipynb #50c1b630
@@ -529,7 +532,7 @@ def _mean_by(X, g, n): return np.stack([np.bincount(g, c, len(n)) for c in X.T],
 
 def _permuted_p(U, V, g, B, rng):
     "p-value of the sum of squared products of two bases when the rows of V change places within the groups `g`, sorted"
-    stat, null, size = ((U.T @ V)**2).sum(), np.zeros(0), max(1, int(2e6/len(g)))
+    stat, null, size = ((U.T @ V)**2).sum(), np.zeros(0), max(1, int(4e5/len(g)))
     while len(null) < B and ((c := (null >= stat*(1 - 1e-9)).sum()) < 20 or len(null) < 199):   # enough is known of a p-value that is not small
         b = min(size, B - len(null), 199 if not len(null) else B)
         null = np.append(null, ((U.T @ V[np.argsort(g + rng.random((b, len(g))), 1)])**2).sum((1, 2)))
@@ -553,7 +556,7 @@ def association(
     Y = np.eye(len(np.unique(y)))[np.unique(y, return_inverse=True)[1]]
     X, Y, rng, p = X - X.mean(0), Y - Y.mean(0), np.random.default_rng(seed), {}
     Xm, Ym = _mean_by(X, g, n), _mean_by(Y, g, n)
-    B = int(np.clip(6e7/len(x), 199, B))
+    B = int(np.clip(2e7/len(x), 199, B))
     U, V = _basis(Xm - Xm.mean(0)), _basis(Ym - Ym.mean(0))
     if U.shape[1] and V.shape[1] and len(n) > 2: p['p_between'] = _screened(U, V, np.zeros(len(n)), B, len(n) - 1, rng)
     o = np.argsort(g, kind='stable'); go = g[o]
@@ -751,13 +754,13 @@ def near_duplicates(
     for i in rows.tolist(): same.setdefault(blake2b(words[at[i]:at[i + 1]].tobytes(), digest_size=16).digest(), []).append(i)
     first = np.array([o[0] for o in same.values()], int); exact = [o for o in same.values() if len(o) > 1]
     if len(first) < 2: return exact, []
-    parts = [words[at[i]:at[i + 1]] for i in first]; h, s = shingle(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
-    sig, root, sets = minhash(h, s), list(range(len(first))), {}
+    def shingled(rows): return shingle(np.concatenate([words[at[i]:at[i + 1]] for i in rows]), np.cumsum([0, *(at[rows + 1] - at[rows])]))
+    sig, root, sets = np.concatenate([minhash(*shingled(first[i:i + 2000])) for i in range(0, len(first), 2000)]), list(range(len(first))), {}
     def find(i):
         while root[i] != i: root[i] = root[root[i]]; i = root[i]
         return i
     def shingles(i):
-        if i not in sets: sets[i] = set(h[s[i]:s[i + 1]].tolist())
+        if i not in sets: sets[i] = set(shingled(first[i:i + 1])[0].tolist())
         return sets[i]
     for b in range(0, sig.shape[1], 3):
         band = sig[:, b].astype(np.uint64)*np.uint64(0x9E3779B97F4A7C15) ^ sig[:, b + 1].astype(np.uint64)*np.uint64(0xBF58476D1CE4E5B9) ^ sig[:, b + 2].astype(np.uint64) << np.uint64(17)

@@ -184,7 +184,7 @@ class Manifest:
         self.special, self.tokens, self.raw = [None]*0, {}, []                   # words include [CLS]; channel -> ids in the clip; raw texts
         self.special_pairs, self._same = {}, {}          # channel -> for each clip, pairs of a special token and its id
         self.defects, self.files = {}, {}                # code -> rows; split -> file name
-        self.released = False
+        self.released, self.keep = False, False          # a JSON as released; keep the raw text of tables
 
     def __len__(self): return len(self.ids)
 
@@ -246,14 +246,15 @@ def _pairs_of(self:Manifest, id, r, split):
             if len(words) != len(bare): self.defect('words-ids', id, f'{len(words)} {channel} and {len(ids)} {other}', split)
             else:
                 if words and len(bare) < len(ids): special = ('[CLS]', ids[0]), ('[SEP]', ids[-1])    # left out of the words
+                if words and words[0] in SPECIAL and words[-1] in SPECIAL: special += (words[0], bare[0]), (words[-1], bare[-1]); words, bare = words[1:-1], bare[1:-1]
                 if any(o in words for o in SPECIAL):
                     special += tuple((w, i) for w, i in zip(words, bare) if w in SPECIAL); keep = [w not in SPECIAL for w in words]
-                    words_, bare = list(compress(words, keep)), list(compress(bare, keep))
-                else: words_ = words
-                W.extend(map(self.number.__getitem__, words_)); I.extend(bare)
-        if words and '[PAD]' in words or ids and (ids[0] == 0 or ids[-1] == 0): self.defect('padding', id, f'{channel} or {other} hold padding', split)
+                    words, bare = list(compress(words, keep)), list(compress(bare, keep))
+                W.extend(map(self.number.__getitem__, words)); I.extend(bare)
+        whole = r.get(channel) if words is not None else None
+        if whole and '[PAD]' in whole or ids and (ids[0] == 0 or ids[-1] == 0): self.defect('padding', id, f'{channel} or {other} hold padding', split)
         at.append(len(W)); self.special_pairs.setdefault(channel, []).append(self._same.setdefault(special, special))
-        if channel == 'words': self.special.append(words[0] == '[CLS]' if words else None)
+        if channel == 'words': self.special.append(whole[0] == '[CLS]' if whole else None)
 
 # %% ../nbs/14_audit.ipynb #e2ca7507
 _WORD = re.compile(r'\w+')
@@ -262,9 +263,11 @@ _WORD = re.compile(r'\w+')
 def _text(self:Manifest, r):
     "Put down the text of one record as numbers"
     v = r.get(self.text_field) if 'words' not in r else None
-    if v is None and isinstance(r.get('words'), list): v = join_wordpieces([o for o in r['words'] if isinstance(o, str)])
+    if v is None and isinstance(w := r.get('words'), list):
+        w = w[w[:1] == ['[CLS]']:-1 if w[-1:] == ['[SEP]'] else None]
+        v = join_wordpieces([o for o in w if isinstance(o, str)]) if any(o in w for o in SPECIAL) or not set(map(type, w)) <= {str} else ' '.join(w).replace(' ##', '')
     v = v if isinstance(v, str) else ''
-    if not self.released: self.raw.append(v)
+    if self.keep: self.raw.append(v)
     self.words.extend(map(self.number.__getitem__, _WORD.findall(v.lower()))); self.text_at.append(len(self.words))
 
 @patch
@@ -329,12 +332,13 @@ def read_manifest(
     text: str='text', # column of the text
     labels=None,      # columns of labels; the comic-mischief tasks and `label` by default
     group: str=None,  # column of the video or dialogue that a clip comes from; found from the ids by default
-    split: str=None   # column of the split; a file is one split by default
+    split: str=None,  # column of the split; a file is one split by default
+    keep: bool=False  # keep the raw text of tables, to be tokenised
 ) -> tuple: # `Manifest`, folder of features or None
     "What an audit keeps of a data set; raises `DataError` only for a file that cannot be read and a column that no record has"
     files, features = _split_paths(path)
     m = Manifest(id, text, labels and ([labels] if isinstance(labels, str) else list(labels)), group, split)
-    m.released = bool(files) and all(p.suffix.lower() == '.json' for p in files.values())
+    m.released = bool(files) and all(p.suffix.lower() == '.json' for p in files.values()); m.keep = keep and not m.released
     if labels is None: m.label_fields = ['label', 'y', *TYPES] if m.released else []
     for name, p in files.items():
         m.files[name] = p.name
@@ -375,7 +379,7 @@ def group_vocabularies(
         known = [(k := v[w], (k >= 0).sum(), (k == i).sum()) for v in V]
         best = max(range(len(V)), key=lambda k: known[k][2], default=None)
         if best is not None and known[best][2]*2 >= known[best][1] > 0: of[d] = best
-        elif not V or (any(k[1] for k in known) or found) and len(V) < most: of[d] = len(V); V.append(np.full(n, -1))
+        elif not V or (any(k[1] for k in known) or found) and len(V) < most: of[d] = len(V); V.append(np.full(n, -1, np.int32))
         elif any(k[1] for k in known): of[d] = most; return
         else: wait.append(d); return
         v = V[of[d]]; new = v[w] < 0; v[w[new]] = i[new]
@@ -430,16 +434,25 @@ class Vocabularies:
         for c, (w, i, o) in m.docs.items():
             W.append(np.frombuffer(w, np.int32) if len(w) else np.zeros(0, np.int32)); I.append(np.frombuffer(i, np.int32) if len(i) else np.zeros(0, np.int32))
             at += (np.array(o[1:]) + at[-1]).tolist(); self.channel += [c]*(len(o) - 1); self.clip += range(len(o) - 1)
-        self.words, self.ids, self.at, self.vocab = np.concatenate(W), np.concatenate(I), np.array(at), vocab
+        W, I = [o for o in W if len(o)], [o for o in I if len(o)]
+        self.words, self.ids = (o[0] if len(o) == 1 else np.concatenate(o or [np.zeros(0, np.int32)]) for o in (W, I)); self.at, self.vocab = np.array(at), vocab
         self.channel, self.clip = np.array(self.channel), np.array(self.clip, int)
         self.of, self.maps = group_vocabularies(self.words, self.ids, self.at)
         self.names = list(m.number)
         size = np.bincount(self.of[self.of >= 0], minlength=len(self.maps) + 1); pairs = np.bincount(self.of[self.of >= 0], np.diff(self.at)[self.of >= 0], len(self.maps) + 1)
         self.real = [k for k in range(len(self.maps)) if size[k] > 1 or pairs[k] >= 5 or k == 0]
-        number = dict(zip(self.real, range(len(self.real)))); self.of = np.array([number.get(k, -2 if k >= 0 else -1) for k in self.of.tolist()], int)
+        number = dict(zip(self.real, range(len(self.real)))); self.of = np.array([number.get(k, -2 if k >= 0 else -1) for k in self.of.tolist()], np.int8)
         self.maps = [self.maps[k] for k in self.real]
-        self.doc = np.repeat(np.arange(len(self.of), dtype=np.int32), np.diff(self.at))    # document of each pair
-        self.agree = None if vocab is None else np.array([vocab.get(w, -1) for w in self.names] or [-1])[self.words] == self.ids
+        self.agree = None if vocab is None else np.array([vocab.get(w, -1) for w in self.names] or [-1], np.int32)[self.words] == self.ids
+        self.hits = None if vocab is None else np.diff(np.concatenate([[0], np.cumsum(self.agree, dtype=np.int32)])[self.at])   # of each document
+
+    def doc_of(self, pairs):
+        "The document of each pair"
+        return np.searchsorted(self.at, pairs, 'right') - 1
+
+    def chunks(self, n=4000):
+        "(slice of pairs, document of each) of some documents at a time"
+        for d in range(0, len(self.of), n): yield slice(self.at[d], self.at[min(d + n, len(self.of))]), np.repeat(np.arange(d, min(d + n, len(self.of))), np.diff(self.at[d:d + n + 1]))
 
 # %% ../nbs/14_audit.ipynb #c462f9e3
 @patch
@@ -453,7 +466,7 @@ def groups(self:Vocabularies) -> list: # a dict a group
             special = Counter(o for i in self.clip[docs] for o in self.m.special_pairs[c][i])
             row = dict(vocabulary='ABCDEFGHI'[k], words=c, clips=len(docs), pairs=int(np.diff(self.at)[docs].sum()) + special.total(), special=special.total())
             if self.vocab is not None:
-                row |= dict(agree=int(self.agree[np.isin(self.doc, docs)].sum()) + sum(n for (w, i), n in special.items() if self.vocab.get(w) == i),
+                row |= dict(agree=int(self.hits[docs].sum()) + sum(n for (w, i), n in special.items() if self.vocab.get(w) == i),
                             special_agree=sum(n for (w, i), n in special.items() if self.vocab.get(w) == i))
             out.append(row)
     return out
@@ -467,10 +480,10 @@ def by_form(self:Vocabularies) -> list: # a dict a category, empty where no prop
     if not alike or '' in whole: return []
     words = self.channel == 'words'
     for c in np.unique(whole):
-        docs = np.flatnonzero(words & (whole == c)[self.clip]); rows = np.isin(self.doc, docs)
+        docs = np.flatnonzero(words & (whole == c)[self.clip])
         special = Counter(o for i in self.clip[docs] for o in self.m.special_pairs['words'][i]); n = sum(k for (w, i), k in special.items() if self.vocab and self.vocab.get(w) == i)
-        out.append({'group': f"{' = '.join(alike)}: {c}", 'clips': len(docs), 'vocabulary': ''.join(sorted(set(v[self.clip[docs]]) - {''})), 'pairs': int(rows.sum()) + special.total()} |
-                   ({} if self.vocab is None else dict(agree=int(self.agree[rows].sum()) + n, of_them_special=n)))
+        out.append({'group': f"{' = '.join(alike)}: {c}", 'clips': len(docs), 'vocabulary': ''.join(sorted(set(v[self.clip[docs]]) - {''})), 'pairs': int(np.diff(self.at)[docs].sum()) + special.total()} |
+                   ({} if self.vocab is None else dict(agree=int(self.hits[docs].sum()) + n, of_them_special=n)))
     return out
 
 @patch
@@ -505,21 +518,22 @@ def findings(self:Vocabularies) -> list: # of `Finding`
 @patch
 def _outliers(self:Vocabularies, ids):
     "Clips with pairs that contradict the vocabulary of their group, or the encoder's where the group follows it"
-    of, want = self.of[self.doc], self.ids.copy()
-    for k, v in enumerate(self.maps):
-        rows = np.flatnonzero((of == k) & (v[self.words] != self.ids)); odd = np.unique(self.words[rows])   # words that have several ids
-        if not len(odd): continue
-        rows = np.flatnonzero((of == k) & np.isin(self.words, odd)); pairs, counts = np.unique(np.stack([self.words[rows], self.ids[rows]]), axis=1, return_counts=True)
-        usual, o = np.full(len(self.names), -1), np.argsort(counts, kind='stable'); usual[pairs[0][o]] = pairs[1][o]
-        want[rows] = usual[self.words[rows]]
-    wrong = (want != self.ids) | (of == -2)
-    if self.vocab is not None:
-        for k in range(len(self.maps)):
-            rows = of == k
-            if self.agree[rows].mean() >= .5: wrong |= rows & ~self.agree
-    docs = list(dict.fromkeys(self.doc[wrong].tolist()))
+    follow = [] if self.vocab is None else [k for k in range(len(self.maps)) if self.hits[self.of == k].sum() >= .5*np.diff(self.at)[self.of == k].sum()]
+    wrong, M = np.repeat(self.of == -2, np.diff(self.at)), np.stack(self.maps) if self.maps else np.zeros((1, len(self.names) + 1), np.int32)
+    odd, found = np.zeros(len(self.names) + 1, bool), Counter()
+    for sl, doc in self.chunks():
+        k = self.of[doc]; odd[self.words[sl][(k >= 0) & (M[np.maximum(k, 0), self.words[sl]] != self.ids[sl])]] = True   # words with several ids in a vocabulary
+    for sl, doc in self.chunks() if odd.any() else ():
+        o = np.flatnonzero(odd[self.words[sl]]); found.update(zip(self.of[doc[o]].tolist(), self.words[sl][o].tolist(), self.ids[sl][o].tolist()))
+    for (k, w, i), n in sorted(found.items(), key=lambda o: o[1]):
+        if k >= 0: M[k, w] = i                                                                           # the most frequent comes last
+    for sl, doc in self.chunks():
+        k = self.of[doc]; wrong[sl] |= (k >= 0) & (M[np.maximum(k, 0), self.words[sl]] != self.ids[sl])
+        if self.vocab is not None: wrong[sl] |= np.isin(k, follow) & ~self.agree[sl]
+    bad = np.flatnonzero(wrong); doc_of = self.doc_of(bad)
+    docs = list(dict.fromkeys(doc_of.tolist()))
     if not docs: return []
-    rows = [dict(clip=ids[self.clip[self.doc[p]]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(want[p]) if of[p] >= 0 else None) for p in np.flatnonzero(wrong)[:20]]
+    rows = [dict(clip=ids[self.clip[d]], word=self.names[self.words[p]], id=int(self.ids[p]), usual=int(M[self.of[d], self.words[p]]) if self.of[d] >= 0 else None) for p, d in zip(bad[:20], doc_of)]
     return [Finding('vocabulary-outlier', f"{wrong.sum()} words of {len(docs)} clips have another id than their group's vocabulary gives", list(dict.fromkeys(ids[self.clip[docs]])), dict(pairs=rows))]
 
 # %% ../nbs/14_audit.ipynb #50c1b630
@@ -1043,7 +1057,7 @@ def audit(
 ) -> Audit:
     "Look for what is wrong with a data set. Raises `DataError` only where a file cannot be read or a column that was asked for is missing."
     tokenizer = None if encoder is None else get_tokenizer(encoder)
-    m, inside = read_manifest(path, id, text, labels, group, split); features = features or inside
+    m, inside = read_manifest(path, id, text, labels, group, split, tokenizer is not None); features = features or inside
     found, limits = _defect_findings(m), dict(limits or {})
     if tokenizer is not None and tokenizer.model_max_length < 1e6: limits.setdefault('text', tokenizer.model_max_length)
     if not len(m): found.append(Finding('no-clips', 'there is no clip that could be read' if m.defects else 'the data set is empty', [], dict(files=list(m.files.values()))))
@@ -1051,7 +1065,7 @@ def audit(
     vocab = None if tokenizer is None else tokenizer.get_vocab()
     v = Vocabularies(m, vocab); found += v.findings() + _split_findings(m) + _duplicate_findings(m) + _field_findings(m)
     if vocab and len(tokenizer) and (high := np.flatnonzero(v.ids >= len(tokenizer))).size:
-        clips = list(dict.fromkeys(m.ids[v.clip[v.doc[p]]] for p in high))
+        clips = list(dict.fromkeys(m.ids[v.clip[d]] for d in v.doc_of(high)))
         found.append(Finding('id-range', f"{len(clips)} clips have token ids of {len(tokenizer)} or more, where the encoder's vocabulary ends", clips, dict(highest=int(v.ids.max()), vocabulary=len(tokenizer))))
     lengths = {}; lengths['text'], more = _text_findings(m, tokenizer); found += more; m.raw = []
     if features is not None:

@@ -10,7 +10,7 @@ __all__ = ['SEVERITIES', 'CODES', 'PAIRS', 'RELEASED', 'TYPES', 'MANIFESTS', 'Fi
            'balance_findings', 'Audit', 'audit', 'run_audit']
 
 # %% ../nbs/14_audit.ipynb #73ad3aee
-import json, os, re, shutil, sys, tempfile
+import csv, json, os, re, shutil, sys, tempfile
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -156,13 +156,30 @@ def _lines(path):
     except FileNotFoundError: raise DataError('no such file', file=path, mend='Check the path') from None
     except (OSError, UnicodeDecodeError) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Check the file') from None
 
+class _Header(list): "The names of a table's columns"
+
+def _csv(path, sep):
+    "(None, row) of a CSV or TSV file, every cell as text; a row with too many cells comes as a list"
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as f:
+            rows = csv.reader(f, delimiter=sep, strict=True)
+            if not (names := next(rows, None)): raise DataError('no line of column names', file=path, mend='Check that it is complete')
+            if len(set(names)) < len(names): raise DataError('two columns have one name', file=path, mend='Give every column a name of its own')
+            yield None, _Header(names)
+            for row in rows:
+                if row: yield None, dict(zip(names, row + ['']*(len(names) - len(row)))) if len(row) <= len(names) else row
+    except FileNotFoundError: raise DataError('no such file', file=path, mend='Check the path') from None
+    except (OSError, UnicodeDecodeError, csv.Error) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Check that it is complete') from None
+
 def _rows(path):
-    "(id or None, record) of a manifest file"
+    "(id or None, record) of a manifest file; a `_Header` comes before the rows of a table"
     kind = Path(path).suffix.lower()
     if kind == '.json': yield from json_entries(path)
     elif kind == '.jsonl': yield from _lines(path)
+    elif kind in ('.csv', '.tsv'): yield from _csv(path, ',' if kind == '.csv' else '\t')
     else:
         frame = _read_frame(path)
+        yield None, _Header(map(str, frame.columns))
         for row in zip(*(frame[c] for c in frame.columns)): yield None, dict(zip(map(str, frame.columns), row))
 
 # %% ../nbs/14_audit.ipynb #6e756c78
@@ -342,9 +359,10 @@ def read_manifest(
     if labels is None: m.label_fields = ['label', 'y', *TYPES] if m.released else []
     for name, p in files.items():
         m.files[name] = p.name
-        for n, (key, r) in enumerate(_rows(p)):
-            if not n and labels is None and not m.released and isinstance(r, dict): m.label_fields = [f for f in ('label', 'binary', *TYPES) if f in r] or m.label_fields
-            m.add(key, r, name, n)
+        n = 0
+        for key, r in _rows(p):
+            if not n and labels is None and not m.released: m.label_fields = [f for f in ('label', 'binary', *TYPES) if isinstance(r, (dict, _Header)) and f in r] or m.label_fields
+            if not isinstance(r, _Header): m.add(key, r, name, n); n += 1
     if not files: _from_features(m, features)
     for f in [*m.id, m.text_field, *(labels and m.label_fields or ()), group, split]:
         if f is not None and len(m) and not m.released and files and f not in m.fields and 'words' not in m.fields and (f != text or text != 'text') and (f not in m.id or 'IMDBid' not in m.fields):
@@ -1139,7 +1157,7 @@ def plot_ties(self:Audit, ax=None):
     "How well each property that predicts a label does so alone, with its interval; returns the axes"
     rows = sorted(self.ties, key=lambda t: t.auroc)[-15:]; ax = _axes(ax, (6, 1 + .35*len(rows)))
     for i, t in enumerate(rows): ax.plot(t.interval, [i, i], color='k', lw=1); ax.plot(t.auroc, i, 'o', color={'format': 'tab:red', 'length': 'tab:blue', 'value': 'tab:orange'}[t.property.family])
-    ax.axvline(.5, color='0.6', lw=.8); ax.set(yticks=range(len(rows)), xlim=(.3, 1), xlabel='AUROC of the property alone (95% interval)')
+    ax.axvline(.5, color='0.6', lw=.8); ax.set(yticks=range(len(rows)), ylim=(-.6, len(rows) - .4), xlim=(.3, 1), xlabel='AUROC of the property alone (95% interval)')
     ax.set_yticklabels([f"{t.property.names[0][:30]} → {t.task}" for t in rows], fontsize=8)
     return ax
 
@@ -1167,7 +1185,7 @@ def plot_lengths(self:Audit, ax=None):
 def plot_vocabularies(self:Audit, ax=None):
     "Share of pairs of a word and its id that agree with the encoder's vocabulary, a bar for each vocabulary and field; returns the axes"
     rows = [g for g in self.vocabularies if 'agree' in g and g['pairs']]; ax = _axes(ax, (6, 1 + .35*len(rows)))
-    for i, g in enumerate(rows): ax.barh(i, g['agree']/g['pairs'], color='tab:blue'); ax.text(.01, i, f"{g['agree']:,} of {g['pairs']:,}", va='center', fontsize=8)
+    for i, g in enumerate(rows): ax.barh(i, g['agree']/g['pairs'], color='lightsteelblue'); ax.text(.01, i, f"{g['agree']:,} of {g['pairs']:,}", va='center', fontsize=8)
     ax.set(yticks=range(len(rows)), xlim=(0, 1), xlabel="share of words whose id is the encoder's"); ax.set_yticklabels([f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows], fontsize=8)
     return ax
 

@@ -488,7 +488,7 @@ def _column(frame, name, path):
     from difflib import get_close_matches
     if name in frame.columns: return frame[name]
     near = get_close_matches(str(name), list(map(str, frame.columns)), 1)
-    raise DataError(f"no column {name!r}", file=path, mend=f"Did you mean {near[0]!r}? " * bool(near) + f"The columns are {', '.join(map(str, frame.columns))}")
+    raise DataError(f"no column {name!r}", file=path, mend=''.join(f"Did you mean {o!r}? " for o in near) + f"The columns are {', '.join(map(str, frame.columns))}")
 
 def _is_missing(v): return v is None or v == '' or (isinstance(v, float) and v != v)
 

@@ -13,7 +13,7 @@ from upstream_reference import Reference, parity_folder, parity_recipe
 from hiccap.checkpoints import load_upstream
 from hiccap.data import MODALITIES, Clip
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import HICCAP, PAIRS, FeaturesConfig, HICCAPConfig, TokenEncoder, TokensConfig, VARIANTS, masked_softmax
+from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig, TokenEncoder, TokensConfig, VARIANTS, attend, masked_softmax
 from hiccap.padding import collate
 from hiccap.tasks import COMIC_MISCHIEF, IGNORE, Task
 
@@ -192,6 +192,7 @@ def test_contract_upstream_variants(variant):
     if variant == 'matching': assert {k: tuple(v.shape) for k, v in out.items()} == dict(text_audio=(2, 2), video_audio=(2, 2), video_text=(2, 2))
     elif variant == 'contrastive': assert {k: tuple(v.shape) for k, v in net.project(inputs).items()} == {m: (2, 400) for m in MODALITIES}
     else: assert list(out) == ['a', 'b', 'c']
+    assert net.config.dropout == (.2 if variant in ('binary', 'multi_task') else .1) and (net.config.state_dropout, net.config.attention_dropout, net.config.head_dropout) == (.3, .1, .3)
     if variant != 'contrastive':
         with pytest.raises(ValueError, match='projection'): net.project(inputs)
 
@@ -380,6 +381,15 @@ def test_masked_softmax_is_the_softmax_of_what_is_real(scores, data, dtype):
     assert np.abs(w.detach().numpy() - want).max() < 1e-5
     (w*torch.arange(len(scores))).sum().backward()
     assert s.grad.isfinite().all() and (s.grad[~mask] == 0).all()
+
+
+def test_a_row_that_may_ask_nothing_takes_the_mean():
+    q, k, v = torch.randn(3, 2, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    out = attend(q.requires_grad_(), k, v, mask)
+    close(out[1], v[1].mean(1, keepdim=True).expand_as(out[1]))
+    close(out[0], attend(q[:1], k[:1, :, ::2], v[:1, :, ::2], torch.ones(1, 2).bool())[0])
+    assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
 
 
 @pytest.mark.parametrize('dtype', DTYPES)

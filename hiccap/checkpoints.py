@@ -187,7 +187,7 @@ def _put_back(folder):
 
 # %% ../nbs/05_checkpoints.ipynb #5e413d43
 def save_model(
-    model: HICCAP,
+    model: HICCAP,         # what is kept; it stays as it is
     folder,                # where to; its parents are made
     overwrite: bool=False, # replace a model that is there
     tokenizer: str=None    # name or folder of the tokenizer that the text was made with; by default the one that `model` was loaded with

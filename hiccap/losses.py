@@ -35,6 +35,8 @@ class MultiTaskLoss(nn.Module):
         reduction: str='mean'       # `none` gives a loss a row, the sum over its labelled tasks
     ):
         super().__init__()
+        if reduction not in ('mean', 'none'): raise ValueError(f"reduction must be mean or none, got {reduction!r}")
+        if not 0 <= label_smoothing <= 1: raise ValueError(f"label_smoothing must be from 0 to 1, got {label_smoothing!r}")
         self.tasks, self.label_smoothing, self.reduction = check_tasks(tasks), label_smoothing, reduction
         if unknown := set(weights or {}) - {t.name for t in self.tasks}: raise ValueError(f"weights for no task: {', '.join(sorted(unknown))}")
         self.weights, self.per_task = {t.name: float((weights or {}).get(t.name, 1.)) for t in self.tasks}, {}
@@ -56,7 +58,7 @@ def task_losses(self:MultiTaskLoss,
         wrong = known & ((y < 0) | (y >= t.n_classes))
         if wrong.any(): raise ValueError(f"target {y[wrong][0].item()} of task {t.name!r} in row {wrong.nonzero()[0].item()} is not in 0..{t.n_classes - 1}")
         w = getattr(self, f'class_weights_{i}')
-        out[t.name] = F.cross_entropy(x.float(), y, None if w is None else w.to(x.device), ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction=self.reduction)
+        out[t.name] = F.cross_entropy(x.float(), y, None if w is None else w.to(x.device, torch.float32), ignore_index=IGNORE, label_smoothing=self.label_smoothing, reduction=self.reduction)
     return out
 
 # %% ../nbs/06_losses.ipynb #6d2e2a97
@@ -66,6 +68,7 @@ def forward(self:MultiTaskLoss,
     targets: dict   # task name -> (B,) int64
 ) -> Tensor: # scalar, (B,) with reduction `none`
     "The weighted sum; a batch without any label gives 0 with a gradient of 0"
+    if not self.tasks: raise ValueError('MultiTaskLoss has no task to learn; give it the tasks that have labels')
     losses = self.task_losses(logits, targets)
     self.per_task = {k: v.detach() for k, v in losses.items()}
     if losses: return sum(self.weights[k]*v for k, v in losses.items())
@@ -77,8 +80,10 @@ def balanced_weights(
     targets: Tensor, # (N,) int64, `IGNORE` where unlabelled
     n_classes: int   # number of classes
 ) -> list: # a weight for each class
-    "`N / (n_classes * count)` of each class; raises `ValueError` for a class without a row"
-    counts = torch.bincount(targets[targets != IGNORE], minlength=n_classes).tolist()
+    "`N / (n_classes * count)` of each class; raises `ValueError` for a class without a row, or a target that is no class"
+    known = targets[targets != IGNORE]
+    if len(bad := known[(known < 0) | (known >= n_classes)]): raise ValueError(f"target {bad[0].item()} is not in 0..{n_classes - 1}")
+    counts = torch.bincount(known, minlength=n_classes).tolist()
     if 0 in counts: raise ValueError(f"class {counts.index(0)} has no labelled row, so it cannot be balanced")
     return [sum(counts)/(n_classes*c) for c in counts]
 
@@ -95,7 +100,9 @@ class Regularizer:
         self.kind, self.strength = kind, strength
 
     @property
-    def adds(self) -> bool: return self.kind in ('norm', 'upstream')
+    def adds(self) -> bool:
+        "Whether the loss gets a term; `decoupled` is the optimizer's, by its weight decay"
+        return self.kind in ('norm', 'upstream')
 
     def penalty(self, 
         model: nn.Module # whose parameters

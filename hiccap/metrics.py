@@ -20,6 +20,10 @@ def _nanmean(x):
     ok = ~np.isnan(x)
     return _ratio(np.where(ok, x, 0).sum(-1), ok.sum(-1))
 
+def _interval(x):
+    "Where the middle 95% of what is defined in `x` (R,) lie; NaN where nothing is"
+    return tuple(np.nanquantile(x, [.025, .975]).tolist()) if not np.isnan(x).all() else (np.nan, np.nan)
+
 def count_scores(
     counts  # (..., C, C), rows the truth, columns the answers
 ) -> dict: # name -> (...) or, for each class, (..., C)
@@ -69,14 +73,17 @@ class Thresholds:
 
     def verdicts(self, probs: dict) -> dict: # task name -> (N,) classes
         "The class that each row is given"
-        return {k: (np.asarray(p)[:, 1] >= self.values[k]).astype(np.int64) if k in self.values else np.asarray(p).argmax(1) for k, p in probs.items()}
+        return {k: (np.asarray(p, np.float64)[:, 1] >= self.values[k]).astype(np.int64) if k in self.values else np.asarray(p).argmax(1) for k, p in probs.items()}
 
 # %% ../nbs/07_metrics.ipynb #e9a84de8
 def _rows(probs, targets, task):
-    "Labelled rows of one task: which, their probabilities and classes"
+    "Labelled rows of one task: which, their probabilities and classes; raises `ValueError` for what is missing, misshapen or out of range"
+    for what, d in (('probabilities', probs), ('targets', targets)):
+        if task.name not in d: raise ValueError(f"no {what} for task {task.name!r}; there are {', '.join(map(str, d)) or 'none'}")
     p, y = np.asarray(probs[task.name], np.float64), np.asarray(targets[task.name])
     if p.shape != (len(y), task.n_classes): raise ValueError(f"probabilities of task {task.name!r} have shape {p.shape}, expected ({len(y)}, {task.n_classes})")
     if not np.isfinite(p).all(): raise ValueError(f"probabilities of task {task.name!r} are not finite in row {int(np.flatnonzero(~np.isfinite(p).all(1))[0])}")
+    if len(bad := np.flatnonzero(((p < -1e-6) | (p > 1 + 1e-6)).any(1))): raise ValueError(f"row {bad[0]} of task {task.name!r} holds {p[bad[0]].tolist()}, which are no probabilities; take the softmax of logits")
     known = y != IGNORE
     if len(bad := np.flatnonzero(known & ((y < 0) | (y >= task.n_classes)))): raise ValueError(f"target {y[bad[0]]} of task {task.name!r} in row {bad[0]} is out of range")
     return known, p[known], y[known]
@@ -101,6 +108,23 @@ def choose_thresholds(
         best = np.flatnonzero(f >= f.max() - 1e-12)
         values[t.name] = float(cuts[best[np.argmin(abs(cuts[best] - .5))]])
     return Thresholds(values, source, tuple(notes))
+
+# %% ../nbs/07_metrics.ipynb #c07check1
+def _same_rows(known, groups):
+    "The number of rows; raises `ValueError` where tasks or `groups` disagree on it"
+    sizes = {name: len(k) for name, k in known.items()}
+    if len(set(sizes.values())) > 1: raise ValueError(f"targets have different numbers of rows: {sizes}; a row without a label has {IGNORE}")
+    N = next(iter(sizes.values()))
+    if groups is not None and len(groups) != N: raise ValueError(f"{len(groups)} groups for {N} rows")
+    return N
+
+def _check_verdicts(verdicts, task, known):
+    "Raise `ValueError` for verdicts that are missing, too few or no class"
+    if task.name not in verdicts: raise ValueError(f"no verdicts for task {task.name!r}; there are {', '.join(map(str, verdicts)) or 'none'}")
+    v = np.asarray(verdicts[task.name])
+    if v.shape != known.shape: raise ValueError(f"verdicts of task {task.name!r} have shape {v.shape}, expected {known.shape}")
+    if len(bad := np.flatnonzero(known & ~np.isin(v, np.arange(task.n_classes)))): raise ValueError(f"verdict {v[bad[0]]} of task {task.name!r} in row {bad[0]} is no class")
+
 
 # %% ../nbs/07_metrics.ipynb #75ba5937
 def baseline_counts(
@@ -162,9 +186,10 @@ def score_task(
     point = {k: float(np.ravel(v)[0]) for k, v in _flat(confusion[None], _ranks(p, y, one, binary), binary).items()}
     parts = [_flat((o @ cells).reshape(-1, C, C), _ranks(p, y, o, binary), binary) for o in np.array_split(w, max(1, w.size//4_000_000))] if len(w) else []
     spread = {k: np.concatenate([o[k] for o in parts]) for k in point} if parts else {}
-    intervals = {k: tuple(np.nanquantile(v, [.025, .975]).tolist()) if not np.isnan(v).all() else (np.nan, np.nan) for k, v in spread.items()}
+    intervals = {k: _interval(v) for k, v in spread.items()}
     support = confusion.sum(1)
-    ranks = dict(auroc=np.array(.5), average_precision=np.mean(support[1:] if binary else support)/max(len(y), 1))
+    both = (support > 0) & (support < len(y))  # classes that can be ranked against the rest: answering the same for all has AUROC 1/2, and the class's share as average precision
+    ranks = {k: _nanmean(np.where(both, v, np.nan)[1 if binary else 0:]) for k, v in dict(auroc=.5, average_precision=support/max(len(y), 1)).items()}
     trivial = {('prior' if k == 'prior' else f"always {task.class_names[k]}"): {a: float(b) for a, b in _flat(v, ranks, binary).items()}
                for k, v in baseline_counts(support).items() if binary or k in ('prior', int(support.argmax()))}
     s = count_scores(confusion)
@@ -197,11 +222,13 @@ def evaluate(
     "Scores of each task and over all of them, beside trivial baselines and with 95% intervals. Raises `ValueError` for rows that do not fit."
     tasks = check_tasks(tasks)
     thresholds = thresholds or Thresholds({t.name: .5 for t in tasks if t.n_classes == 2})
+    if not tasks: raise ValueError('nothing to evaluate: no task was given')
+    rows = {t.name: _rows(probs, targets, t) for t in tasks}
+    N = _same_rows({t.name: rows[t.name][0] for t in tasks}, groups)
     verdicts = verdicts or thresholds.verdicts({t.name: probs[t.name] for t in tasks})
-    N = len(targets[tasks[0].name])
+    for t in tasks: _check_verdicts(verdicts, t, rows[t.name][0])
     groups = np.arange(N) if groups is None else np.asarray(groups)
     known, right, found, unmeasured = np.zeros((N, len(tasks)), bool), np.zeros((N, len(tasks)), bool), {}, {}
-    rows = {t.name: _rows(probs, targets, t) for t in tasks}
     for j, t in enumerate(tasks):
         k = rows[t.name][0]; known[:, j] = k; right[k, j] = np.asarray(verdicts[t.name])[k] == rows[t.name][2]
     any_known = known.any(1)
@@ -220,9 +247,13 @@ def _overall(known, right, w, found):
     exact, hits, labels = (right | ~known).all(1), right.sum(1), known.sum(1)
     point = dict(exact_match=exact.mean(), hamming=hits.sum()/labels.sum(), mean_macro_f1=np.nanmean([s.scores['macro_f1'] for s in found.values()]))
     spread = dict(exact_match=_ratio(w @ exact, w.sum(1)), hamming=_ratio(w @ hits.astype(float), w @ labels.astype(float))) if len(w) else {}
-    return {k: float(v) for k, v in point.items()}, {k: tuple(np.nanquantile(v, [.025, .975]).tolist()) for k, v in spread.items()}
+    return {k: float(v) for k, v in point.items()}, {k: _interval(v) for k, v in spread.items()}
 
 # %% ../nbs/07_metrics.ipynb #7d78203c
+def _score(scores, task, name):
+    "One score of a task; NaN where `scores` has not measured it"
+    return scores.tasks[task].scores.get(name, np.nan) if task in scores.tasks else np.nan
+
 @patch
 def to_dict(self:Scores) -> dict: # for `metrics.json`
     "Everything as plain values; NaN stands where a score is undefined"
@@ -243,7 +274,7 @@ def table(self:Scores,
         for k, v in s.scores.items():
             lo, hi = s.intervals.get(k, (np.nan, np.nan))
             row = dict(task=name, rows=s.n, score=k, value=v, low=lo, high=hi)
-            row |= {o: other.tasks[name].scores[k] for o, other in (others or {}).items()}
+            row |= {o: _score(other, name, k) for o, other in (others or {}).items()}
             row |= {('majority' if len(s.support) > 2 and b.startswith('always') else b if b in ('prior', 'always no', 'always yes') else f"always {'no' if b == f'always {s.task.class_names[0]}' else 'yes'}"): v[k] for b, v in s.baselines.items()}
             out.append(row)
     return pd.DataFrame(out)
@@ -258,7 +289,7 @@ def markdown(self:Scores,
     "The table as Markdown, a section for each task, followed by what could not be measured"
     parts = []
     for name, s in self.tasks.items():
-        beside = {**{o: other.tasks[name].scores for o, other in (others or {}).items()}, **s.baselines}
+        beside = {**{o: {k: _score(other, name, k) for k in s.scores} for o, other in (others or {}).items()}, **s.baselines}
         parts.append(f"### {name}\n\n{s.n} labelled rows: " + ', '.join(f'{n} {c}' for c, n in zip(s.task.class_names, s.support)) + '\n\n' +
                      f"| score | this model | 95% interval | {' | '.join(beside)} |\n|{' --- |'*(3 + len(beside))}\n" +
                      '\n'.join(f"| {k} | **{_number(v)}** | {' – '.join(map(_number, s.intervals.get(k, (None, None))))} | {' | '.join(_number(b[k]) for b in beside.values())} |" for k, v in s.scores.items()) +
@@ -275,11 +306,12 @@ def plot(self:Scores,
 ):
     "Bars of one score for each task, with its interval, and a mark at the best trivial baseline; returns the axes"
     import matplotlib.pyplot as plt
+    if lacking := [k for k, s in self.tasks.items() if score not in s.scores]: raise ValueError(f"task {lacking[0]!r} has no {score!r}; it has {', '.join(self.tasks[lacking[0]].scores)}")
     ax = ax or plt.subplots(figsize=(1.5 + len(self.tasks), 2.8))[1]
     for i, s in enumerate(self.tasks.values()):
         v, (lo, hi) = s.scores[score], s.intervals.get(score, (np.nan, np.nan))
         ax.bar(i, v, .6, color='tab:blue'); ax.plot([i, i], [lo, hi], color='k')
-        best = np.nanmax([b[score] for b in s.baselines.values()])
+        best = max((b[score] for b in s.baselines.values() if b[score] == b[score]), default=np.nan)
         ax.plot([i - .35, i + .35], [best, best], color='tab:red', label='best trivial answer' if not i else None)
     ax.set(xticks=range(len(self.tasks)), xticklabels=list(self.tasks), ylim=(0, 1), ylabel=score.replace('_', ' ')); ax.legend(fontsize=7)
     return ax
@@ -310,14 +342,16 @@ def compare(
     n_boot: int=1000,   # resamples
     seed: int=0         # of the resamples
 ) -> dict: # task name -> dict(difference, low, high)
-    "The difference `a - b` of a score with its 95% interval, from the same resamples of both"
+    "The difference `a - b` of a score with its 95% interval, from the same resamples of both; NaN for a task without a labelled row"
     out = {}
     for t in check_tasks(tasks):
         y = np.asarray(targets[t.name]); k = y != IGNORE; C = t.n_classes
+        if not k.any(): out[t.name] = dict(difference=np.nan, low=np.nan, high=np.nan); continue
+        for v in (a, b): _check_verdicts(v, t, k)
         w = resample_weights((np.arange(len(y)) if groups is None else np.asarray(groups))[k], n_boot, seed)
         def scored(v, w): return count_scores((w @ np.eye(C*C, dtype=np.float32)[y[k]*C + np.asarray(v[t.name])[k]]).reshape(-1, C, C))[score]
         one = np.ones((1, k.sum()), np.float32)
-        lo, hi = np.nanquantile(scored(a, w) - scored(b, w), [.025, .975])
+        lo, hi = _interval(scored(a, w) - scored(b, w))
         out[t.name] = dict(difference=float((scored(a, one) - scored(b, one))[0]), low=float(lo), high=float(hi))
     return out
 
@@ -331,9 +365,11 @@ def tfidf_baseline(
     "Probabilities by logistic regression on TF-IDF of words, a model for each task, with scikit-learn's defaults"
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    if len(train_texts) != len(targets[check_tasks(tasks)[0].name]): raise ValueError(f"{len(train_texts)} training texts, but {len(targets[check_tasks(tasks)[0].name])} targets")
     words = TfidfVectorizer().fit(train_texts); X, Z = words.transform(train_texts), words.transform(test_texts); out = {}
     for t in check_tasks(tasks):
         y = np.asarray(targets[t.name]); k = y != IGNORE
+        if not k.any(): raise ValueError(f"task {t.name!r} has no labelled training text; leave it out")
         P = np.zeros((len(test_texts), t.n_classes))
         if len(set(y[k])) == 1: P[:, y[k][0]] = 1
         else:

@@ -11,6 +11,7 @@ __all__ = ['CONCATENATED', 'PAIRS', 'VARIANTS', 'FUSIONS', 'POOLINGS', 'PACKED_T
 
 # %% ../nbs/04_model.ipynb #44b4d614
 import difflib, inspect, json
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace, asdict, MISSING
 import torch, torch.nn.functional as F
 from torch import nn
@@ -182,13 +183,17 @@ class Rows:
         self.all_real = padding or (index is not None and len(index) == mask.numel())
         self.mask, self.index = mask, None if self.all_real else index
 
-    def pack(self, x):
-        "(B, L, ...) to (N, ...), row after row"
+    def pack(self,
+        x # (B, L, ...)
+    ):    # (N, ...)
+        "The real positions, row after row"
         x = x.flatten(0, 1)
         return x if self.index is None else x.index_select(0, self.index)
 
-    def unpack(self, x):
-        "(N, ...) to (B, L, ...), zeros at padding"
+    def unpack(self,
+        x # (N, ...)
+    ):    # (B, L, ...)
+        "The positions back in their rows, zeros at padding"
         if self.index is not None: return x.new_zeros(self.mask.numel(), *x.shape[1:]).index_copy(0, self.index, x).unflatten(0, self.mask.shape)
         x = x.unflatten(0, self.mask.shape)
         return x if self.all_real else x.masked_fill(~self.mask.reshape(*self.mask.shape, *(1,)*(x.ndim-2)), 0)
@@ -202,7 +207,7 @@ def attend(
     scale: float|None=None, # of the scores, 1/√d if None
     soft: bool=False        # add -10000 to the score of a position that may not be asked, as the original does
 ):                          # (B, H, L, d)
-    "Scaled dot-product attention, finite whatever the mask; a row where nothing may be asked gives the mean of its values"
+    "Scaled dot-product attention, finite whatever the mask: where nothing of a row may be asked, everything may"
     allowed = (~mask).to(query.dtype) * -10000 if soft else mask | ~mask.any(1, keepdim=True)
     return F.scaled_dot_product_attention(query, key, value, allowed[:, None, None], dropout, scale=scale)
 
@@ -239,7 +244,9 @@ def drop_norm(
 
 class Branch(nn.Module):
     "One modality asks its contexts in turn through one attention, and adds itself"
-    def __init__(self, c: HICCAPConfig):
+    def __init__(self,
+        c: HICCAPConfig # for the width, the heads and dropout
+    ):
         super().__init__()
         self.attention = CrossAttention(c.width, c.heads, c.attention_dropout, c.soft_mask)
         self.norms = nn.ModuleList(drop_norm(c.width, c.dropout) for _ in range(2))
@@ -256,7 +263,9 @@ class Branch(nn.Module):
 # %% ../nbs/04_model.ipynb #e7877eb5
 class HierarchicalFusion(nn.Module):
     "A `Branch` for each modality (Baharlouei et al., 2024, section 4.2)"
-    def __init__(self, c: HICCAPConfig):
+    def __init__(self,
+        c: HICCAPConfig # for `contexts`, and what a `Branch` takes
+    ):
         super().__init__()
         self.contexts, self.branches = c.contexts, nn.ModuleDict({m: Branch(c) for m in MODALITIES})
 
@@ -293,15 +302,19 @@ POOLINGS = dict(softmax=masked_softmax, exp=exp_weights)
 # %% ../nbs/04_model.ipynb #12cc640f
 class AttentionPool(nn.Module):
     "The weighted mean of a clip's positions, then DN"
-    def __init__(self, c: HICCAPConfig):
+    def __init__(self,
+        c: HICCAPConfig # for the width, `pooling` and dropout
+    ):
         super().__init__()
         self.u, self.v, self.norm = nn.Linear(c.width, c.width), nn.Parameter(torch.empty(c.width)), drop_norm(c.width, c.dropout)
         self.kind, self.padding = c.pooling, c.pool_padding
         if c.pooling == 'exp': nn.init.uniform_(self.v)         # the original's: scores reach 35 before any training
         else: nn.init.normal_(self.v, std=c.width**-0.5)        # scores below 1: the mean, nearly, to begin with
 
-    def scores(self, h):
-        "(N, D) to (N,): `v·tanh(U h)`, in float32 unless the pooling is the original's"
+    def scores(self,
+        h # (N, D)
+    ):    # (N,)
+        "`v·tanh(U h)` of each position, in float32 unless the pooling is the original's"
         s = torch.tanh(self.u(h))
         return (s * self.v if self.kind == 'exp' else s.float() * self.v.float()).sum(-1)
 
@@ -337,10 +350,18 @@ class FeatureEncoder(nn.Module):
         self.width, self.recur_padding = c.width, recur_padding
 
     @property
-    def takes(self): return f"feature vectors (B, L, {self.width})"
-    def fits(self, x): return x.ndim == 3 and x.shape[2] == self.width
-    def nothing(self, mask): return torch.zeros(*mask.shape, self.width, device=mask.device)
-    def states(self, x): return self.project(self.norm(x))
+    def takes(self):
+        "What it reads, for messages"
+        return f"feature vectors (B, L, {self.width})"
+    def fits(self, x):
+        "Whether it can read `x`"
+        return x.ndim == 3 and x.shape[2] == self.width
+    def nothing(self, mask):
+        "What stands for a modality that no clip has: zeros in the shape of `mask` (B, L)"
+        return torch.zeros(*mask.shape, self.width, device=mask.device)
+    def states(self, x):
+        "The LSTM's outputs (..., 2 hidden), or vectors where there is none, to states (..., D)"
+        return self.project(self.norm(x))
 
 # %% ../nbs/04_model.ipynb #6c07b658
 def run_lstm(
@@ -359,6 +380,18 @@ def run_lstm(
     return x
 
 # %% ../nbs/04_model.ipynb #ad621fd5
+def _lstm_precision(x):
+    "Switch autocast off on a CPU, since most have no LSTM in half precision; elsewhere leave it as it is"
+    return torch.autocast('cpu', enabled=False) if x.device.type == 'cpu' else nullcontext()
+
+@patch
+def recur(self: FeatureEncoder,
+    x,               # (B, L, `width`), or a PackedSequence of it
+    run=None         # (lstm, x) -> outputs; the LSTM itself by default
+):                   # outputs (B, L, 2 hidden), or a PackedSequence
+    "The recurrence alone, in the precision of its weights where autocast has no LSTM"
+    with _lstm_precision(getattr(x, 'data', x)): return self.lstm(x)[0] if run is None else run(self.lstm, x)
+
 @patch
 def forward(self: FeatureEncoder,
     x,                # (B, L, `width`)
@@ -367,22 +400,30 @@ def forward(self: FeatureEncoder,
 ) -> tuple:           # states (B, L', D), mask (B, L')
     "Encode the real vectors; rows without any are left out and their states are zeros"
     x = x.to(self.project[0].weight.dtype)
-    if self.recur_padding: return self.states(self.lstm(x)[0] if self.lstm else x), mask
+    if self.recur_padding: return self.states(self.recur(x) if self.lstm else x), mask
     x, mask = compact(x, mask, trim=packed)
     rows = Rows(mask, packed)
     if not mask.shape[1]: return x.new_zeros(*mask.shape, self.project[0].out_features), mask
     if self.lstm is None: return rows.unpack(self.states(rows.pack(x))), mask
-    if not packed: return rows.unpack(rows.pack(self.states(run_lstm(self.lstm, x, mask)))), mask
+    if not packed: return rows.unpack(rows.pack(self.states(self.recur(x, lambda lstm, x: run_lstm(lstm, x, mask))))), mask
     some = mask.any(1).nonzero().squeeze(1)
-    out = self.lstm(pack_padded_sequence(x[some], mask[some].sum(1).cpu(), batch_first=True, enforce_sorted=False))[0]
+    out = self.recur(pack_padded_sequence(x[some], mask[some].sum(1).cpu(), batch_first=True, enforce_sorted=False))
     out = pad_packed_sequence(out._replace(data=self.states(out.data)), batch_first=True)[0]
     return out.new_zeros(*mask.shape, out.shape[-1]).index_copy(0, some, out), mask
 
 # %% ../nbs/04_model.ipynb #14144c1c
 PACKED_TYPES = ('albert', 'bert', 'camembert', 'distilbert', 'electra', 'roberta', 'xlm-roberta')  # `model_type`s that run on lined-up tokens
 
-def lined_up_attention(module, query, key, value, attention_mask, dropout: float=0., scaling: float|None=None, hiccap_rows: Rows=None, **kwargs):
-    "Attention for `transformers` over lined-up tokens: (1, H, N, d) each, `hiccap_rows` tells the clips apart; gives (1, N, H, d)"
+def lined_up_attention(
+    module,                   # the layer that asks; not used
+    query, key, value,        # (1, H, N, d) each
+    attention_mask,           # not used: `hiccap_rows` tells what is real
+    dropout: float=0.,        # on the weights
+    scaling: float|None=None, # of the scores, 1/√d if None
+    hiccap_rows: Rows=None,   # tells the clips apart
+    **kwargs                  # whatever else `transformers` passes
+) -> tuple:                   # (1, N, H, d), and None for the weights
+    "Attention for `transformers` over lined-up tokens, in the form that `AttentionInterface` asks for"
     q, k, v = (hiccap_rows.unpack(o[0].transpose(0, 1)).transpose(1, 2) for o in (query, key, value))
     return hiccap_rows.pack(attend(q, k, v, hiccap_rows.mask, dropout, scaling).transpose(1, 2))[None], None
 
@@ -435,9 +476,15 @@ class TokenEncoder(nn.Module):
         self.accepts = set(inspect.signature(self.backbone.forward).parameters)
 
     @property
-    def takes(self): return "token ids (B, T) int64"
-    def fits(self, x): return (x.ndim == 3 and x.shape[2] == self.hidden) if x.is_floating_point() else x.ndim == 2
-    def nothing(self, mask): return torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
+    def takes(self):
+        "What it reads, for messages"
+        return "token ids (B, T) int64"
+    def fits(self, x):
+        "Whether it can read `x`: ids, or states of its width that it gave before"
+        return (x.ndim == 3 and x.shape[2] == self.hidden) if x.is_floating_point() else x.ndim == 2
+    def nothing(self, mask):
+        "What stands for a modality that no clip has: ids in the shape of `mask` (B, T)"
+        return torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
 
 # %% ../nbs/04_model.ipynb #d27117bf
 @patch(as_prop=True)
@@ -535,7 +582,12 @@ def _enough(module, x):
 
 class LinearStack(nn.Sequential):
     "The original's head: Linear, BatchNorm and dropout for each hidden width, then Linear 20 and logits, with no activation"
-    def __init__(self, in_width: int, n_classes: int, widths: tuple, dropout: float):
+    def __init__(self,
+        in_width: int,  # numbers that it reads
+        n_classes: int, # logits
+        widths: tuple,  # of the hidden layers before Linear 20
+        dropout: float  # after each of them
+    ):
         layers = []
         for width in widths:
             layers += [nn.Linear(in_width, width), nn.BatchNorm1d(width), nn.Dropout(dropout)]
@@ -747,7 +799,7 @@ def full_config(self: HICCAP) -> HICCAPConfig:
 
 # %% ../nbs/04_model.ipynb #b0058468
 def count_parameters(
-    model: HICCAP
+    model: HICCAP # whose
 ) -> dict: # block -> number of parameters
     "Parameters of each encoder, the absent vectors, each branch of the fusion, each pooling and each head"
     blocks = {}

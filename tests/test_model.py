@@ -13,7 +13,7 @@ from upstream_reference import Reference, parity_folder, parity_recipe
 from hiccap.checkpoints import load_upstream
 from hiccap.data import MODALITIES, Clip
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import HICCAP, PAIRS, FeaturesConfig, HICCAPConfig, TokenEncoder, TokensConfig, VARIANTS, masked_softmax
+from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig, TokenEncoder, TokensConfig, VARIANTS, attend, masked_softmax
 from hiccap.padding import collate
 from hiccap.tasks import COMIC_MISCHIEF, IGNORE, Task
 
@@ -192,6 +192,7 @@ def test_contract_upstream_variants(variant):
     if variant == 'matching': assert {k: tuple(v.shape) for k, v in out.items()} == dict(text_audio=(2, 2), video_audio=(2, 2), video_text=(2, 2))
     elif variant == 'contrastive': assert {k: tuple(v.shape) for k, v in net.project(inputs).items()} == {m: (2, 400) for m in MODALITIES}
     else: assert list(out) == ['a', 'b', 'c']
+    assert net.config.dropout == (.2 if variant in ('binary', 'multi_task') else .1) and (net.config.state_dropout, net.config.attention_dropout, net.config.head_dropout) == (.3, .1, .3)
     if variant != 'contrastive':
         with pytest.raises(ValueError, match='projection'): net.project(inputs)
 
@@ -382,12 +383,52 @@ def test_masked_softmax_is_the_softmax_of_what_is_real(scores, data, dtype):
     assert s.grad.isfinite().all() and (s.grad[~mask] == 0).all()
 
 
+def test_a_row_of_which_nothing_may_be_asked_is_asked_whole():
+    q, k, v = torch.randn(3, 2, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]]).bool()
+    out = attend(q.requires_grad_(), k, v, mask)
+    close(out[1], attend(q[1:], k[1:], v[1:], torch.ones(1, 4).bool())[0])
+    close(out[0], attend(q[:1], k[:1, :, ::2], v[:1, :, ::2], torch.ones(1, 2).bool())[0])
+    assert torch.autograd.grad(out.sum(), q)[0].isfinite().all()
+
+
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_lower_precision_gives_the_same_answer_roughly(model, dtype):
     g = torch.Generator().manual_seed(0)
     inputs, _ = collate([clip((5, 4, 3), g, 'a'), clip((2, 0, 1), g, 'b')], ())
     low = copy.deepcopy(model).eval().to(dtype)(inputs)
     for k, v in model.eval()(inputs).items(): close(v, low[k], 1e-6 if dtype == torch.float32 else .05)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_mixed_precision_takes_every_subset(model, dtype):
+    g = torch.Generator().manual_seed(0)
+    for ns in itertools.product((0, 3), repeat=3):
+        for clips in ([clip(ns, g)], [clip(ns, g), clip((2, 2, 2), g, 'd')]):
+            inputs, _ = collate(clips, ())
+            with torch.autocast('cpu', dtype): logits, loss, grads = learn(model.train(), inputs)
+            assert np.isfinite(loss) and all(v.isfinite().all() for v in logits.values()) and all(p is None or p.isfinite().all() for p in grads.values())
+            for k, v in model.eval()(inputs).items(): close(v.detach(), logits[k], .1)
+
+
+# What upstream did otherwise
+
+def test_each_projection_is_computed_once(model):
+    "Of X, of what the first step gave, and of each context"
+    seen, hooks = {}, []
+    for n, m in model.named_modules():
+        if isinstance(m, torch.nn.Linear): hooks.append(m.register_forward_hook(lambda *a, n=n: seen.__setitem__(n, seen.get(n, 0) + 1)))
+    model.eval()(collate([clip((3, 2, 2), torch.Generator().manual_seed(0))], ())[0])
+    for h in hooks: h.remove()
+    assert seen and all(c == (2 if n.startswith('fusion') else 1) for n, c in seen.items())
+
+
+def test_default_heads_bend_and_the_originals_do_not():
+    x = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    for head, straight in (('mlp', False), ('upstream', True)):
+        h = HICCAP(small(head=head), TASKS[:1], seed=0).eval().heads['task_a']
+        middle = (h(x.mean(0, keepdim=True)) - h(x).mean(0)).abs().max()
+        assert (middle < 1e-5) == straight
 
 
 # Invariant 4, as the network has it: the head of an absent task learns nothing

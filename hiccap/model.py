@@ -11,7 +11,6 @@ __all__ = ['CONCATENATED', 'PAIRS', 'VARIANTS', 'FUSIONS', 'POOLINGS', 'PACKED_T
 
 # %% ../nbs/04_model.ipynb #44b4d614
 import difflib, inspect, json
-from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace, asdict, MISSING
 import torch, torch.nn.functional as F
 from torch import nn
@@ -380,18 +379,6 @@ def run_lstm(
     return x
 
 # %% ../nbs/04_model.ipynb #ad621fd5
-def _lstm_precision(x):
-    "Switch autocast off on a CPU, since most have no LSTM in half precision; elsewhere leave it as it is"
-    return torch.autocast('cpu', enabled=False) if x.device.type == 'cpu' else nullcontext()
-
-@patch
-def recur(self: FeatureEncoder,
-    x,               # (B, L, `width`), or a PackedSequence of it
-    run=None         # (lstm, x) -> outputs; the LSTM itself by default
-):                   # outputs (B, L, 2 hidden), or a PackedSequence
-    "The recurrence alone, in the precision of its weights where autocast has no LSTM"
-    with _lstm_precision(getattr(x, 'data', x)): return self.lstm(x)[0] if run is None else run(self.lstm, x)
-
 @patch
 def forward(self: FeatureEncoder,
     x,                # (B, L, `width`)
@@ -400,14 +387,14 @@ def forward(self: FeatureEncoder,
 ) -> tuple:           # states (B, L', D), mask (B, L')
     "Encode the real vectors; rows without any are left out and their states are zeros"
     x = x.to(self.project[0].weight.dtype)
-    if self.recur_padding: return self.states(self.recur(x) if self.lstm else x), mask
+    if self.recur_padding: return self.states(self.lstm(x)[0] if self.lstm else x), mask
     x, mask = compact(x, mask, trim=packed)
     rows = Rows(mask, packed)
     if not mask.shape[1]: return x.new_zeros(*mask.shape, self.project[0].out_features), mask
     if self.lstm is None: return rows.unpack(self.states(rows.pack(x))), mask
-    if not packed: return rows.unpack(rows.pack(self.states(self.recur(x, lambda lstm, x: run_lstm(lstm, x, mask))))), mask
+    if not packed: return rows.unpack(rows.pack(self.states(run_lstm(self.lstm, x, mask)))), mask
     some = mask.any(1).nonzero().squeeze(1)
-    out = self.recur(pack_padded_sequence(x[some], mask[some].sum(1).cpu(), batch_first=True, enforce_sorted=False))
+    out = self.lstm(pack_padded_sequence(x[some], mask[some].sum(1).cpu(), batch_first=True, enforce_sorted=False))[0]
     out = pad_packed_sequence(out._replace(data=self.states(out.data)), batch_first=True)[0]
     return out.new_zeros(*mask.shape, out.shape[-1]).index_copy(0, some, out), mask
 

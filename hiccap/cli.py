@@ -104,8 +104,8 @@ def _train(args):
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
     _show(train_run(run, args.out, args.overwrite))
 
-# %% ../nbs/15_cli.ipynb #777898e0
-DEMO = dict(data='synthetic', epochs=10, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=3200, scale=.25),
+# %% ../nbs/15_cli.ipynb #962a7323
+DEMO = dict(data='synthetic', epochs=8, threads=1, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=2800, scale=.25),
             config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
                         video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1),
                         width=48, heads=4, head_widths=[48], dropout=.1, state_dropout=.1, head_dropout=.1))

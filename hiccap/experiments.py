@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'Run', 'default_of', 'encoder_path', 'run_tokenizer', 'feature_folder', 'read_clips', 'read_splits',
-           'build_model', 'class_weighted', 'run_learner', 'probabilities', 'words_of', 'plain_answers', 'Fold',
-           'train_fold', 'score_folds', 'versions', 'start_folder', 'plot_training', 'plot_scores_of', 'headline',
-           'headline_markdown', 'write_report', 'Result', 'prediction_table', 'train_run', 'finish_folder', 'Trained',
-           'load_run', 'write_evaluation']
+           'build_model', 'class_weighted', 'run_learner', 'probabilities', 'words_of', 'plain_answers',
+           'processor_threads', 'Fold', 'train_fold', 'score_folds', 'versions', 'start_folder', 'plot_training',
+           'plot_scores_of', 'headline', 'headline_markdown', 'write_report', 'Result', 'prediction_table', 'train_run',
+           'finish_folder', 'Trained', 'load_run', 'write_evaluation']
 
-# %% ../nbs/13_experiments.ipynb #014d7fd5
+# %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from fastcore.basics import patch
 
-# %% ../nbs/13_experiments.ipynb #c3bf2384
+# %% ../nbs/13_experiments.ipynb #f5563d3f
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a training run. Raises `ValueError` for a field that cannot be"
@@ -53,13 +54,14 @@ class Run:
     on_nan: str='raise'       # when a number is not finite: raise, skip the step, or rollback
     monitor: str='macro_f1'   # validation score by which the best epoch is kept
     workers: int=0            # processes that read clips
+    threads: int=0            # of the processor; 0 leaves it to PyTorch. One is the fastest for small networks
     seed: int=0               # of splits, weights, order and dropout
 
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         _check_run(self)
 
-# %% ../nbs/13_experiments.ipynb #14d4be7a
+# %% ../nbs/13_experiments.ipynb #665633e1
 CHOICES = dict(regularizer=('none', 'decoupled', 'norm', 'upstream'), class_weights=('none', 'balanced'),
                precision=('float32', 'bfloat16', 'float16'), on_nan=('raise', 'skip', 'rollback'))
 
@@ -83,7 +85,7 @@ def _check_run(run):
     "Raise `ValueError` for a field of a `Run` that cannot be"
     for name, known in CHOICES.items():
         if getattr(run, name) not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(run, name)!r}")
-    for name, least in dict(epochs=1, bs=1, context=0, folds=0, workers=0, seed=0, lr=0, encoder_lr=0, wd=0, strength=0, clip=0).items():
+    for name, least in dict(epochs=1, bs=1, context=0, folds=0, workers=0, threads=0, seed=0, lr=0, encoder_lr=0, wd=0, strength=0, clip=0).items():
         if not getattr(run, name) >= least: raise ValueError(f"{name} must be at least {least}, got {getattr(run, name)}")
     for name in ('valid_share', 'test_share'):
         if not 0 < getattr(run, name) < 1: raise ValueError(f"{name} must be between 0 and 1, got {getattr(run, name)}")
@@ -300,7 +302,19 @@ def plain_answers(
     on_valid, on_test = ({k: v[s] for k, v in p.items()} for s in (slice(len(valid)), slice(len(valid), None)))
     return on_test, choose_thresholds(on_valid, _numpy(valid.labels), train.tasks).verdicts(on_test)
 
-# %% ../nbs/13_experiments.ipynb #58f0239b
+# %% ../nbs/13_experiments.ipynb #fa88cf7f
+@contextmanager
+def processor_threads(
+    n: int # threads; 0 changes nothing
+):
+    "Let PyTorch use so many threads of the processor for a while"
+    import torch
+    before = torch.get_num_threads()
+    if n: torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+# %% ../nbs/13_experiments.ipynb #b7121e58
 @dataclass
 class Fold:
     "What one training gave"
@@ -328,7 +342,7 @@ def train_fold(
     from hiccap.callbacks import ClipGradients, KeepBest, NanDetector, StepRecorder
     from hiccap.metrics import choose_thresholds
     learn, start = run_learner(run, train, valid, model, folder), time.perf_counter()
-    learn.fit_one_cycle(run.epochs, slice(run.encoder_lr, run.lr))
+    with processor_threads(run.threads): learn.fit_one_cycle(run.epochs, slice(run.encoder_lr, run.lr))
     seconds = time.perf_counter() - start
     cb = {type(o): o for o in learn.cbs}
     thresholds = choose_thresholds(*probabilities(learn, valid), train.tasks)

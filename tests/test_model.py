@@ -400,6 +400,37 @@ def test_lower_precision_gives_the_same_answer_roughly(model, dtype):
     for k, v in model.eval()(inputs).items(): close(v, low[k], 1e-6 if dtype == torch.float32 else .05)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_mixed_precision_takes_every_subset(model, dtype):
+    g = torch.Generator().manual_seed(0)
+    for ns in itertools.product((0, 3), repeat=3):
+        for clips in ([clip(ns, g)], [clip(ns, g), clip((2, 2, 2), g, 'd')]):
+            inputs, _ = collate(clips, ())
+            with torch.autocast('cpu', dtype): logits, loss, grads = learn(model.train(), inputs)
+            assert np.isfinite(loss) and all(v.isfinite().all() for v in logits.values()) and all(p is None or p.isfinite().all() for p in grads.values())
+            for k, v in model.eval()(inputs).items(): close(v.detach(), logits[k], .1)
+
+
+# What upstream did otherwise
+
+def test_each_projection_is_computed_once(model):
+    "Of X, of what the first step gave, and of each context"
+    seen, hooks = {}, []
+    for n, m in model.named_modules():
+        if isinstance(m, torch.nn.Linear): hooks.append(m.register_forward_hook(lambda *a, n=n: seen.__setitem__(n, seen.get(n, 0) + 1)))
+    model.eval()(collate([clip((3, 2, 2), torch.Generator().manual_seed(0))], ())[0])
+    for h in hooks: h.remove()
+    assert seen and all(c == (2 if n.startswith('fusion') else 1) for n, c in seen.items())
+
+
+def test_default_heads_bend_and_the_originals_do_not():
+    x = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+    for head, straight in (('mlp', False), ('upstream', True)):
+        h = HICCAP(small(head=head), TASKS[:1], seed=0).eval().heads['task_a']
+        middle = (h(x.mean(0, keepdim=True)) - h(x).mean(0)).abs().max()
+        assert (middle < 1e-5) == straight
+
+
 # Invariant 4, as the network has it: the head of an absent task learns nothing
 
 @given(st.lists(sizes, min_size=1, max_size=3), st.data())

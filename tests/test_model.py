@@ -3,6 +3,7 @@ import ast
 import copy
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -146,16 +147,17 @@ def test_every_variant_equals_the_stored_outputs(variant):
         agree(outputs(net, inputs), want)
 
 
-DRAWS = [('again', dict(seed=1, text_len=20, text=(20, 1, 6), video=(4, 9, 1), audio=(2, 33, 7), video_len=9, audio_len=33)),
-         ('more', dict(seed=2, text_len=33, text=(5, 12), video=(3, 8), audio=(6, 1), video_len=21, audio_len=10))]  # no clip fills the batch
+DRAWS = [dict(seed=1, text_len=20, text=(20, 1, 6), video=(4, 9, 1), audio=(2, 13, 7), video_len=9, audio_len=13),
+         dict(seed=2, text_len=33, text=(5, 12), video=(3, 8), audio=(6, 1), video_len=11, audio_len=10)]  # no clip fills the batch
 
 @needs_parity
-@pytest.mark.parametrize('salt, draw', DRAWS)
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_other_weights_and_lengths_equal_the_network_as_described(variant, salt, draw):
+@pytest.mark.parametrize('salt', ['again', 'and again'] if os.environ.get('HYPOTHESIS_PROFILE') == 'nightly' else ['again'])
+def test_other_weights_and_lengths_equal_the_network_as_described(variant, salt):
     recipe = parity_recipe()
-    weights, inputs = recipe.weights(variant, salt), recipe.inputs(**draw)
-    agree(outputs(load_upstream(weights, variant, recipe.TEXT_CONFIG, verbose=False), inputs), Reference(weights, variant)(inputs))
+    weights = recipe.weights(variant, salt)
+    net, reference = load_upstream(weights, variant, recipe.TEXT_CONFIG, verbose=False), Reference(weights, variant)
+    for draw in DRAWS: agree(outputs(net, recipe.inputs(**draw)), reference(recipe.inputs(**draw)))
 
 
 # Contract

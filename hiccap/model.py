@@ -489,7 +489,7 @@ def first_place(self: TokenEncoder) -> int:
 def longest(self: TokenEncoder) -> int|None:
     "Tokens that a text may have; None for any number"
     n = getattr(self.backbone.config, 'max_position_embeddings', None)
-    return n and n - self.first_place
+    return n - self.first_place if n and n > 0 else None  # XLNet has -1
 
 # %% ../nbs/04_model.ipynb #f2a7d1c4
 @patch

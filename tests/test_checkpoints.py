@@ -179,6 +179,15 @@ def test_whatever_was_changed_is_named(tmp_path_factory, name, where, how):
     finally: path.write_bytes(good)
 
 
+def test_a_changed_setting_is_told(saved):
+    "Also one that the weights would fit"
+    text = (saved/CONFIG).read_text()
+    assert '"dropout": 0.2' in text
+    (saved/CONFIG).write_text(text.replace('"dropout": 0.2', '"dropout": 0.3', 1))
+    for read in (load_model, read_weights):
+        with pytest.raises(CheckpointError, match=f'{CONFIG} does not agree with its own checksum'): read(saved)
+
+
 def resealed(folder, **kw):
     d = json.loads((folder/CONFIG).read_text())
     (folder/CONFIG).write_text(json.dumps(checkpoints._seal({k: v for k, v in {**d, **kw}.items() if k != 'checksum' and v is not ...})))
@@ -284,7 +293,7 @@ def test_two_loads_of_one_draw_agree_wherever_they_come_from(tmp_path):
     save_file(tensors, tmp_path/'best.safetensors')
     x = {k: torch.as_tensor(v) for k, v in recipe.inputs(seed=11, text_len=9, text=(9, 3), video=(5, 2), audio=(1, 6), video_len=5, audio_len=6).items()}
     outs = []
-    for source in (arrays, arrays, {f'module.{k}': v for k, v in arrays.items()}, tmp_path/'best.pth', str(tmp_path/'best.safetensors')):
+    for source in (arrays, tmp_path/'best.pth', str(tmp_path/'best.safetensors')):
         net = load_upstream(source, variant='matching', text_config=recipe.TEXT_CONFIG, verbose=False)
         assert not net.training and not net.load_report.missing and not net.load_report.unexpected and not net.load_report.mismatched
         with torch.no_grad(): outs.append({**net(x), **net.encode(x)})

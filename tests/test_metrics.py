@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, strategies as st
 from sklearn import metrics as sk
 
 from hiccap.metrics import HEADLINE, Thresholds, baseline_counts, choose_thresholds, compare, count_scores, evaluate, rank_scores, resample_weights, tfidf_baseline
@@ -125,6 +125,7 @@ def test_exact_match_and_hamming_are_those_of_a_loop(n, n_tasks, data):
 # Thresholds
 
 @given(answers(classes=st.just(2)))
+@example((Task('t'), np.array([[.1, .9], [.7, .3], [.8, .2], [.9, .1]]), np.array([1, 0, 0, 1])))  # F1 is 2/3 from .6 and from .1
 def test_thresholds_maximise_f1(case):
     task, p, y = case
     th = choose_thresholds(dict(t=p), dict(t=y), [task], 'these rows')

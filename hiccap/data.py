@@ -492,16 +492,31 @@ def _column(frame, name, path):
 
 def _is_missing(v): return v is None or v == '' or (isinstance(v, float) and v != v)
 
-# %% ../nbs/01_data.ipynb #d27254de
+# %% ../nbs/01_data.ipynb #06d769b7
+def _numbered(known, present, numbers, name, ids, path):
+    "How many classes the numbers of a column stand for; raises `DataError` for a word among them, or a number that none leads up to"
+    def refuse(some, why, mend):
+        id, v = next((i, v) for i, v in zip(ids, known) if v in some)
+        raise DataError(f"label {v!r} of column {name!r}, {why}", id, path, mend)
+    if numbers < present:
+        odd = min(numbers, present - numbers, key=lambda some: sum(v in some for v in known))
+        refuse(odd, f"where {'numbers' if odd is not numbers else 'words'} stand elsewhere", 'Correct the label, or write all of them one way')
+    n = max(2, 1 + max(map(int, numbers)))
+    if len(present) > 1 and (gaps := sorted(set(range(n)) - set(map(int, numbers)))):
+        refuse({str(n - 1)}, f"though no clip has label {gaps[0]}", 'Correct the label, or number the classes from 0 without gaps')
+    return n
+
 def _classes(values, name, ids, path, task=None):
     "Class numbers (`IGNORE` where missing) and the task of a column of labels"
     known = [None if _is_missing(v) else str(int(v)) if isinstance(v, (bool, int, np.integer, np.bool_)) or (isinstance(v, float) and v.is_integer()) else str(v).strip() for v in values]
     present = {v for v in known if v is not None}
     if task is None:
         if not present: raise DataError(f"column {name!r} holds no label", file=path, mend='Leave it out, or label some rows')
-        if all(v.isdecimal() for v in present): task = Task(name, max(2, 1 + max(map(int, present))))
-        elif len(present) < 2: raise DataError(f"column {name!r} holds one class only, {present.pop()!r}", file=path, mend='A task needs two')
-        else: task = Task(name, len(present), classes=tuple(sorted(present)))
+        numbers = {v for v in present if v.isdecimal()}
+        if not numbers:
+            if len(present) < 2: raise DataError(f"column {name!r} holds one class only, {present.pop()!r}", file=path, mend='A task needs two')
+            task = Task(name, len(present), classes=tuple(sorted(present)))
+        else: task = Task(name, _numbered(known, present, numbers, name, ids, path))
     number = {c: i for i, c in enumerate(task.classes or map(str, range(task.n_classes)))}
     for id, v in zip(ids, known):
         if v is not None and v not in number:

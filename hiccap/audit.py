@@ -201,6 +201,7 @@ class Manifest:
         self.special, self.tokens, self.raw = [None]*0, {}, []                   # words include [CLS]; channel -> ids in the clip; raw texts
         self.special_pairs, self._same = {}, {}          # channel -> for each clip, pairs of a special token and its id
         self.defects, self.files = {}, {}                # code -> rows; split -> file name
+        self._kinds, self._seen = {'missing': 0}, {}     # name of a kind -> its number; types -> number
         self.released, self.keep = False, False          # a JSON as released; keep the raw text of tables
 
     def __len__(self): return len(self.ids)
@@ -214,6 +215,7 @@ def _missing(v): return v is None or (isinstance(v, (str, list, dict)) and not v
 
 def _class_name(v):
     "A label as the name of a class; None where missing; raises `ValueError` where it is none"
+    if type(v) is list and v in ([1, 0], [0, 1]): return '1' if v[1] else '0'
     if hasattr(v, 'tolist'): v = v.tolist()
     if v is None or v == '' or (isinstance(v, float) and v != v): return None
     if isinstance(v, list):
@@ -243,7 +245,9 @@ def _labels(self:Manifest, id, r, split):
     if found.get('binary') == '0' and (yes := [t for t, c in types.items() if c == '1']): self.defect('label-contradiction', id, f"binary is 0 and {', '.join(yes)} is 1", split)
     if found.get('binary') == '1' and len(types) == len(TYPES) and '1' not in types.values(): self.defect('label-contradiction', id, 'binary is 1 and no type is', split)
     n = len(self) - 1
-    for t, c in found.items(): self.labels.setdefault(t, [None]*n).append(c)
+    for t, c in found.items():
+        if t not in self.labels: self.labels[t] = [None]*n
+        self.labels[t].append(c)
 
 # %% ../nbs/14_audit.ipynb #b2900873
 @patch
@@ -293,16 +297,15 @@ def _fields(self:Manifest, r):
     n = len(self) - 1
     for f in r.keys() - self.fields.keys(): self.fields[f], self.kinds[f], self.values[f] = bytearray(n), bytearray(n), [None]*n
     for f, filled in self.fields.items():
-        v = r.get(f); filled.append(not _missing(v)); self.kinds[f].append(self.kind(v))
+        v = r.get(f); there = not _missing(v); filled.append(there); self.kinds[f].append(self.kind(v) if there else 0)
         if (vs := self.values.get(f)) is not None: vs.append(sys.intern(v) if isinstance(v, str) and len(v) < 40 else v if isinstance(v, (bool, int, float)) else None)
 
 @patch
 def kind(self:Manifest, v):
-    "A number for the kind of a value; 0 where missing"
-    k = type(v).__name__ + (f" of {type(v[0]).__name__}" if isinstance(v, list) and v else '')
-    return 0 if _missing(v) else self._kinds.setdefault(k, len(self._kinds))
-
-Manifest._kinds = {'missing': 0}
+    "A number for the kind of a value that is there"
+    key = type(v), type(v[0]) if type(v) is list else None
+    if key not in self._seen: self._seen[key] = self._kinds.setdefault(key[0].__name__ + (f' of {key[1].__name__}' if key[1] else ''), len(self._kinds))
+    return self._seen[key]
 
 # %% ../nbs/14_audit.ipynb #83f74d5a
 @patch

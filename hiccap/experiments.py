@@ -239,7 +239,7 @@ def _hidden(path):
     try: return AutoConfig.from_pretrained(path).hidden_size
     except (OSError, ValueError, AttributeError) as e: raise ValueError(f"No text encoder at {path!r} ({str(e).splitlines()[0]}); give a folder, or a name on the hub") from None
 
-# %% ../nbs/13_experiments.ipynb #95999071
+# %% ../nbs/13_experiments.ipynb #42040978
 def class_weighted(
     run: Run,
     train # training clips
@@ -254,7 +254,8 @@ def run_learner(
     run: Run,
     train, valid, # `ClipDataset`s
     model,        # a `HICCAP`
-    folder='.'    # for what is written on the way
+    folder='.',   # for what is written on the way
+    write=print   # gets each line of progress; with another than `print` there is no bar
 ):
     "The fastai `Learner` of a run"
     from hiccap.callbacks import AddRegularizer, ClipGradients, KeepBest, NanDetector, ProgressLines, StepRecorder
@@ -262,7 +263,7 @@ def run_learner(
     from hiccap.losses import MultiTaskLoss, Regularizer
     tasks = class_weighted(run, train)
     dls = clip_dls(train, valid, run.bs, tasks, run.seed, num_workers=run.workers)
-    cbs = [ClipGradients(run.clip or float('inf')), NanDetector(run.on_nan), KeepBest(run.monitor), StepRecorder(), ProgressLines(),
+    cbs = [ClipGradients(run.clip or float('inf')), NanDetector(run.on_nan), KeepBest(run.monitor), StepRecorder(), ProgressLines(lines=None if write is print else True, write=write),
            AddRegularizer(Regularizer(run.regularizer, run.strength))]
     learn = hiccap_learner(dls, model, MultiTaskLoss(tasks, label_smoothing=run.label_smoothing), cbs=cbs, seed=run.seed, path=folder,
                            wd=run.wd if run.regularizer == 'decoupled' else 0.)
@@ -314,7 +315,7 @@ def processor_threads(
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/13_experiments.ipynb #b7121e58
+# %% ../nbs/13_experiments.ipynb #b9806dd2
 @dataclass
 class Fold:
     "What one training gave"
@@ -336,12 +337,13 @@ def train_fold(
     model,              # to train, in place
     tokenizer=None,     # of their text
     folder='.',         # for what is written on the way
-    plot_to=None        # folder of the plots; None draws none
+    plot_to=None,       # folder of the plots; None draws none
+    write=print         # gets each line of progress
 ) -> Fold:
     "Train, choose thresholds on the validation clips, and answer the test clips"
     from hiccap.callbacks import ClipGradients, KeepBest, NanDetector, StepRecorder
     from hiccap.metrics import choose_thresholds
-    learn, start = run_learner(run, train, valid, model, folder), time.perf_counter()
+    learn, start = run_learner(run, train, valid, model, folder, write), time.perf_counter()
     with processor_threads(run.threads): learn.fit_one_cycle(run.epochs, slice(run.encoder_lr, run.lr))
     seconds = time.perf_counter() - start
     cb = {type(o): o for o in learn.cbs}
@@ -535,7 +537,7 @@ def prediction_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_experiments.ipynb #3c3145dc
+# %% ../nbs/13_experiments.ipynb #e0996c24
 def train_run(
     run: Run,
     out,                    # folder of the run
@@ -559,7 +561,7 @@ def train_run(
         if run.folds: write(f'Fold {i + 1} of {len(splits)}')
         model = build_model(run, train)
         if not i: write(f"{sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters, {run.epochs} passes of {-(-len(train)//run.bs)} steps")
-        folds.append(train_fold(run, train, valid, test, model, tokenizer, out, None if i else out))
+        folds.append(train_fold(run, train, valid, test, model, tokenizer, out, None if i else out, write))
         save_model(model, out/'model'/f'fold_{i + 1}' if run.folds else out/'model')
     scores, others = score_folds(folds)
     finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)

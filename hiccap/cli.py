@@ -51,18 +51,19 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/15_cli.ipynb #0511851e
+# %% ../nbs/15_cli.ipynb #874e8339
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
-    for noise in (dict(category=FutureWarning), dict(message='IProgress not found')): warnings.filterwarnings('ignore', **noise)
     if not sys.stderr.isatty(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1'); os.environ.setdefault('TQDM_DISABLE', '1')
-    try: return f(args) or 0
-    except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
-    except BrokenPipeError: return 141
-    except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
-        if not _is_ours(e): raise
-        print(f"error: {e}", file=sys.stderr); return 2
+    with warnings.catch_warnings():
+        for noise in (dict(category=FutureWarning), dict(message='IProgress not found')): warnings.filterwarnings('ignore', **noise)
+        try: return f(args) or 0
+        except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
+        except BrokenPipeError: return 141
+        except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
+            if not _is_ours(e): raise
+            print(f"error: {e}", file=sys.stderr); return 2
 
 def _is_ours(e):
     "Whether an error was raised by this library, or by the operating system about a file"

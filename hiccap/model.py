@@ -796,11 +796,11 @@ def count_parameters(
         blocks[block] = blocks.get(block, 0) + p.numel()
     return blocks
 
-# %% ../nbs/04_model.ipynb #87b67635
-def _box(ax, x, y, w, text, color):
-    "A labelled box of width `w` around (x, y)"
+# %% ../nbs/04_model.ipynb #b9986947
+def _box(ax, x, y, w, text, color, h=.6):
+    "A labelled box of width `w` and height `h` around (x, y)"
     from matplotlib.patches import FancyBboxPatch
-    ax.add_patch(FancyBboxPatch((x - w/2, y - .3), w, .6, boxstyle='round,pad=0.02,rounding_size=0.08', fc=color, ec='#444'))
+    ax.add_patch(FancyBboxPatch((x - w/2, y - h/2), w, h, boxstyle='round,pad=0.02,rounding_size=0.08', fc=color, ec='#444'))
     ax.text(x, y, text, ha='center', va='center', fontsize=7.5)
 
 def _arrow(ax, a, b, **kw): ax.annotate('', b, a, arrowprops=dict(arrowstyle='->', color='#666', lw=.9, shrinkA=0, shrinkB=0, **kw))
@@ -825,6 +825,7 @@ def draw_network(
         for other in (2, 1, 0): _arrow(ax, (2.2, other), (2.95, y))
         _arrow(ax, (6.65, y), (7.2, 1))
     heads = [f"{t.name} {n[f'heads.{head_key(t.name)}']}" for t in model.tasks] + [p.replace('_', '+') for p in model.pairs]
-    _box(ax, 8., 1, 1.6, '\n'.join(heads[:4] + (['...'] if len(heads) > 4 else [])) or 'heads', '#f4cccc')
+    shown = heads[:5] + ([f'and {len(heads) - 5} more'] if len(heads) > 5 else [])
+    _box(ax, 8., 1, 1.6, '\n'.join(shown) or 'heads', '#f4cccc', max(.6, .17*len(shown)))
     ax.set(xlim=(-.6, 9), ylim=(-.5, 2.5)); ax.axis('off')
     return ax

@@ -14,19 +14,19 @@ IMAGES = 'nbs/images'
 
 
 def cell_markdown(cell, n):
-    "Markdown of a cell, and the pictures it needs: file name -> bytes"
+    "Markdown of a cell, and the pictures it needs: file name -> bytes, numbered from `n`"
     source, pictures = ''.join(cell['source']), {}
     directives = re.findall(r'^#\|\s*(.+)$', source, re.M)
     if 'hide' in directives or any(d.startswith('default_exp') for d in directives): return '', {}
     if cell['cell_type'] != 'code': return re.sub(r'\]\(images/', f']({IMAGES}/', source), {}
     code = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
     parts = [] if any(re.match(r'echo:\s*false', d) for d in directives) else [f'```python\n{code.strip()}\n```']
-    for i, out in enumerate(cell['outputs']):
+    for out in cell['outputs']:
         data = out.get('data', {})
         if 'image/png' in data:
-            name = f'index_{n}_{i}.png'
+            name = f'index_{n + len(pictures)}.png'
             pictures[name] = base64.b64decode(data['image/png'])
-            parts.append(f'![]({IMAGES}/{name})')
+            parts.append(f'![what the notebook shows here]({IMAGES}/{name})')
         elif 'text/markdown' in data: parts.append(''.join(data['text/markdown']))
         else:
             text = ''.join(out.get('text') or data.get('text/plain', ''))
@@ -38,15 +38,18 @@ def main(check):
     "Write or check README.md and its pictures; the exit status"
     cells = json.loads((ROOT/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']
     parts, files = ['<!-- Written from nbs/index.ipynb by tools/readme.py: edit the notebook. -->'], {}
-    for n, cell in enumerate(cells):
-        text, pictures = cell_markdown(cell, n)
+    for cell in cells:
+        text, pictures = cell_markdown(cell, len(files))
         if text.strip(): parts.append(text.strip())
         files |= {ROOT/IMAGES/k: v for k, v in pictures.items()}
     files[ROOT/'README.md'] = ('\n\n'.join(parts) + '\n').encode()
     stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data]
+    orphans = [p for p in (ROOT/IMAGES).glob('index_*.png') if p not in files]
     if check:
         for p in stale: print(f'{p.relative_to(ROOT)} is not what nbs/index.ipynb gives: run python tools/readme.py', file=sys.stderr)
-        return int(bool(stale))
+        for p in orphans: print(f'{p.relative_to(ROOT)} is shown nowhere: run python tools/readme.py', file=sys.stderr)
+        return int(bool(stale or orphans))
+    for p in orphans: p.unlink()
     for p in stale:
         p.parent.mkdir(exist_ok=True)
         p.write_bytes(files[p])

@@ -182,7 +182,7 @@ def _rows(path):
         yield None, _Header(map(str, frame.columns))
         for row in zip(*(frame[c] for c in frame.columns)): yield None, dict(zip(map(str, frame.columns), row))
 
-# %% ../nbs/14_audit.ipynb #6e756c78
+# %% ../nbs/14_audit.ipynb #ed46177a
 PAIRS = {'words': 'indexes', 'cap_words': 'caps_index'}   # fields of WordPiece strings and of their ids
 RELEASED = {'IMDBid', 'label', 'y', *PAIRS, *PAIRS.values(), *(t.name for t in COMIC_MISCHIEF[1:])}
 TYPES = tuple(t.name for t in COMIC_MISCHIEF[1:])
@@ -190,7 +190,13 @@ MANIFESTS = ('.json', '.jsonl', '.csv', '.tsv', '.parquet')
 
 class Manifest:
     "Clips of one or several splits as an audit sees them: the text of a clip is numbers in `words`, from `text_at[i]` to `text_at[i + 1]`"
-    def __init__(self, id='id', text='text', labels=None, group=None, split=None):
+    def __init__(self,
+        id='id',      # column of the clip ids, or several
+        text='text',  # column of the text
+        labels=None,  # columns of the labels
+        group=None,   # column of the video; found from the ids by default
+        split=None    # column of the split; a file is one split by default
+    ):
         self.id, self.text_field, self.label_fields, self.group, self.split_field = ([id] if isinstance(id, str) else list(id)), text, labels, group, split
         self.ids, self.videos, self.splits, self.position = [], [], [], array('d')
         self.fields, self.kinds = {}, {}                 # field -> bytearray: filled or not; number of the kind
@@ -447,10 +453,13 @@ def _completed(found):
         out.append((family, name, x))
     return out
 
-# %% ../nbs/14_audit.ipynb #654a0f21
+# %% ../nbs/14_audit.ipynb #2c31f143
 class Vocabularies:
     "The vocabularies of all channels of a `Manifest`, and their agreement with an encoder's `vocab` (word -> id, or None)"
-    def __init__(self, m, vocab=None):
+    def __init__(self,
+        m,          # a `Manifest`
+        vocab=None  # of the encoder, word -> id
+    ):
         self.m, W, I, at, self.channel, self.clip = m, [], [], [0], [], []
         for c, (w, i, o) in m.docs.items():
             W.append(np.frombuffer(w, np.int32) if len(w) else np.zeros(0, np.int32)); I.append(np.frombuffer(i, np.int32) if len(i) else np.zeros(0, np.int32))
@@ -691,12 +700,12 @@ def properties(self:Manifest,
         else: out[key] = Property([name], family, x if x.dtype.kind == 'f' else x.astype(str))
     return list(out.values())
 
-# %% ../nbs/14_audit.ipynb #75872900
+# %% ../nbs/14_audit.ipynb #45a0d1de
 @dataclass
 class Tie:
     "How a property and a label go together"
-    property: Property
-    task: str
+    property: Property  # of the record
+    task: str           # whose label
     cls: str            # the class that the figures are of
     p: float            # corrected
     auroc: float        # of the property alone

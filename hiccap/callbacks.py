@@ -642,10 +642,14 @@ def replay(
     "Bring the failure in a replay bundle back; raises `ReplayError` for a bundle that cannot be read"
     return load_bundle(folder).run(model, loss_func)
 
-# %% ../nbs/08_callbacks.ipynb #26278b8a
+# %% ../nbs/08_callbacks.ipynb #f427796b
 class NonFiniteError(FloatingPointError):
     "Training stopped at a non-finite value; `finding` says where it arose, `bundle` is the folder that reproduces it (None where none was written)"
-    def __init__(self, finding: Finding, bundle=None, why=''):
+    def __init__(self,
+        finding: Finding, # where it arose
+        bundle=None,      # folder of the replay bundle
+        why=''            # why it was raised, where skipping or rolling back was asked for
+    ):
         self.finding, self.bundle, self.why = finding, bundle, why
         super().__init__(str(self))
     def __str__(self):

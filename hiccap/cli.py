@@ -51,7 +51,7 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/15_cli.ipynb #874e8339
+# %% ../nbs/15_cli.ipynb #1f35fd6e
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
@@ -61,7 +61,7 @@ def _guarded(f, args):
         try: return f(args) or 0
         except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
         except BrokenPipeError: return 141
-        except (ValueError, FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
+        except (ValueError, FloatingPointError, FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
             if not _is_ours(e): raise
             print(f"error: {e}", file=sys.stderr); return 2
 
@@ -84,7 +84,7 @@ def _show(result):
     for k, v in result.scores.unmeasured.items(): print(f'{k} was not measured: {v}')
     print(f"\nReport, plots, predictions and model: {result.folder}")
 
-# %% ../nbs/15_cli.ipynb #2a8e72ff
+# %% ../nbs/15_cli.ipynb #7c918d40
 def train_parser():
     "The options of `hiccap_train`"
     p = _parser('Train a network on clips, score it on clips it has not seen, and report. Options not given come from --run, then from the defaults.')
@@ -95,8 +95,10 @@ def train_parser():
     add_run_options(p, leave=('data',))
     return p
 
-def train(argv=None):
-    "Console command `hiccap_train`; returns the exit status"
+def train(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_train`"
     return _guarded(_train, train_parser().parse_args(argv))
 
 def _train(args):
@@ -105,14 +107,16 @@ def _train(args):
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
     _show(train_run(run, args.out, args.overwrite))
 
-# %% ../nbs/15_cli.ipynb #962a7323
+# %% ../nbs/15_cli.ipynb #f7441eb4
 DEMO = dict(data='synthetic', epochs=8, threads=1, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=2800, scale=.25),
             config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
                         video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1),
                         width=48, heads=4, head_widths=[48], dropout=.1, state_dropout=.1, head_dropout=.1))
 
-def demo(argv=None):
-    "Console command `hiccap_demo`; returns the exit status"
+def demo(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_demo`"
     p = _parser('Train a small network on planted clips whose best possible scores are known, and report: the quickest look at what this library does.')
     p.add_argument('--out', default='hiccap_demo', help='folder of the run (default: hiccap_demo)')
     p.add_argument('--overwrite', action='store_true', help='replace a run that is there')
@@ -130,7 +134,7 @@ def _demo(args):
     result = train_run(run, args.out, args.overwrite)
     _show(result)
 
-# %% ../nbs/15_cli.ipynb #b56f6cc6
+# %% ../nbs/15_cli.ipynb #543b8862
 READING = ('text', 'id', 'group', 'captions', 'context', 'max_length')
 
 def _use_parser(doc):
@@ -150,8 +154,10 @@ def _read_for(args, labelled):
     for n in ds.notes: print(n, file=sys.stderr)
     return trained, ds, *trained.answer(ds, args.bs)
 
-def predict(argv=None):
-    "Console command `hiccap_predict`; returns the exit status"
+def predict(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_predict`"
     p = _use_parser('What a trained run says of clips: a table of clip, task, probability (of yes; of the verdict where there are more than two classes) and verdict.')
     p.add_argument('--out', help='.csv file to write; standard output by default')
     p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
@@ -166,9 +172,11 @@ def _predict(args):
     table.to_csv(args.out, index=False)
     print(f"{len(table)} answers for {len(ds)} clips: {args.out}", file=sys.stderr)
 
-# %% ../nbs/15_cli.ipynb #ea3633f4
-def evaluate(argv=None):
-    "Console command `hiccap_evaluate`; returns the exit status"
+# %% ../nbs/15_cli.ipynb #6753fb39
+def evaluate(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_evaluate`"
     p = _use_parser('Score a trained run on labelled clips, beside trivial answers, with 95% intervals by video. Thresholds are those that the run chose on its validation clips.')
     p.add_argument('--out', help='folder for metrics.json, report.md, predictions.csv and plots')
     p.add_argument('--overwrite', action='store_true', help='replace an evaluation that is there')
@@ -182,9 +190,11 @@ def _evaluate(args):
     if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite); print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
 
-# %% ../nbs/15_cli.ipynb #4d77f95a
-def audit(argv=None):
-    "Console command `hiccap_audit`; returns the exit status"
+# %% ../nbs/15_cli.ipynb #43e39595
+def audit(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_audit`"
     p = _parser('Report what is wrong with a data set, with evidence, clips and mend. Exit status: 0 clean, 1 a finding as grave as --fail-on, 2 something cannot be read.')
     p.add_argument('data', nargs='+', help='the released JSON, .csv, .tsv, .jsonl or .parquet tables; several files are several splits')
     p.add_argument('--features', help='folder of feature files')

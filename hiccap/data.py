@@ -165,17 +165,23 @@ class FeatureFolder:
             total = x if total is None else total + x
         return torch.from_numpy(total)
 
-# %% ../nbs/01_data.ipynb #045e64c5
+# %% ../nbs/01_data.ipynb #26947c46
 class TensorColumn:
     "A modality held in memory: a list of tensors or None"
-    def __init__(self, values): self.values = values
+    def __init__(self,
+        values # a tensor or None for each clip
+    ): self.values = values
     def __getitem__(self, i): return self.values[i]
     @property
     def lengths(self): return np.array([0 if o is None else len(o) for o in self.values], np.int64)
 
 class FeatureColumn:
     "A modality in a `FeatureFolder`: headers are read at once, values when asked for"
-    def __init__(self, folder, modality, ids):
+    def __init__(self,
+        folder,   # a `FeatureFolder`
+        modality, # `video` or `audio`
+        ids       # clip ids, in order
+    ):
         self.folder, self.modality, self.ids = folder, modality, ids
         self.lengths = np.array([folder.length(o, modality) for o in ids], np.int64)
     def __getitem__(self, i): return self.folder.load(self.ids[i], self.modality) if self.lengths[i] else None

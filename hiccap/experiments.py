@@ -7,7 +7,7 @@ __all__ = ['CHOICES', 'Run', 'default_of', 'encoder_path', 'run_tokenizer', 'fea
            'build_model', 'class_weighted', 'run_learner', 'probabilities', 'words_of', 'plain_answers',
            'processor_threads', 'Fold', 'train_fold', 'score_folds', 'versions', 'start_folder', 'plot_training',
            'plot_scores_of', 'headline', 'headline_markdown', 'write_report', 'Result', 'prediction_table', 'train_run',
-           'finish_folder', 'Trained', 'load_run', 'write_evaluation']
+           'Trained', 'load_run', 'write_evaluation']
 
 # %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
@@ -128,7 +128,7 @@ def from_yaml(cls:Run,
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return cls.from_dict(d, str(path))
 
-# %% ../nbs/13_experiments.ipynb #510c64f5
+# %% ../nbs/13_experiments.ipynb #23361dfb
 def encoder_path(
     name # `minilm`, a folder, or a name on the hub
 ) -> str:
@@ -140,7 +140,7 @@ def encoder_path(
     return str(Path(spec.submodule_search_locations[0])/'model')
 
 def run_tokenizer(
-    run: Run
+    run: Run # what is run
 ): # a `transformers` tokenizer; None for a run of synthetic clips, which come as ids
     "The tokenizer of a run; raises `DataError` where there is none"
     from hiccap.data import DataError, get_tokenizer
@@ -149,7 +149,7 @@ def run_tokenizer(
     if run.data == 'synthetic': return None
     raise DataError('a run on text needs a text encoder', mend='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
 
-# %% ../nbs/13_experiments.ipynb #9bb29883
+# %% ../nbs/13_experiments.ipynb #bd858866
 def feature_folder(
     folder,      # of feature files; None is none
     config: dict # modality -> its encoder, as `HICCAPConfig` has it
@@ -161,7 +161,7 @@ def feature_folder(
     return FeatureFolder(folder, widths={m: getattr(encoder_config(config[m]), 'width', None) if m in config else None for m in ('video', 'audio')})
 
 def read_clips(
-    run: Run,
+    run: Run, # what is run
     path,          # of the file; `synthetic` draws clips
     tokenizer,     # of the encoder
     tasks=None,    # the tasks as the training clips defined them
@@ -186,7 +186,7 @@ def _with_tasks(ds, names, path):
     if unknown := [n for n in names if n not in known]: raise DataError(f"no task {unknown[0]!r}", file=path, mend=f"The tasks are {', '.join(known)}")
     return ClipDataset(ds.ids, ds.columns, {k: v.numpy() for k, v in ds.labels.items()}, [known[n] for n in names or known], ds.groups, ds.name, ds.notes)
 
-# %% ../nbs/13_experiments.ipynb #58a56062
+# %% ../nbs/13_experiments.ipynb #9258fe95
 def _no_shared_videos(a, b, own_numbering):
     "Raise `DataError` where two files share a video"
     from hiccap.data import DataError
@@ -196,7 +196,7 @@ def _no_shared_videos(a, b, own_numbering):
                         mend='Split by video; or say --own-numbering where the files number their videos each for itself')
 
 def read_splits(
-    run: Run,
+    run: Run, # what is run
     tokenizer   # of the encoder
 ) -> list: # of (training, validation, test) data sets, one a fold
     "The clips of a run, no video on two sides; raises `DataError`"
@@ -210,9 +210,9 @@ def read_splits(
     else: pairs = [(whole, other['test']) if run.test else split_by_video(whole, run.test_share, run.seed)]
     return [(*((rest, other['valid']) if run.valid else split_by_video(rest, run.valid_share, run.seed)), test) for rest, test in pairs]
 
-# %% ../nbs/13_experiments.ipynb #17c691cd
+# %% ../nbs/13_experiments.ipynb #08b816e0
 def build_model(
-    run: Run,
+    run: Run, # what is run
     train,             # training clips: their tasks, and the widths of their features
     verbose: bool=True # report what an `init` folder gave
 ):
@@ -239,9 +239,9 @@ def _hidden(path):
     try: return AutoConfig.from_pretrained(path).hidden_size
     except (OSError, ValueError, AttributeError) as e: raise ValueError(f"No text encoder at {path!r} ({str(e).splitlines()[0]}); give a folder, or a name on the hub") from None
 
-# %% ../nbs/13_experiments.ipynb #42040978
+# %% ../nbs/13_experiments.ipynb #dbbcabe9
 def class_weighted(
-    run: Run,
+    run: Run, # what is run
     train # training clips
 ) -> list: # of `Task`
     "The tasks of a run, with balanced class weights where it asks for them; raises `ValueError` for a class without a clip"
@@ -251,7 +251,7 @@ def class_weighted(
     return [replace(t, class_weights=tuple(balanced_weights(train.targets(t), t.n_classes))) for t in train.tasks]
 
 def run_learner(
-    run: Run,
+    run: Run, # what is run
     train, valid, # `ClipDataset`s
     model,        # a `HICCAP`
     folder='.',   # for what is written on the way
@@ -315,7 +315,7 @@ def processor_threads(
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../nbs/13_experiments.ipynb #b9806dd2
+# %% ../nbs/13_experiments.ipynb #d46d8c6b
 @dataclass
 class Fold:
     "What one training gave"
@@ -332,7 +332,7 @@ class Fold:
     clipped: float     # share of steps whose gradient was clipped
 
 def train_fold(
-    run: Run,
+    run: Run, # what is run
     train, valid, test, # clips
     model,              # to train, in place
     tokenizer=None,     # of their text
@@ -468,7 +468,7 @@ def headline_markdown(
     lines = [[r['task'], r['score'], f"**{_cell(r['value'])}**", f"{_cell(r['low'])} – {_cell(r['high'])}", f"{_cell(r['trivial'])} ({r['trivial_answer']})", *(_cell(r[k]) for k in extra)] for r in rows]
     return '\n'.join('| ' + ' | '.join(o) + ' |' for o in [head, ['---']*len(head), *lines])
 
-# %% ../nbs/13_experiments.ipynb #6f20dacc
+# %% ../nbs/13_experiments.ipynb #88289e1a
 def _fold_table(folds, tasks):
     "Markdown of what each fold gave by itself"
     from hiccap.metrics import evaluate
@@ -481,10 +481,10 @@ def _fold_table(folds, tasks):
 
 def write_report(
     folder,      # of the run
-    run: Run,
+    run: Run, # what is run
     folds: list, # of `Fold`
     scores,      # of `score_folds`
-    others: dict,
+    others: dict, # name -> what stands beside them
     notes: list  # what was left out or changed in reading
 ):
     "Write `report.md`: what was run, what came out beside what it has to beat, how training went"
@@ -537,9 +537,9 @@ def prediction_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_experiments.ipynb #e0996c24
+# %% ../nbs/13_experiments.ipynb #1afc520f
 def train_run(
-    run: Run,
+    run: Run, # what is run
     out,                    # folder of the run
     overwrite: bool=False,  # replace a run that is there
     write=print             # gets each line of progress
@@ -564,12 +564,12 @@ def train_run(
         folds.append(train_fold(run, train, valid, test, model, tokenizer, out, None if i else out, write))
         save_model(model, out/'model'/f'fold_{i + 1}' if run.folds else out/'model')
     scores, others = score_folds(folds)
-    finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
+    _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
     return Result(out, scores, others, folds)
 
 def _shortened(text, n=160): return text if len(text) <= n else text[:n - 1] + '…'
 
-def finish_folder(out, run, folds, scores, others, notes, seconds):
+def _finish_folder(out, run, folds, scores, others, notes, seconds):
     "Write all that a finished run leaves; `metrics.json` last, so that its being there says that the run is whole"
     import pandas as pd
     histories = [f.history.assign(fold=i + 1) for i, f in enumerate(folds)]

@@ -78,7 +78,7 @@ def collate(
         inputs['text_segments'], _ = pad(seg, side, lengths.get('text'))
     return inputs, collate_targets(clips, tasks)
 
-# %% ../nbs/02_padding.ipynb #7b3c3f6b
+# %% ../nbs/02_padding.ipynb #a0130b1e
 class LengthSampler:
     "Orders of clips in which every `bs` neighbours are of like length, a new one each pass. Iterating gives the current pass's positions."
     def __init__(self,
@@ -93,7 +93,9 @@ class LengthSampler:
 
     def __len__(self): return len(self.lengths)
     def __iter__(self): return iter(self.order(self.epoch).tolist())
-    def state_dict(self): return dict(seed=self.seed, epoch=self.epoch)
+    def state_dict(self):
+        "What `load_state_dict` continues from"
+        return dict(seed=self.seed, epoch=self.epoch)
 
     def load_state_dict(self, state):
         "Continue from a state; a sampler of another seed is another sampler"

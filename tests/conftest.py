@@ -1,6 +1,8 @@
 """Settings of the property tests: HYPOTHESIS_PROFILE=nightly runs many more examples than the default, ci."""
 import os
 
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before PyTorch: networks as small as these only lose by more threads
+
 from hypothesis import HealthCheck, settings
 
 quiet = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])

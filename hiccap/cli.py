@@ -51,7 +51,7 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/15_cli.ipynb #1f35fd6e
+# %% ../nbs/15_cli.ipynb #2071ce8b
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
@@ -61,7 +61,7 @@ def _guarded(f, args):
         try: return f(args) or 0
         except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
         except BrokenPipeError: return 141
-        except (ValueError, FloatingPointError, FileExistsError, FileNotFoundError, NotADirectoryError, PermissionError) as e:
+        except (ValueError, FloatingPointError, OSError) as e:
             if not _is_ours(e): raise
             print(f"error: {e}", file=sys.stderr); return 2
 
@@ -134,7 +134,7 @@ def _demo(args):
     result = train_run(run, args.out, args.overwrite)
     _show(result)
 
-# %% ../nbs/15_cli.ipynb #543b8862
+# %% ../nbs/15_cli.ipynb #352f9413
 READING = ('text', 'id', 'group', 'captions', 'context', 'max_length')
 
 def _use_parser(doc):
@@ -152,6 +152,7 @@ def _read_for(args, labelled):
     trained = load_run(args.folder)
     ds = trained.read(args.data, args.features, labelled, **{k: v for k, v in vars(args).items() if k in READING})
     for n in ds.notes: print(n, file=sys.stderr)
+    if trained.run.features and not args.features: print(f'all {len(ds)} clips are answered without video and audio, which the run was trained with: give --features', file=sys.stderr)
     return trained, ds, *trained.answer(ds, args.bs)
 
 def predict(
@@ -165,6 +166,7 @@ def predict(
 
 def _predict(args):
     from hiccap.experiments import prediction_table
+    if args.out and (Path(args.out).is_dir() or not Path(args.out).resolve().parent.is_dir()): raise FileNotFoundError(f"{args.out} is no place for a file: give the name of a .csv file in a folder that exists")
     if args.out and Path(args.out).exists() and not args.overwrite: raise FileExistsError(f"{args.out} exists; give another file, or --overwrite")
     trained, ds, probs, verdicts = _read_for(args, labelled=False)
     table = prediction_table(ds.ids, probs, verdicts, trained.tasks)
@@ -172,7 +174,7 @@ def _predict(args):
     table.to_csv(args.out, index=False)
     print(f"{len(table)} answers for {len(ds)} clips: {args.out}", file=sys.stderr)
 
-# %% ../nbs/15_cli.ipynb #6753fb39
+# %% ../nbs/15_cli.ipynb #8619663b
 def evaluate(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -183,10 +185,13 @@ def evaluate(
     return _guarded(_evaluate, p.parse_args(argv))
 
 def _evaluate(args):
-    from hiccap.experiments import write_evaluation
+    from hiccap.data import DataError
+    from hiccap.experiments import check_folder, write_evaluation
     from hiccap.metrics import evaluate
+    if args.out: check_folder(args.out, args.overwrite, 'evaluation')
     trained, ds, probs, verdicts = _read_for(args, labelled=True)
     scores = evaluate(probs, {k: v.numpy() for k, v in ds.labels.items()}, trained.tasks, trained.thresholds, verdicts, ds.groups)
+    if not scores.tasks: raise DataError('no row has a label that this run answers', file=args.data, mend=f"It answers {', '.join(t.name for t in trained.tasks)}; hiccap_predict needs no labels")
     if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite); print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
 

@@ -8,8 +8,8 @@ __all__ = ['MODALITIES', 'FILES', 'SPECIAL', 'DataError', 'Clip', 'check_id', 'v
            'join_wordpieces', 'several_ids', 'read_comic_mischief', 'shared_data', 'read_table', 'split_by_video',
            'folds_by_video']
 
-# %% ../nbs/01_data.ipynb #b879485f
-import json, os, re, warnings
+# %% ../nbs/01_data.ipynb #92c6d358
+import csv, json, os, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -476,7 +476,7 @@ def shared_data(
     root = Path(os.environ.get('HICCAP_DATA') or Path(hiccap.__file__).resolve().parents[2]/'shared'/'data')
     return root/name if (root/name).exists() else None
 
-# %% ../nbs/01_data.ipynb #dfd96f0e
+# %% ../nbs/01_data.ipynb #d5b5cbb5
 def _read_frame(path):
     "A CSV, TSV, JSONL or Parquet file as a data frame, every CSV cell as text; raises `DataError`"
     import pandas as pd
@@ -489,6 +489,19 @@ def _read_frame(path):
     try: return readers[kind]()
     except Exception as e: raise DataError(f"cannot be read ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'})", file=path, mend='Check that it is complete') from None
 
+def _check_fields(path):
+    "Raise `DataError` for a row of a CSV or TSV file with more or fewer fields than the header"
+    kind = Path(path).suffix.lower()
+    if kind not in ('.csv', '.tsv') or not Path(path).exists(): return
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as f:
+            rows = csv.reader(f, delimiter=',' if kind == '.csv' else '\t')
+            n = len(next(rows, ()))
+            for row in rows:
+                if row and len(row) != n:
+                    raise DataError(f"line {rows.line_num} has {len(row)} fields where the header has {n}", row[0], path, 'Quote texts that hold a comma; if the file was cut short, copy it again')
+    except (UnicodeDecodeError, csv.Error) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Save it as UTF-8') from None
+
 def _column(frame, name, path):
     "A column by name; raises `DataError` with the nearest name"
     from difflib import get_close_matches
@@ -498,7 +511,7 @@ def _column(frame, name, path):
 
 def _is_missing(v): return v is None or v == '' or (isinstance(v, float) and v != v)
 
-# %% ../nbs/01_data.ipynb #06d769b7
+# %% ../nbs/01_data.ipynb #fba1e717
 def _numbered(known, present, numbers, name, ids, path):
     "How many classes the numbers of a column stand for; raises `DataError` for a word among them, or a number that none leads up to"
     def refuse(some, why, mend):
@@ -508,8 +521,9 @@ def _numbered(known, present, numbers, name, ids, path):
         odd = min(numbers, present - numbers, key=lambda some: sum(v in some for v in known))
         refuse(odd, f"where {'numbers' if odd is not numbers else 'words'} stand elsewhere", 'Correct the label, or write all of them one way')
     n = max(2, 1 + max(map(int, numbers)))
-    if len(present) > 1 and (gaps := sorted(set(range(n)) - set(map(int, numbers)))):
-        refuse({str(n - 1)}, f"though no clip has label {gaps[0]}", 'Correct the label, or number the classes from 0 without gaps')
+    gap = next(i for i in range(n + 1) if str(i) not in numbers)
+    if gap < n and not (len(present) == 1 and n == 2):
+        refuse({str(n - 1)}, f"though no clip has label {gap}", 'Correct the label, or number the classes from 0 without gaps')
     return n
 
 def _classes(values, name, ids, path, task=None):
@@ -538,7 +552,7 @@ def _context(texts, groups, k):
         out.append(' '.join(before[-k:])); before.append(t or '')
     return out
 
-# %% ../nbs/01_data.ipynb #5d7593bd
+# %% ../nbs/01_data.ipynb #aecf851f
 def read_table(
     path,                   # a .csv, .tsv, .jsonl or .parquet file
     tokenizer,              # the encoder's tokenizer: object, name or folder
@@ -554,13 +568,16 @@ def read_table(
     too_long: str='cut'     # `cut` shortens and notes it; `error` raises
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
+    _check_fields(path)
     frame, tasks = _read_frame(path), {t.name: t for t in check_tasks(tasks or ())}
     if labels is None: labels = list(tasks)
     if captions and context: raise DataError('captions and context both ask for the second segment', file=path, mend='Choose one')
     parts = [_column(frame, c, path) for c in ([id] if isinstance(id, str) else id)]
     ids = ['' if any(map(_is_missing, row)) else '_'.join(str(o) for o in row) for row in zip(*parts)]
     for n, o in enumerate(ids): check_id(o, path, f' (row {n})')
-    groups = None if group is None else [str(o) for o in _column(frame, group, path)]
+    groups = None if group is None else list(_column(frame, group, path))
+    for o, g in zip(ids, groups or ()):
+        if _is_missing(g): raise DataError(f"column {group!r} is empty", o, path, 'Name the video or dialogue of every clip')
     texts = [None if _is_missing(o) else str(o) for o in _column(frame, text, path)]
     second = [None if _is_missing(o) else str(o) for o in _column(frame, captions, path)] if captions else \
              _context(texts, groups or [video_of(o) for o in ids], context) if context else [None]*len(ids)
@@ -569,7 +586,7 @@ def read_table(
     feats, missing = _feature_columns(features, ids)
     return ClipDataset(ids, columns | feats, {c: y for c, (y, _) in found.items()}, [t for _, t in found.values()], groups, Path(path).name, notes + missing)
 
-# %% ../nbs/01_data.ipynb #4cf4e641
+# %% ../nbs/01_data.ipynb #399fa661
 def _deal(ds, weights, seed):
     "The part (0..len(weights)-1) of every clip, whole videos together, rows and labels of each class spread as the weights say"
     videos, row_video = np.unique(ds.groups, return_inverse=True)
@@ -585,7 +602,7 @@ def _deal(ds, weights, seed):
 
 def _check_parts(ds, part, n):
     if empty := [i for i in range(n) if not (part == i).any()]:
-        raise DataError(f"{len(set(ds.groups))} videos cannot fill {n} parts", file=ds.name or None, mend='Ask for fewer, or label more videos')
+        raise DataError(f"{len(set(ds.groups))} videos cannot fill {n} parts", file=ds.name or None, mend='Ask for fewer or larger parts, or label more videos. A video is an id without its final _N or .N; name its column with group where that is wrong')
 
 # %% ../nbs/01_data.ipynb #89b444f7
 def split_by_video(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CHOICES', 'Run', 'default_of', 'encoder_path', 'run_tokenizer', 'feature_folder', 'read_clips', 'read_splits',
            'build_model', 'class_weighted', 'run_learner', 'probabilities', 'words_of', 'plain_answers',
-           'processor_threads', 'Fold', 'train_fold', 'score_folds', 'versions', 'start_folder', 'plot_training',
-           'plot_scores_of', 'headline', 'headline_markdown', 'write_report', 'Result', 'prediction_table', 'train_run',
-           'Trained', 'load_run', 'write_evaluation']
+           'processor_threads', 'Fold', 'train_fold', 'score_folds', 'versions', 'check_folder', 'new_folder',
+           'plot_training', 'plot_scores_of', 'headline', 'headline_markdown', 'write_report', 'Result',
+           'prediction_table', 'train_run', 'Trained', 'load_run', 'write_evaluation']
 
 # %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
@@ -61,7 +61,7 @@ class Run:
         for f in fields(self): object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         _check_run(self)
 
-# %% ../nbs/13_experiments.ipynb #665633e1
+# %% ../nbs/13_experiments.ipynb #a087ff8a
 CHOICES = dict(regularizer=('none', 'decoupled', 'norm', 'upstream'), class_weights=('none', 'balanced'),
                precision=('float32', 'bfloat16', 'float16'), on_nan=('raise', 'skip', 'rollback'))
 
@@ -75,7 +75,7 @@ def _checked(f, value):
     "A field's value in its own type; raises `ValueError`"
     kind = f.type if isinstance(f.type, type) else dict(str=str, int=int, float=float, bool=bool, tuple=tuple, dict=dict)[f.type]
     if value is None and f.default is None: return None
-    if kind is tuple: value = (value,) if isinstance(value, str) else tuple(value)
+    if kind is tuple and isinstance(value, (str, list, tuple)): value = (value,) if isinstance(value, str) else tuple(value)
     if kind is float and type(value) is int: value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{f.name} must be of type {kind.__name__}, got {value!r}")
@@ -87,6 +87,10 @@ def _check_run(run):
         if getattr(run, name) not in known: raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(run, name)!r}")
     for name, least in dict(epochs=1, bs=1, context=0, folds=0, workers=0, threads=0, seed=0, lr=0, encoder_lr=0, wd=0, strength=0, clip=0).items():
         if not getattr(run, name) >= least: raise ValueError(f"{name} must be at least {least}, got {getattr(run, name)}")
+    if run.max_length is not None and run.max_length < 3: raise ValueError(f"max_length must be at least 3, got {run.max_length}")
+    for f in fields(run):
+        if isinstance(v := getattr(run, f.name), float) and not abs(v) < float('inf'): raise ValueError(f"{f.name} must be a finite number, got {v}")
+    if run.encoder and 'text' in run.config: raise ValueError("encoder and a text configuration both say how text is read: give one of the two")
     for name in ('valid_share', 'test_share'):
         if not 0 < getattr(run, name) < 1: raise ValueError(f"{name} must be between 0 and 1, got {getattr(run, name)}")
     if run.folds == 1: raise ValueError('folds must be 0 (one split) or at least 2')
@@ -128,7 +132,7 @@ def from_yaml(cls:Run,
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return cls.from_dict(d, str(path))
 
-# %% ../nbs/13_experiments.ipynb #23361dfb
+# %% ../nbs/13_experiments.ipynb #45f01591
 def encoder_path(
     name # `minilm`, a folder, or a name on the hub
 ) -> str:
@@ -144,12 +148,12 @@ def run_tokenizer(
 ): # a `transformers` tokenizer; None for a run of synthetic clips, which come as ids
     "The tokenizer of a run; raises `DataError` where there is none"
     from hiccap.data import DataError, get_tokenizer
-    name = run.tokenizer or encoder_path(run.encoder)
+    name = encoder_path(run.tokenizer or run.encoder)
     if name: return get_tokenizer(name)
     if run.data == 'synthetic': return None
     raise DataError('a run on text needs a text encoder', mend='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
 
-# %% ../nbs/13_experiments.ipynb #bd858866
+# %% ../nbs/13_experiments.ipynb #f238aa94
 def feature_folder(
     folder,      # of feature files; None is none
     config: dict # modality -> its encoder, as `HICCAPConfig` has it
@@ -169,12 +173,21 @@ def read_clips(
     labelled=True  # False reads clips whose labels nobody knows
 ):
     "A `ClipDataset` from a file, as the run says; raises `DataError`"
-    from hiccap.data import DataError, read_comic_mischief, read_table
+    from hiccap.data import DataError
     from hiccap.synthetic import synthetic_clips
-    if str(path) == 'synthetic': return synthetic_clips(**run.synthetic)
+    if str(path) == 'synthetic':
+        try: return synthetic_clips(**run.synthetic)
+        except TypeError as e: raise ValueError(f"Not what synthetic clips take: {e}") from None
+    ds = _read_file(run, path, tokenizer, tasks, features, labelled)
+    if not len(ds): raise DataError('holds no clip', file=path, mend='Give a file with at least one row')
+    return ds
+
+def _read_file(run, path, tokenizer, tasks, features, labelled):
+    "What `read_clips` reads"
+    from hiccap.data import DataError, read_comic_mischief, read_table
     if Path(path).suffix.lower() == '.json':
         ds = read_comic_mischief(path, features, tokenizer, max_length=run.max_length)
-        return _with_tasks(ds, [t.name for t in tasks] if tasks else run.labels, path)
+        return _with_tasks(ds, [t.name for t in tasks] if tasks else run.labels, path) if labelled else ds
     if labelled and not (run.labels or tasks): raise DataError('a table does not say which of its columns are labels', file=path, mend='Name them with --labels')
     return read_table(path, tokenizer, list(run.labels) or None if labelled else [], run.text, list(run.id), run.group, run.captions, run.context,
                       tasks if labelled else None, features, run.max_length)
@@ -210,7 +223,7 @@ def read_splits(
     else: pairs = [(whole, other['test']) if run.test else split_by_video(whole, run.test_share, run.seed)]
     return [(*((rest, other['valid']) if run.valid else split_by_video(rest, run.valid_share, run.seed)), test) for rest, test in pairs]
 
-# %% ../nbs/13_experiments.ipynb #08b816e0
+# %% ../nbs/13_experiments.ipynb #6cbdc3fc
 def build_model(
     run: Run, # what is run
     train,             # training clips: their tasks, and the widths of their features
@@ -223,7 +236,8 @@ def build_model(
     if run.encoder:
         path = encoder_path(run.encoder)
         given['text'] = TokensConfig(weights=path)
-        if 'width' not in run.config and (hidden := _hidden(path)) % run.config.get('heads', 12) == 0: given['width'] = hidden
+        heads = run.config.get('heads', 12)
+        if 'width' not in run.config and isinstance(heads, int) and heads > 0 and (hidden := _hidden(path)) % heads == 0: given['width'] = hidden
     model = HICCAP(HICCAPConfig.from_dict({**given, **run.config}), train.tasks, seed=run.seed)
     if run.init: init_from(model, run.init, verbose)
     return model
@@ -375,7 +389,7 @@ def score_folds(
         others['best possible'] = scores(oracles, [{k: (p[:, 1] >= .5).astype(int) for k, p in o.items()} for o in oracles], Thresholds({}, 'what was planted'))
     return scores([f.probs for f in folds], [f.verdicts for f in folds]), others
 
-# %% ../nbs/13_experiments.ipynb #1ade72a9
+# %% ../nbs/13_experiments.ipynb #a6afe398
 def versions() -> dict: # package -> version
     "What a run depends on"
     from importlib.metadata import version
@@ -385,18 +399,37 @@ def _own_version():
     from hiccap import __version__
     return __version__
 
-def start_folder(
-    folder,                # of a run
-    overwrite: bool=False  # replace a run that is there
-) -> Path: # the empty folder
-    "Make the folder of a run; raises `FileExistsError` rather than overwrite"
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder/'config.json').is_file() or 'run' not in _json(folder/'config.json'): raise FileExistsError(f"{folder} holds something that is no run; give another folder with --out")
-        if not overwrite: raise FileExistsError(f"{folder} holds a run already; give another folder with --out, or --overwrite")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def check_folder(
+    folder,           # where something is to be written
+    overwrite: bool,  # what is there may be replaced
+    kind: str='run'   # `run` or `evaluation`: the only thing that may be replaced
+) -> Path: # the folder
+    "Raise `FileExistsError` where a folder may not be written"
+    folder = Path(os.path.realpath(folder))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return folder
+    config = _json(folder/'config.json') if (folder/'config.json').is_file() else {}
+    holds = 'evaluation' if 'evaluated' in config else 'run' if 'run' in config else None
+    if holds != kind: raise FileExistsError(f"{folder} holds something that is no {kind}; give another folder with --out")
+    if not overwrite: raise FileExistsError(f"{folder} holds {'an' if kind == 'evaluation' else 'a'} {kind} already; give another folder with --out, or --overwrite")
     return folder
+
+@contextmanager
+def new_folder(
+    folder,                # where to
+    overwrite: bool=False, # replace what is there
+    kind: str='run'        # see `check_folder`
+):
+    """A folder beside `folder` to write to, which takes its place at the end, all or nothing: until then what is there stays, and an error or an
+    interruption leaves it as it was. Only after a number that is not finite the new folder stays, for the bundle that replays it."""
+    folder = check_folder(folder, overwrite, kind)
+    temp, old = (folder.with_name(f'.{folder.name}.{o}') for o in ('part', 'replaced'))
+    shutil.rmtree(temp, ignore_errors=True); temp.mkdir(parents=True)
+    try: yield temp
+    except FloatingPointError: raise
+    except BaseException: shutil.rmtree(temp, ignore_errors=True); raise
+    if folder.exists(): shutil.rmtree(old, ignore_errors=True); folder.rename(old)
+    temp.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 def _json(path):
     try: out = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -537,7 +570,7 @@ def prediction_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_experiments.ipynb #1afc520f
+# %% ../nbs/13_experiments.ipynb #f2f6d8e7
 def train_run(
     run: Run, # what is run
     out,                    # folder of the run
@@ -545,13 +578,18 @@ def train_run(
     write=print             # gets each line of progress
 ) -> Result:
     "Read, check, train, score and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
-    from hiccap.checkpoints import save_model
+    check_folder(out, overwrite)
     begin, tokenizer = time.perf_counter(), run_tokenizer(run)
     splits = read_splits(run, tokenizer)
     whole = {id(o): o for parts in splits for o in parts}.values()
     for ds in whole if run.features else (): ds.check()
     notes = list(dict.fromkeys(n for o in whole for n in o.notes))
-    out = start_folder(out, overwrite)
+    with new_folder(out, overwrite) as folder: scores, others, folds = _train_into(folder, run, splits, tokenizer, notes, write, begin)
+    return Result(Path(out), scores, others, folds)
+
+def _train_into(out, run, splits, tokenizer, notes, write, begin):
+    "Train and report into an empty folder"
+    from hiccap.checkpoints import save_model
     _write_json(out/'config.json', dict(run=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in splits[0][0].tasks]))
     if tokenizer is not None: tokenizer.save_pretrained(out/'tokenizer')
     write(f"{run.data}: " + ', '.join(f'{len(o)} clips in {n}' for n, o in zip(('training', 'validation', 'test'), splits[0])) + (f', the first of {len(splits)} folds' if run.folds else ''))
@@ -565,7 +603,7 @@ def train_run(
         save_model(model, out/'model'/f'fold_{i + 1}' if run.folds else out/'model')
     scores, others = score_folds(folds)
     _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
-    return Result(out, scores, others, folds)
+    return scores, others, folds
 
 def _shortened(text, n=160): return text if len(text) <= n else text[:n - 1] + '…'
 
@@ -639,7 +677,7 @@ def answer(self:Trained,
     probs = {k: (v/len(self.models)).numpy()[order] for k, v in total.items()}
     return probs, self.thresholds.verdicts(probs)
 
-# %% ../nbs/13_experiments.ipynb #002e8cd7
+# %% ../nbs/13_experiments.ipynb #23079613
 def write_evaluation(
     out,             # folder
     data,            # file that was scored
@@ -650,7 +688,10 @@ def write_evaluation(
     overwrite: bool=False # replace an evaluation that is there
 ):
     "Write `config.json`, `metrics.json`, `predictions.csv`, plots and `report.md` of a finished run on other clips; raises `FileExistsError`"
-    out = start_folder(out, overwrite)
+    with new_folder(out, overwrite, 'evaluation') as folder: _evaluate_into(folder, data, trained, ds, probs, verdicts, scores)
+
+def _evaluate_into(out, data, trained, ds, probs, verdicts, scores):
+    "Write an evaluation into an empty folder"
     _write_json(out/'config.json', dict(run=trained.run.to_dict(), evaluated=str(data), versions=versions()))
     prediction_table(ds.ids, probs, verdicts, trained.tasks, _numpy(ds.labels)).to_csv(out/'predictions.csv', index=False)
     plot_scores_of(scores, out)

@@ -133,3 +133,19 @@ def test_a_damaged_model_is_named(trained, planted, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     status, out, err = run('predict', copy, planted/'clips.csv')
     assert status == 2 and 'fold_2' in err and err.count('\n') == 1
+
+
+def test_one_label_alone_is_trained_and_answered(planted, tmp_path):
+    from hiccap.cli import predict, train
+    table = [str(planted/'clips.csv')]
+    assert train([*table, '--labels', 'said', '--tokenizer', str(planted/'tokenizer'), '--epochs', '1', '--out', str(tmp_path/'one'), *NET]) == 0
+    assert predict([str(tmp_path/'one'), *table, '--out', str(tmp_path/'answers.csv')]) == 0
+    assert len((tmp_path/'answers.csv').read_text().splitlines()) == 1 + 96
+
+
+def test_a_run_is_not_replaced_by_what_fails_or_by_an_evaluation(trained, planted, capsys):
+    from hiccap.cli import evaluate, train
+    before, table = tree(trained), str(planted/'clips.csv')
+    assert train([table, '--labels', 'said', '--tokenizer', str(planted/'tokenizer'), '--init', str(planted/'nothing'), '--out', str(trained), '--overwrite', *NET]) == 2
+    assert evaluate([str(trained), table, '--features', str(planted/'features'), '--out', str(trained), '--overwrite']) == 2
+    assert 'no evaluation' in capsys.readouterr().err and tree(trained) == before and [p.name for p in trained.parent.iterdir()] == [trained.name]

@@ -195,7 +195,7 @@ def _evaluate(args):
     if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite); print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
 
-# %% ../nbs/15_cli.ipynb #43e39595
+# %% ../nbs/15_cli.ipynb #bab31c74
 def audit(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -206,12 +206,14 @@ def audit(
     p.add_argument('--split', help='column that names the split of a row')
     p.add_argument('--tokenizer', help='the encoder whose vocabulary the ids should be of: `minilm`, a folder, or a name on the hub')
     p.add_argument('--out', help='folder for audit.md, audit.json and plots')
+    p.add_argument('--overwrite', action='store_true', help='replace an audit that is there')
     p.add_argument('--fail-on', choices=('note', 'warning', 'error'), default='warning', help='severity from which the exit status is 1 (default: warning)')
     add_run_options(p, only=('text', 'id', 'group', 'labels'))
     return _guarded(_audit, p.parse_args(argv))
 
 def _audit(args):
     from hiccap.audit import run_audit
+    if args.out and not args.overwrite and (Path(args.out)/'audit.json').exists(): raise FileExistsError(f"{args.out} holds an audit already; give another folder, or --overwrite")
     from hiccap.experiments import encoder_path
     given = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(args).items() if k in ('text', 'id', 'group', 'labels')}
     return run_audit(args.data[0] if len(args.data) == 1 else args.data, args.features, args.split, encoder_path(args.tokenizer) if args.tokenizer else None,

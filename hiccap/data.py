@@ -245,7 +245,7 @@ def absent(self:ClipDataset,
     "The clips that lack a modality"
     return [self.ids[i] for i in np.flatnonzero(self.lengths(modality) == 0)]
 
-# %% ../nbs/01_data.ipynb #f6c93e44
+# %% ../nbs/01_data.ipynb #cec61bb3
 class _Rows:
     "Some rows of a column"
     def __init__(self, column, rows): self.column, self.rows = column, rows
@@ -258,10 +258,10 @@ def subset(self:ClipDataset,
     rows,          # positions of the clips to keep, in order
     name: str=None # its name; the whole's by default
 ) -> ClipDataset:
-    "The clips at `rows`, sharing this data set's storage"
+    "The clips at `rows`, sharing this data set's storage and its notes"
     rows = np.asarray(rows, np.int64)
     return ClipDataset([self.ids[i] for i in rows], {k: _Rows(c, rows) for k, c in self.columns.items()},
-                       {k: y.numpy()[rows] for k, y in self.labels.items()}, self.tasks, [self.groups[i] for i in rows], name or self.name)
+                       {k: y.numpy()[rows] for k, y in self.labels.items()}, self.tasks, [self.groups[i] for i in rows], name or self.name, self.notes)
 
 # %% ../nbs/01_data.ipynb #f8651d04
 @patch(cls_method=True)
@@ -586,7 +586,7 @@ def read_table(
     feats, missing = _feature_columns(features, ids)
     return ClipDataset(ids, columns | feats, {c: y for c, (y, _) in found.items()}, [t for _, t in found.values()], groups, Path(path).name, notes + missing)
 
-# %% ../nbs/01_data.ipynb #399fa661
+# %% ../nbs/01_data.ipynb #1995d377
 def _deal(ds, weights, seed):
     "The part (0..len(weights)-1) of every clip, whole videos together, rows and labels of each class spread as the weights say"
     videos, row_video = np.unique(ds.groups, return_inverse=True)
@@ -601,7 +601,7 @@ def _deal(ds, weights, seed):
     return part[row_video]
 
 def _check_parts(ds, part, n):
-    if empty := [i for i in range(n) if not (part == i).any()]:
+    if not all((part == i).any() for i in range(n)):
         raise DataError(f"{len(set(ds.groups))} videos cannot fill {n} parts", file=ds.name or None, mend='Ask for fewer or larger parts, or label more videos. A video is an id without its final _N or .N; name its column with group where that is wrong')
 
 # %% ../nbs/01_data.ipynb #89b444f7

@@ -570,7 +570,7 @@ def prediction_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_experiments.ipynb #f2f6d8e7
+# %% ../nbs/13_experiments.ipynb #f5951db6
 def train_run(
     run: Run, # what is run
     out,                    # folder of the run
@@ -581,9 +581,8 @@ def train_run(
     check_folder(out, overwrite)
     begin, tokenizer = time.perf_counter(), run_tokenizer(run)
     splits = read_splits(run, tokenizer)
-    whole = {id(o): o for parts in splits for o in parts}.values()
-    for ds in whole if run.features else (): ds.check()
-    notes = list(dict.fromkeys(n for o in whole for n in o.notes))
+    for ds in splits[0] if run.features else (): ds.check()  # the parts of one fold are all the clips there are
+    notes = list(dict.fromkeys(n for ds in splits[0] for n in ds.notes))
     with new_folder(out, overwrite) as folder: scores, others, folds = _train_into(folder, run, splits, tokenizer, notes, write, begin)
     return Result(Path(out), scores, others, folds)
 

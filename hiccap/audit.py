@@ -1018,10 +1018,10 @@ def _defect_findings(m):
            'words-ids': '{n} clips have more words than ids or fewer', 'padding': '{n} clips are stored with padding'}
     return [Finding(code, say[code].format(n=len({r['clip'] for r in rows})), list(dict.fromkeys(r['clip'] for r in rows)), dict(defects=rows)) for code, rows in m.defects.items()]
 
-# %% ../nbs/14_audit.ipynb #ed26d6ff
+# %% ../nbs/14_audit.ipynb #53340a9d
 def _split_findings(m):
     "Ids that stand twice, and videos that stand in several splits"
-    out, where, clips = [], {}, {}
+    out, where = [], {}
     if twice := {o: n for o, n in Counter(m.ids).items() if n > 1}: out.append(Finding('id-twice', f"{len(twice)} ids stand more than once", list(twice), dict(times=[dict(clip=o, times=n) for o, n in twice.items()])))
     for i, (v, s) in enumerate(zip(m.videos, m.splits)): where.setdefault(v, {}).setdefault(s, []).append(i)
     if shared := {v: o for v, o in where.items() if len(o) > 1}:

@@ -8,8 +8,8 @@ __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH',
            'ReplayError', 'write_bundle', 'Bundle', 'load_bundle', 'replay', 'NonFiniteError', 'NanDetector',
            'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
 
-# %% ../nbs/08_callbacks.ipynb #5cec6460
-import copy, csv, difflib, inspect, json, math, os, random, shutil, sys, tempfile, time, warnings
+# %% ../nbs/08_callbacks.ipynb #616bf1de
+import copy, csv, difflib, inspect, json, math, random, shutil, sys, tempfile, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace

@@ -6,13 +6,12 @@
 __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'read_weights', 'LoadReport', 'upstream_name', 'load_upstream',
            'save_model', 'load_model', 'init_from']
 
-# %% ../nbs/05_checkpoints.ipynb #a085db6e
+# %% ../nbs/05_checkpoints.ipynb #190a804d
 import hashlib, json, os, pickle, re, shutil, tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch
-from fastcore.basics import patch
 from .tasks import Task, COMIC_MISCHIEF
 from .data import MODALITIES
 from .model import HICCAP, HICCAPConfig, TokensConfig, head_key
@@ -223,7 +222,7 @@ def _read_description(folder):
         raise CheckpointError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
-# %% ../nbs/05_checkpoints.ipynb #c05open01
+# %% ../nbs/05_checkpoints.ipynb #79575af5
 def _open_folder(folder):
     "(description, path of the weights) of a folder of `save_model`, both checked against their checksums; raises `CheckpointError`"
     folder = Path(folder)
@@ -243,7 +242,6 @@ def _rebuild(d, folder):
                               "or register what it names") from e
     model.config = config
     return model
-
 
 # %% ../nbs/05_checkpoints.ipynb #11e18e10
 def load_model(

@@ -51,7 +51,7 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/15_cli.ipynb #2071ce8b
+# %% ../nbs/15_cli.ipynb #e351359b
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
@@ -72,7 +72,7 @@ def _is_ours(e):
     raised_in = tb.tb_frame.f_globals
     return isinstance(e, OSError) or raised_in is globals() or raised_in.get('__name__', '').startswith('hiccap.')
 
-def _parser(doc, **kw): return argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter if kw.pop('defaults', False) else argparse.HelpFormatter, allow_abbrev=False, **kw)
+def _parser(doc): return argparse.ArgumentParser(description=doc, allow_abbrev=False)
 
 def _show(result):
     "Print what a run came to, and where it stands"
@@ -134,15 +134,18 @@ def _demo(args):
     result = train_run(run, args.out, args.overwrite)
     _show(result)
 
-# %% ../nbs/15_cli.ipynb #352f9413
+# %% ../nbs/15_cli.ipynb #f2129c49
 READING = ('text', 'id', 'group', 'captions', 'context', 'max_length')
 
-def _use_parser(doc):
+def _use_parser(doc, out):
+    "A parser of the options that predicting and evaluating share; `out` says what --out is"
     p = _parser(doc)
     p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
     p.add_argument('data', help='clips: the released JSON, or a .csv, .tsv, .jsonl or .parquet table')
     p.add_argument('--features', help='folder of feature files')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
+    p.add_argument('--out', help=out)
+    p.add_argument('--overwrite', action='store_true', help='replace what is there')
     add_run_options(p, only=READING)
     return p
 
@@ -159,9 +162,8 @@ def predict(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_predict`"
-    p = _use_parser('What a trained run says of clips: a table of clip, task, probability (of yes; of the verdict where there are more than two classes) and verdict.')
-    p.add_argument('--out', help='.csv file to write; standard output by default')
-    p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
+    p = _use_parser('What a trained run says of clips: a table of clip, task, probability (of yes; of the verdict where there are more than two classes) and verdict.',
+                    '.csv file to write; standard output by default')
     return _guarded(_predict, p.parse_args(argv))
 
 def _predict(args):
@@ -174,14 +176,13 @@ def _predict(args):
     table.to_csv(args.out, index=False)
     print(f"{len(table)} answers for {len(ds)} clips: {args.out}", file=sys.stderr)
 
-# %% ../nbs/15_cli.ipynb #8619663b
+# %% ../nbs/15_cli.ipynb #e924fac8
 def evaluate(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_evaluate`"
-    p = _use_parser('Score a trained run on labelled clips, beside trivial answers, with 95% intervals by video. Thresholds are those that the run chose on its validation clips.')
-    p.add_argument('--out', help='folder for metrics.json, report.md, predictions.csv and plots')
-    p.add_argument('--overwrite', action='store_true', help='replace an evaluation that is there')
+    p = _use_parser('Score a trained run on labelled clips, beside trivial answers, with 95% intervals by video. Thresholds are those that the run chose on its validation clips.',
+                    'folder for metrics.json, report.md, predictions.csv and plots')
     return _guarded(_evaluate, p.parse_args(argv))
 
 def _evaluate(args):

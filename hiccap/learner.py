@@ -6,7 +6,7 @@
 __all__ = ['ClipDL', 'clip_dls', 'WholeLoss', 'TaskScore', 'MeanScore', 'score_metrics', 'DevicePrecision', 'GatherDicts',
            'HICCAPLearner', 'hiccap_learner']
 
-# %% ../nbs/09_learner.ipynb #899310a5
+# %% ../nbs/09_learner.ipynb #acc9f0a1
 from contextlib import contextmanager
 from functools import partial
 import numpy as np, torch, fastai.callback.schedule
@@ -18,7 +18,7 @@ from torch.amp import GradScaler, autocast
 from .tasks import IGNORE, check_tasks
 from .data import ClipDataset, MODALITIES
 from .padding import LengthSampler, collate
-from .losses import MultiTaskLoss, Regularizer
+from .losses import MultiTaskLoss
 from .metrics import evaluate
 from .checkpoints import save_model
 

@@ -7,13 +7,13 @@ __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'lo
            'Temperature', 'Fixed', 'RoundRobin', 'OneAtATime', 'Curriculum', 'DynamicDifficulty', 'DynamicStopAndGo',
            'ReverseCurriculum', 'policy', 'Plan', 'Mixture', 'MixtureDL', 'steps_of', 'MixtureFeedback', 'plot_mixture']
 
-# %% ../nbs/10_sampling.ipynb #e5eaa178
+# %% ../nbs/10_sampling.ipynb #db67f70a
 import hashlib, zlib
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 import numpy as np, torch
-from fastai.basics import Callback, default_device, to_device
+from fastai.basics import Callback, to_device
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from .tasks import IGNORE, check_tasks

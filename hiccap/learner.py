@@ -246,7 +246,7 @@ def get_preds(self:HICCAPLearner,
     order = torch.as_tensor(np.argsort(dl.rows, kind='stable'))
     return tuple(_reorder(o, order) for o in res)
 
-# %% ../nbs/09_learner.ipynb #020cf014
+# %% ../nbs/09_learner.ipynb #591fa4de
 def hiccap_learner(
     dls: DataLoaders,        # batches `(inputs, targets)`, as `clip_dls` makes them
     model,                   # a `HICCAP`, or any module: inputs -> dict of logits
@@ -257,6 +257,7 @@ def hiccap_learner(
     metrics=None,            # fastai metrics; the macro F1 of each task and their mean by default
     cbs=(),                  # callbacks
     seed: int=0,             # of dropout
+    cls=HICCAPLearner,       # class of the learner
     **kwargs                 # what fastai's `Learner` takes
 ) -> Learner:
     "A fastai `Learner` for a tri-modal network: AdamW (Loshchilov and Hutter, 2019), two groups of parameters, losses and scores by task"
@@ -264,7 +265,7 @@ def hiccap_learner(
     loss_func = MultiTaskLoss(tasks) if loss_func is None else loss_func
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=betas, fused=True)
     splitter = kwargs.pop('splitter', (lambda m: m.param_groups()) if hasattr(model, 'param_groups') else (lambda m: [list(m.parameters())]))
-    learn = HICCAPLearner(dls, model, loss_func, opt, lr, splitter, cbs=list(cbs), metrics=score_metrics(tasks) if metrics is None else metrics,
+    learn = cls(dls, model, loss_func, opt, lr, splitter, cbs=list(cbs), metrics=score_metrics(tasks) if metrics is None else metrics,
                           wd=wd, wd_bn_bias=True, train_bn=False, **kwargs)
     learn.seed, learn.recorder.loss = seed, WholeLoss()
     return learn

@@ -801,7 +801,7 @@ def load_state_dict(self:MixtureDL, state: dict):
     self.epoch_start = state['epoch_start']
     self._resumed = self.epoch_start < self.mixture.step < self.epoch_start + self.steps
 
-# %% ../nbs/10_sampling.ipynb #453b7b6e
+# %% ../nbs/10_sampling.ipynb #57415224
 class MixtureFeedback(Callback):
     "Gives a `MixtureDL` its losses, and keeps shares, quotas, losses and rows of every step"
     order = 95  # after progress (60) and whatever skips a step
@@ -809,7 +809,7 @@ class MixtureFeedback(Callback):
         losses=None,       # of the learner: stream or task -> loss of this batch; `loss_func.per_task` by default
         show: bool=True    # whether the progress bar shows the shares
     ):
-        self.losses_of, self.show, self.records, self.valid = losses, show, [], []
+        self.losses_of, self.show, self.records, self.valid, self._given = losses, show, [], [], True
 
     def before_fit(self):
         self.loader, self._fitting = self.learn.dls.train, True

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'read_weights', 'LoadReport', 'upstream_name', 'load_upstream',
-           'save_model', 'load_model', 'init_from']
+           'save_model', 'saved_config', 'load_model', 'init_from']
 
 # %% ../nbs/05_checkpoints.ipynb #190a804d
 import hashlib, json, os, pickle, re, shutil, tempfile
@@ -222,7 +222,7 @@ def _read_description(folder):
         raise CheckpointError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
-# %% ../nbs/05_checkpoints.ipynb #79575af5
+# %% ../nbs/05_checkpoints.ipynb #8e3d336b
 def _open_folder(folder):
     "(description, path of the weights) of a folder of `save_model`, both checked against their checksums; raises `CheckpointError`"
     folder = Path(folder)
@@ -232,11 +232,20 @@ def _open_folder(folder):
     if _file_sha(path) != d.get('weights_checksum'): raise CheckpointError(f"{path} does not agree with the checksum in {CONFIG}: it is cut short or damaged; copy the folder again")
     return d, path
 
+def _spelled(config, d): return replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()})
+
+def saved_config(
+    folder # that `save_model` wrote
+) -> HICCAPConfig: # with every field of the text encoder spelled out
+    "The configuration of the model in `folder`; raises `CheckpointError`"
+    d, _ = _open_folder(folder)
+    return _spelled(_rebuild(d, folder).config, d)
+
 def _rebuild(d, folder):
     "The network that a description tells of, untrained, with the configuration that it was made from; raises `CheckpointError`"
     try:
         config, tasks = HICCAPConfig.from_dict(d['config']), [Task(**t) for t in d['tasks']]
-        model = HICCAP(replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()}), tasks, pretrained=False, seed=0)
+        model = HICCAP(_spelled(config, d), tasks, pretrained=False, seed=0)
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
                               "or register what it names") from e

@@ -132,7 +132,7 @@ def from_yaml(cls:Run,
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return cls.from_dict(d, str(path))
 
-# %% ../nbs/13_experiments.ipynb #45f01591
+# %% ../nbs/13_experiments.ipynb #b44c0a6b
 def encoder_path(
     name # `minilm`, a folder, or a name on the hub
 ) -> str:
@@ -148,7 +148,8 @@ def run_tokenizer(
 ): # a `transformers` tokenizer; None for a run of synthetic clips, which come as ids
     "The tokenizer of a run; raises `DataError` where there is none"
     from hiccap.data import DataError, get_tokenizer
-    name = encoder_path(run.tokenizer or run.encoder)
+    beside = Path(run.init).parent/'tokenizer' if run.init and not run.encoder else None
+    name = encoder_path(run.tokenizer or run.encoder) or (str(beside) if beside and beside.is_dir() else None)
     if name: return get_tokenizer(name)
     if run.data == 'synthetic': return None
     raise DataError('a run on text needs a text encoder', mend='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
@@ -199,7 +200,7 @@ def _with_tasks(ds, names, path):
     if unknown := [n for n in names if n not in known]: raise DataError(f"no task {unknown[0]!r}", file=path, mend=f"The tasks are {', '.join(known)}")
     return ClipDataset(ds.ids, ds.columns, {k: v.numpy() for k, v in ds.labels.items()}, [known[n] for n in names or known], ds.groups, ds.name, ds.notes)
 
-# %% ../nbs/13_experiments.ipynb #9258fe95
+# %% ../nbs/13_experiments.ipynb #42d16270
 def _no_shared_videos(a, b, own_numbering):
     "Raise `DataError` where two files share a video"
     from hiccap.data import DataError
@@ -208,39 +209,69 @@ def _no_shared_videos(a, b, own_numbering):
         raise DataError(f"{len(both)} videos of {a.name} stand in it too, the first {both[0]!r}", file=b.name,
                         mend='Split by video; or say --own-numbering where the files number their videos each for itself')
 
+def _sides_of_init(run, whole, other):
+    "The part that each video had when the weights that a run starts from were pretrained; None where that says nothing of its clips. Raises `DataError` for clips that are to be scored and were learnt from"
+    from hiccap.data import DataError
+    path = Path(run.init).parent/'videos.json' if run.init else None
+    if path is None or not path.is_file(): return None
+    same = [r for r in _json(path).get('streams', ()) if r['data'] == str(run.data) or not (r['own_numbering'] or run.own_numbering)]
+    known = {g: min(r['parts'][g] for r in same if g in r['parts']) for r in same for g in r['parts']}
+    for k, ds in other.items():
+        if learnt := sorted({g for g in ds.groups if known.get(g) == 0}): raise DataError(f"pretraining in {path.parent} learnt from {len(learnt)} of its videos, the first {learnt[0]!r}", file=ds.name, mend=f'Give other clips for {k}, or weights that were not trained on these')
+    sides = {g: known[g] for g in whole.groups if g in known}
+    if not sides: return None
+    if run.folds: raise DataError(f"pretraining in {path.parent} learnt from {sum(v == 0 for v in sides.values())} of its videos, so folds would score what was learnt from", file=str(run.data), mend='Leave --folds out: the clips are then split as pretraining split them')
+    if not run.test and 2 not in sides.values(): raise DataError(f"pretraining in {path.parent} held none of its videos out for scoring", file=str(run.data), mend='Give a file of other videos with --test')
+    if not run.valid and 1 not in sides.values(): raise DataError(f"pretraining in {path.parent} held none of its videos out for choosing", file=str(run.data), mend='Give a file of other videos with --valid')
+    return sides
+
 def read_splits(
     run: Run, # what is run
-    tokenizer   # of the encoder
+    tokenizer,  # of the encoder
+    labelled=True, # False reads clips whose labels are not wanted
+    sides=None  # video -> 0, 1 or 2, the part of `data` that it belongs to, where that is decided already
 ) -> list: # of (training, validation, test) data sets, one a fold
     "The clips of a run, no video on two sides; raises `DataError`"
     from hiccap.data import folds_by_video, split_by_video
     features = feature_folder(run.features, run.config)
-    whole = read_clips(run, run.data, tokenizer, features=features)
-    other = {k: read_clips(run, p, tokenizer, whole.tasks, features) for k in ('valid', 'test') if (p := getattr(run, k))}
+    whole = read_clips(run, run.data, tokenizer, features=features, labelled=labelled)
+    other = {k: read_clips(run, p, tokenizer, whole.tasks, features, labelled) for k in ('valid', 'test') if (p := getattr(run, k))}
     for ds in other.values(): _no_shared_videos(whole, ds, run.own_numbering)
     if len(other) == 2: _no_shared_videos(other['valid'], other['test'], False)
+    sides = _sides_of_init(run, whole, other) if sides is None else sides
+    if sides is not None:
+        part = [whole.subset([i for i, g in enumerate(whole.groups) if sides.get(g, 0) == k]) for k in range(3)]
+        return [(part[0], other.get('valid', part[1]), other.get('test', part[2]))]
     if run.folds: pairs = folds_by_video(whole, run.folds, run.seed)
     else: pairs = [(whole, other['test']) if run.test else split_by_video(whole, run.test_share, run.seed)]
     return [(*((rest, other['valid']) if run.valid else split_by_video(rest, run.valid_share, run.seed)), test) for rest, test in pairs]
 
-# %% ../nbs/13_experiments.ipynb #6cbdc3fc
+# %% ../nbs/13_experiments.ipynb #191dde2c
 def build_model(
     run: Run, # what is run
-    train,             # training clips: their tasks, and the widths of their features
+    train,             # training clips, or several data sets of them: their tasks, and the widths of their features
     verbose: bool=True # report what an `init` folder gave
 ):
     "The `HICCAP` of a run, as wide as its text encoder unless the configuration says otherwise; raises `ValueError`"
     from hiccap.checkpoints import init_from
     from hiccap.model import HICCAP, HICCAPConfig, TokensConfig
-    given = {m: w for m in ('video', 'audio') if (w := _width(train, m))}
+    sets = train if isinstance(train, (list, tuple)) else [train]
+    given = {m: w for m in ('video', 'audio') if (w := next(filter(None, (_width(ds, m) for ds in sets)), None))}
+    base = _init_config(run)
     if run.encoder:
         path = encoder_path(run.encoder)
         given['text'] = TokensConfig(weights=path)
         heads = run.config.get('heads', 12)
         if 'width' not in run.config and isinstance(heads, int) and heads > 0 and (hidden := _hidden(path)) % heads == 0: given['width'] = hidden
-    model = HICCAP(HICCAPConfig.from_dict({**given, **run.config}), train.tasks, seed=run.seed)
+    model = HICCAP(HICCAPConfig.from_dict({**given, **base, **run.config}), {t.name: t for ds in sets for t in ds.tasks}.values(), pretrained=not base, seed=run.seed)
     if run.init: init_from(model, run.init, verbose)
     return model
+
+def _init_config(run):
+    "The configuration of the model folder that a run starts from, heads for pretext tasks left out; empty where the run says itself how text is read"
+    from hiccap.checkpoints import saved_config
+    if not run.init or run.encoder or 'text' in run.config or not Path(run.init).is_dir(): return {}
+    return {k: v for k, v in saved_config(run.init).to_dict().items() if k not in ('matching', 'projection')}
 
 def _width(ds, modality):
     "Columns of a modality, None where no clip has it"
@@ -389,7 +420,7 @@ def score_folds(
         others['best possible'] = scores(oracles, [{k: (p[:, 1] >= .5).astype(int) for k, p in o.items()} for o in oracles], Thresholds({}, 'what was planted'))
     return scores([f.probs for f in folds], [f.verdicts for f in folds]), others
 
-# %% ../nbs/13_experiments.ipynb #a6afe398
+# %% ../nbs/13_experiments.ipynb #7442d9bc
 def versions() -> dict: # package -> version
     "What a run depends on"
     from importlib.metadata import version
@@ -402,13 +433,13 @@ def _own_version():
 def check_folder(
     folder,           # where something is to be written
     overwrite: bool,  # what is there may be replaced
-    kind: str='run'   # `run` or `evaluation`: the only thing that may be replaced
+    kind: str='run'   # `run`, `evaluation` or `pretraining`: the only thing that may be replaced
 ) -> Path: # the folder
     "Raise `FileExistsError` where a folder may not be written"
     folder = Path(os.path.realpath(folder))
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return folder
     config = _json(folder/'config.json') if (folder/'config.json').is_file() else {}
-    holds = 'evaluation' if 'evaluated' in config else 'run' if 'run' in config else None
+    holds = 'evaluation' if 'evaluated' in config else next((k for k in ('run', 'pretraining') if k in config), None)
     if holds != kind: raise FileExistsError(f"{folder} holds something that is no {kind}; give another folder with --out")
     if not overwrite: raise FileExistsError(f"{folder} holds {'an' if kind == 'evaluation' else 'a'} {kind} already; give another folder with --out, or --overwrite")
     return folder

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'strange_names', 'put_back', 'whole_folder', 'read_weights',
-           'LoadReport', 'upstream_name', 'load_upstream', 'save_model', 'saved_config', 'load_model', 'init_from']
+           'LoadReport', 'upstream_name', 'load_upstream', 'save_tensors', 'save_model', 'saved_config', 'load_model',
+           'init_from']
 
-# %% ../nbs/05_checkpoints.ipynb #a699b894
-import hashlib, json, os, pickle, re, shutil
+# %% ../nbs/05_checkpoints.ipynb #f046cf0d
+import errno, hashlib, json, os, pickle, re, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -238,7 +239,7 @@ def _file_sha(path):
 
 def _seal(d): return {**d, 'checksum': _sha(json.dumps(d, sort_keys=True).encode())}
 
-# %% ../nbs/05_checkpoints.ipynb #08adffca
+# %% ../nbs/05_checkpoints.ipynb #896326b8
 def _describe(model, tokenizer, weights):
     "What `config.json` says of a model whose tensors are in the file `weights`"
     from hiccap import __version__
@@ -247,10 +248,21 @@ def _describe(model, tokenizer, weights):
     return json.loads(json.dumps(dict(format=FORMAT, hiccap=__version__, config=model.config.to_dict(), encoders=spelled, tasks=tasks, tokenizer=tokenizer,
                                       weights_checksum=_file_sha(weights))))
 
+def save_tensors(
+    tensors: dict, # name -> tensor, on any device
+    path           # of the safetensors file
+):
+    "Write tensors; raises `OSError`, also where it was safetensors that met it"
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    try: save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata=dict(format='pt'))
+    except SafetensorError as e:
+        n = re.search(r'os error (\d+)', str(e))
+        raise OSError(int(n[1]) if n else errno.EIO, os.strerror(int(n[1])) if n else str(e), str(path)) from e
+
 def _write_folder(model, folder, tokenizer):
     "Write the two files"
-    from safetensors.torch import save_file
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}, folder/WEIGHTS, metadata=dict(format='pt'))
+    save_tensors(model.state_dict(), folder/WEIGHTS)
     (folder/CONFIG).write_text(json.dumps(_seal(_describe(model, tokenizer, folder/WEIGHTS)), indent=1))
 
 # %% ../nbs/05_checkpoints.ipynb #13d53304

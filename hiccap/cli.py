@@ -89,7 +89,7 @@ def _show_scores(scores, others):
     for r in rows: print(f"{r['task']:<14.14} {r['score']:<12} {r['value']:>6.3f}  {r['low']:.3f} – {r['high']:.3f}   {r['trivial']:>7.3f}" + ''.join(f"  {r[o]:>{max(13, min(28, len(o)))}.3f}" for o in extra))
     for k, v in scores.unmeasured.items(): print(f'{k} was not measured: {v}')
 
-# %% ../nbs/20_cli.ipynb #7c918d40
+# %% ../nbs/20_cli.ipynb #3778eaa9
 def train_parser():
     "The options of `hiccap_train`"
     p = _parser('Train a network on clips, score it on clips it has not seen, and report. Options not given come from --run, then from the defaults.')
@@ -97,6 +97,7 @@ def train_parser():
     p.add_argument('--run', metavar='FILE', help='a YAML file with fields of the run')
     p.add_argument('--out', default='hiccap_run', help='folder of the run (default: hiccap_run)')
     p.add_argument('--overwrite', action='store_true', help='replace a run that is there')
+    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted; without other options it is the run that stands in its folder')
     add_run_options(p, leave=('data',))
     return p
 
@@ -107,12 +108,12 @@ def train(
     return _guarded(_train, train_parser().parse_args(argv))
 
 def _train(args):
-    from hiccap.experiments import train_run
-    run = run_of(args, Run.from_yaml(args.run) if args.run else Run())
+    from hiccap.experiments import interrupted_run, train_run
+    run = run_of(args, Run.from_yaml(args.run) if args.run else (args.resume and interrupted_run(args.out)) or Run())
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
-    _show(train_run(run, args.out, args.overwrite))
+    if result := train_run(run, args.out, args.overwrite, resume=args.resume): _show(result)
 
-# %% ../nbs/20_cli.ipynb #f7441eb4
+# %% ../nbs/20_cli.ipynb #3d40ded4
 DEMO = dict(data='synthetic', epochs=8, threads=1, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=2800, scale=.25),
             config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
                         video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1),
@@ -125,6 +126,7 @@ def demo(
     p = _parser('Train a small network on planted clips whose best possible scores are known, and report: the quickest look at what this library does.')
     p.add_argument('--out', default='hiccap_demo', help='folder of the run (default: hiccap_demo)')
     p.add_argument('--overwrite', action='store_true', help='replace a run that is there')
+    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
     p.add_argument('--clips', type=int, default=argparse.SUPPRESS, metavar='N', help=f"clips to plant (default: {DEMO['synthetic']['n']})")
     p.add_argument('--write-data', metavar='FOLDER', help='also write the planted clips as files, to try the other commands on')
     add_run_options(p, only=('epochs', 'seed'))
@@ -136,8 +138,7 @@ def _demo(args):
     if hasattr(args, 'clips'): args.synthetic = [('n', args.clips)]
     run = run_of(args, Run(**DEMO))
     if args.write_data: print(f"Planted clips as files: {write_synthetic(synthetic_clips(**run.synthetic), args.write_data).parent}")
-    result = train_run(run, args.out, args.overwrite)
-    _show(result)
+    if result := train_run(run, args.out, args.overwrite, resume=args.resume): _show(result)
 
 # %% ../nbs/20_cli.ipynb #f2129c49
 READING = ('text', 'id', 'group', 'captions', 'context', 'max_length')

@@ -723,9 +723,14 @@ class _Plans:
             self.dl.plans[plan.step] = plan = plan.part(self.dl.rank, self.dl.world_size)
             yield plan
 
-# %% ../nbs/10_sampling.ipynb #a7206697
+# %% ../nbs/10_sampling.ipynb #6f81f006
+@patch(as_prop=True)
+def done(self:MixtureDL) -> int:
+    "Batches of the epoch that were used before the next iteration"
+    return self.mixture.step - self.epoch_start if self._resumed else 0
+
 @patch
-def __len__(self:MixtureDL): return self.steps - (self.mixture.step - self.epoch_start if self._resumed else 0)
+def __len__(self:MixtureDL): return self.steps - self.done
 
 @patch
 def __iter__(self:MixtureDL):
@@ -733,7 +738,7 @@ def __iter__(self:MixtureDL):
     mix.rewind()
     plans = _Plans(self)
     if not self._resumed: self.epoch_start = mix.step
-    self._first, self._resumed, self.plans = mix.step, False, {}
+    self._first, self._resumed, self.plans = mix.step - self.first, False, {}
     workers, ahead = self.fake_l.num_workers, {}
     if workers: ahead = dict(prefetch_factor=self.prefetch_factor)
     loader = torch.utils.data.DataLoader(self.rows, batch_size=None, sampler=plans, num_workers=workers, collate_fn=_same, pin_memory=self.pin_memory,
@@ -747,6 +752,7 @@ def __iter__(self:MixtureDL):
     self.after_iter()
 
 MixtureDL.keep = 1024  # batches whose rows can be asked for afterwards
+MixtureDL.first = 0    # the number that the loop gives its first batch
 
 # %% ../nbs/10_sampling.ipynb #68e4a0a1
 @patch

@@ -324,6 +324,7 @@ def program(tmp_path_factory):
             os.kill(pid, signal.SIGKILL)  # at most a zombie, since its parent waits to be told
         parent.stdin.write('wait\n'); parent.stdin.flush()
         status = int(parent.stdout.readline())
+        with (Path(args[1]).parent/'all').open('a') as f: f.write(log.read_text())
         return os.WIFSIGNALED(status), status >> 8, log.read_text()
     yield call
     parent.stdin.close(); parent.wait()
@@ -336,12 +337,12 @@ def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program
     while kills < (20 if NIGHTLY else 3):
         out, i = tmp_path/f'run{i}', i + 1
         for _ in range(4):  # kills of one run, before it is left to finish
-            killed, status, said = program('--out', out, '--resume', after=rng.uniform(.02, .6)*takes)
+            killed, status, said = program('--out', out, '--resume', after=rng.uniform(.1, .7)*takes)
             kills += killed
             assert killed or status == 0, said
         killed, status, said = program('--out', out, '--resume')
         assert (killed, status) == (False, 0), said
-        assert result(out) == alone
+        assert result(out) == alone and 'going on after step' in (out.parent/'all').read_text()
 
 
 def test_a_file_that_may_not_grow_stops_a_run_with_what_it_had(tmp_path, alone, program):

@@ -8,8 +8,8 @@ __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH',
            'ReplayError', 'write_bundle', 'Bundle', 'load_bundle', 'replay', 'NonFiniteError', 'NanDetector',
            'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
 
-# %% ../nbs/08_callbacks.ipynb #616bf1de
-import copy, csv, difflib, inspect, json, math, random, shutil, sys, tempfile, time, warnings
+# %% ../nbs/08_callbacks.ipynb #435cb7ed
+import copy, csv, difflib, inspect, json, math, random, sys, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.imports import in_notebook
 from .tasks import Task
 from .model import HICCAP, HICCAPConfig
-from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model
+from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model, whole_folder
 from .losses import MultiTaskLoss, Regularizer
 
 # %% ../nbs/08_callbacks.ipynb #ca7eaefd
@@ -508,7 +508,7 @@ def _loss_spec(loss_func):
 def _named_tensors(model): return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 def _optimizer_state(opt): return getattr(opt, 'opt', opt).state_dict()
 
-# %% ../nbs/08_callbacks.ipynb #cb05ac4a
+# %% ../nbs/08_callbacks.ipynb #0aa8a64f
 def write_bundle(
     folder,               # where to; must not be there yet
     finding: Finding,     # what was found
@@ -523,21 +523,16 @@ def write_bundle(
     from safetensors.torch import save_file
     folder, model, batch = Path(folder), getattr(model, '_orig_mod', model), {}
     if folder.exists(): raise ReplayError(f"{folder} is there already; give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     packed = dict(inputs=_tuple(inputs), targets=_tuple(targets), random=random or random_state(_device(model)), optimizer=optimizer and _optimizer_state(optimizer))
     d = dict(format=BUNDLE_FORMAT, versions=_versions(), finding=finding.to_dict(), model=_model_spec(model), network=type(model).__name__, loss=_loss_spec(loss_func),
              loss_name=type(loss_func).__name__, regularizer=regularizer and dict(kind=regularizer.kind, strength=regularizer.strength), device=str(_device(model)),
              training=[k for k, m in model.named_modules() if m.training], frozen=[k for k, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
              **{k: _pack(v, batch, k) for k, v in packed.items()})
-    temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-        temp.chmod(0o755)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in _named_tensors(model).items()}, temp/REPLAY_WEIGHTS)
-        save_file(batch, temp/REPLAY_BATCH)
-        d['checksums'] = {k: _file_sha(temp/k) for k in (REPLAY_WEIGHTS, REPLAY_BATCH)}
-        (temp/REPLAY).write_text(json.dumps(_seal(json.loads(json.dumps(d))), indent=1))
-        temp.rename(folder)
-    finally: shutil.rmtree(temp, ignore_errors=True)
+    with whole_folder(folder, (REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH), ReplayError) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in _named_tensors(model).items()}, part/REPLAY_WEIGHTS)
+        save_file(batch, part/REPLAY_BATCH)
+        d['checksums'] = {k: _file_sha(part/k) for k in (REPLAY_WEIGHTS, REPLAY_BATCH)}
+        (part/REPLAY).write_text(json.dumps(_seal(json.loads(json.dumps(d))), indent=1))
     return folder
 
 # %% ../nbs/08_callbacks.ipynb #7110909e

@@ -8,7 +8,7 @@ __all__ = ['PLACES', 'TORCHJD', 'WEIGHTINGS', 'Weighting', 'PlainSum', 'FixedWei
            'gramian', 'PCGrad', 'UPGrad', 'GradDrop', 'MGDA', 'CAGrad', 'AlignedMTL', 'IMTLG', 'NashMTL', 'weighting',
            'graph_leaves', 'Weigh', 'plot_weights']
 
-# %% ../nbs/12_weighting.ipynb #1d952c9d
+# %% ../nbs/12_weighting.ipynb #2884e9f6
 import math, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -18,7 +18,7 @@ import numpy as np, torch
 from fastai.basics import Callback
 from fastcore.basics import patch
 from .tasks import IGNORE
-from .callbacks import _device, _precision, _tensors, _untouched, random_state, set_random_state
+from .callbacks import _device, _precision, _untouched, random_state, set_random_state
 from .sampling import _nearest, loss_number
 
 # %% ../nbs/12_weighting.ipynb #72b2e3bc
@@ -502,7 +502,7 @@ def weights(self:NashMTL, names, losses, gram):
     length = math.sqrt(max(w@gram@w, 0.))
     return w*self.max_norm/length if length > self.max_norm else w
 
-# %% ../nbs/12_weighting.ipynb #bc042694
+# %% ../nbs/12_weighting.ipynb #02549db4
 WEIGHTINGS = dict(sum=PlainSum, fixed=FixedWeights, learned=LearnedWeights, uncertainty=Uncertainty, dwa=DynamicWeightAverage, gradnorm=GradNorm, famo=FAMO,
                   imtl_l=IMTLL, stch=STCH, geometric_mean=GeometricMean, random=RandomWeights, pcgrad=PCGrad, cagrad=CAGrad, mgda=MGDA, upgrad=UPGrad,
                   graddrop=GradDrop, imtl_g=IMTLG, aligned_mtl=AlignedMTL, nash_mtl=NashMTL)
@@ -517,6 +517,8 @@ def weighting(
     known = [f.name for f in fields(WEIGHTINGS[key])]
     if odd := [k for k in kwargs if k not in known]: raise ValueError(f"weighting {key!r} has no argument {odd[0]!r}. " + (_nearest(odd[0], known) if known else 'It has none'))
     return WEIGHTINGS[key](**kwargs)
+
+def _made(w): return w if isinstance(w, Weighting) else weighting(w)
 
 # %% ../nbs/12_weighting.ipynb #f34cc30d
 def graph_leaves(
@@ -534,7 +536,7 @@ def graph_leaves(
         todo += [g for g, _ in f.next_functions]
     return leaves, met
 
-# %% ../nbs/12_weighting.ipynb #f7e12ada
+# %% ../nbs/12_weighting.ipynb #7472b39c
 class Weigh(Callback):
     "Trains with a `Weighting`; keeps losses and weights of every batch. Batches without any label pass as they are."
     order, run_valid = 3, False  # before a regularizer adds to the loss, and accumulation divides it
@@ -542,8 +544,7 @@ class Weigh(Callback):
         weighting='sum',     # a `Weighting`, or its name
         representation=None  # names of the modules whose outputs all heads read, for `at='representation'`; the poolings of a `HICCAP` by default
     ):
-        self.weighting = weighting if isinstance(weighting, Weighting) else globals()['weighting'](weighting)
-        self.representation, self.records, self.n_steps, self.blind, self.failed = representation, [], 0, 0, 0
+        self.weighting, self.representation, self.records, self.n_steps, self.blind, self.failed = _made(weighting), representation, [], 0, 0, 0
         self.hooks, self.seen, self.batches, self.left_out, self.cut, self.checked, self._before = [], [], [], False, False, False, None
 
     @property
@@ -556,7 +557,7 @@ class Weigh(Callback):
         self.weighting.load_state_dict(state['weighting'])
         self.records, self.n_steps, self.blind, self.failed = deepcopy(state['records']), state['n_steps'], state['blind'], state['failed']
 
-# %% ../nbs/12_weighting.ipynb #e7b2bdc4
+# %% ../nbs/12_weighting.ipynb #8276e06d
 @patch
 def before_fit(self:Weigh):
     if not hasattr(self.loss_func, 'task_losses'): raise TypeError(f"Weigh needs each task's loss: use a loss with task_losses, as MultiTaskLoss; got {type(self.loss_func).__name__}")
@@ -576,6 +577,7 @@ def check_one_process(self:Weigh):
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ValueError(f"{type(self.weighting).__name__} composes the gradients of one process: train in one, or use a weighting of losses")
 
+# %% ../nbs/12_weighting.ipynb #48c22760
 @patch
 def modules(self:Weigh) -> list:
     "The modules whose outputs are the shared representation"

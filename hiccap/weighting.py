@@ -8,7 +8,7 @@ __all__ = ['PLACES', 'TORCHJD', 'WEIGHTINGS', 'Weighting', 'PlainSum', 'FixedWei
            'gramian', 'PCGrad', 'UPGrad', 'GradDrop', 'MGDA', 'CAGrad', 'AlignedMTL', 'IMTLG', 'NashMTL', 'weighting',
            'graph_leaves', 'Weigh', 'plot_weights']
 
-# %% ../nbs/12_weighting.ipynb #2884e9f6
+# %% ../nbs/12_weighting.ipynb #82a70f86
 import math, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +19,7 @@ from fastai.basics import Callback
 from fastcore.basics import patch
 from .tasks import IGNORE
 from .callbacks import _device, _precision, _untouched, random_state, set_random_state
-from .sampling import _nearest, loss_number
+from .sampling import nearest_name, loss_number
 
 # %% ../nbs/12_weighting.ipynb #72b2e3bc
 class Weighting:
@@ -110,7 +110,7 @@ def load_state_dict(self:Weighting,
     self.draws, self.pending = state['draws'], [{n: tuple(v) for n, v in b.items()} for b in state['pending']]
     for k in self.kept: setattr(self, k, deepcopy(state[k]))
 
-# %% ../nbs/12_weighting.ipynb #5edfc9a1
+# %% ../nbs/12_weighting.ipynb #c4848ab9
 @dataclass(eq=False)
 class PlainSum(Weighting):
     "Every task's loss as it is"
@@ -125,7 +125,7 @@ class FixedWeights(Weighting):
         for n, w in self.tasks.items():
             if not 0 <= w < math.inf: raise ValueError(f"the weight of task {n!r} is {w}: weights are finite and at least 0")
     def check(self, names):
-        if odd := [n for n in self.tasks if n not in names]: raise ValueError(f"a weight for {odd[0]!r}, which is no task. {_nearest(odd[0], names)}")
+        if odd := [n for n in self.tasks if n not in names]: raise ValueError(f"a weight for {odd[0]!r}, which is no task. {nearest_name(odd[0], names)}")
         if left := [n for n in names if n not in self.tasks]: raise ValueError(f"no weight for task {left[0]!r}: give one for each task, 0 for one that is not to be learnt")
     def weights(self, names, losses, gram):
         self.check([*self.tasks, *(n for n in names if n not in self.tasks)])
@@ -156,7 +156,7 @@ class DynamicWeightAverage(Weighting):
         for n, (s, k) in self.sums.items(): self.means[n] = [*self.means.get(n, []), s/k][-2:]
         self.sums = {}
 
-# %% ../nbs/12_weighting.ipynb #b8648ea6
+# %% ../nbs/12_weighting.ipynb #ec5eb659
 @dataclass(eq=False)
 class GeometricMean(Weighting):
     "The gradient of the losses' geometric mean G: wᵢ = G/(K·Lᵢ) (Chennupati et al., 2019)"
@@ -173,7 +173,7 @@ class STCH(Weighting):
     ideal: dict|None = None   # task -> zᵢ, the loss that it could at best have; 0 by default
     def start(self): _positive('mu', self.mu); self.ideal = dict(self.ideal or {})
     def check(self, names):
-        if odd := [n for n in self.ideal if n not in names]: raise ValueError(f"an ideal loss for {odd[0]!r}, which is no task. {_nearest(odd[0], names)}")
+        if odd := [n for n in self.ideal if n not in names]: raise ValueError(f"an ideal loss for {odd[0]!r}, which is no task. {nearest_name(odd[0], names)}")
     def weights(self, names, losses, gram):
         k = len(names)
         return _softmax((losses - [self.ideal.get(n, 0.) for n in names])/k/self.mu)/k
@@ -502,7 +502,7 @@ def weights(self:NashMTL, names, losses, gram):
     length = math.sqrt(max(w@gram@w, 0.))
     return w*self.max_norm/length if length > self.max_norm else w
 
-# %% ../nbs/12_weighting.ipynb #02549db4
+# %% ../nbs/12_weighting.ipynb #7d1143cb
 WEIGHTINGS = dict(sum=PlainSum, fixed=FixedWeights, learned=LearnedWeights, uncertainty=Uncertainty, dwa=DynamicWeightAverage, gradnorm=GradNorm, famo=FAMO,
                   imtl_l=IMTLL, stch=STCH, geometric_mean=GeometricMean, random=RandomWeights, pcgrad=PCGrad, cagrad=CAGrad, mgda=MGDA, upgrad=UPGrad,
                   graddrop=GradDrop, imtl_g=IMTLG, aligned_mtl=AlignedMTL, nash_mtl=NashMTL)
@@ -513,9 +513,9 @@ def weighting(
 ) -> Weighting:
     "A weighting by name. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is, and `ImportError` where an extra is missing."
     key = str(name).lower().replace('-', '_').replace(' ', '_')
-    if key not in WEIGHTINGS: raise ValueError(f"no weighting {name!r}. {_nearest(key, WEIGHTINGS)}")
+    if key not in WEIGHTINGS: raise ValueError(f"no weighting {name!r}. {nearest_name(key, WEIGHTINGS)}")
     known = [f.name for f in fields(WEIGHTINGS[key])]
-    if odd := [k for k in kwargs if k not in known]: raise ValueError(f"weighting {key!r} has no argument {odd[0]!r}. " + (_nearest(odd[0], known) if known else 'It has none'))
+    if odd := [k for k in kwargs if k not in known]: raise ValueError(f"weighting {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], known) if known else 'It has none'))
     return WEIGHTINGS[key](**kwargs)
 
 def _made(w): return w if isinstance(w, Weighting) else weighting(w)
@@ -577,7 +577,7 @@ def check_one_process(self:Weigh):
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ValueError(f"{type(self.weighting).__name__} composes the gradients of one process: train in one, or use a weighting of losses")
 
-# %% ../nbs/12_weighting.ipynb #48c22760
+# %% ../nbs/12_weighting.ipynb #926714ae
 @patch
 def modules(self:Weigh) -> list:
     "The modules whose outputs are the shared representation"
@@ -589,7 +589,7 @@ def modules(self:Weigh) -> list:
     known = dict(model.named_modules())
     names = [self.representation] if isinstance(self.representation, str) else list(self.representation)
     for n in names:
-        if n not in known: raise ValueError(f"the network has no module {n!r}. {_nearest(n, [k for k in known if k])}")
+        if n not in known: raise ValueError(f"the network has no module {n!r}. {nearest_name(n, [k for k in known if k])}")
     return [known[n] for n in names]
 
 # %% ../nbs/12_weighting.ipynb #5cbe49cc

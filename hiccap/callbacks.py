@@ -460,7 +460,7 @@ def diagnose(
             found = _backward_finding(watch, dict(model.named_parameters()), loss_func)
         return found and replace(found, losses=losses, training=model.training, precision=precision, scale=float(scale))
 
-# %% ../nbs/08_callbacks.ipynb #6ac1019a
+# %% ../nbs/08_callbacks.ipynb #2e697199
 BUNDLE_FORMAT = 1  # of the folders that `NanDetector` writes
 REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH = 'replay.json', 'weights.safetensors', 'batch.safetensors'
 
@@ -471,7 +471,7 @@ def _pack(x, out, name):
     "`x` as plain JSON values; its tensors go to `out` under names that begin with `name`"
     if isinstance(x, torch.Tensor):
         key = f'{name}.{len(out)}'
-        out[key] = x.detach().cpu().contiguous().clone()
+        out[key] = x.detach()
         return dict(tensor=key)
     if isinstance(x, np.ndarray): return dict(array=_pack(torch.as_tensor(x if x.dtype.kind == 'f' else x.astype(np.int64)), out, name), dtype=str(x.dtype))
     if isinstance(x, np.generic): x = x.item()

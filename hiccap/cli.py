@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'READING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate', 'audit',
-           'pretrain_parser', 'pretrain']
+           'pretrain_parser', 'pretrain', 'run', 'compare']
 
 # %% ../nbs/20_cli.ipynb #19c3ddcf
 import argparse, os, sys
@@ -226,7 +226,7 @@ def _audit(args):
     return run_audit(args.data[0] if len(args.data) == 1 else args.data, args.features, args.split, encoder_path(args.tokenizer) if args.tokenizer else None,
                      args.out, args.fail_on, **given)
 
-# %% ../nbs/20_cli.ipynb #f1c1cd24
+# %% ../nbs/20_cli.ipynb #ec42664a
 def pretrain_parser():
     "The options of `hiccap_pretrain`"
     p = _parser('Pretrain a network on a mixture of streams of clips, whose shares a policy moves, and report. hiccap_train --init starts from what comes out.')
@@ -248,10 +248,60 @@ def _pretrain(args):
     from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
     if args.example: print(f"Planted clips and a mixture of them: {(at := write_example(args.example))}\nNext: hiccap_pretrain {at}"); return
     if not args.mixture: raise ValueError('no mixture: give a YAML file of streams, or --example FOLDER to get one')
-    run = PretrainRun.from_yaml(args.mixture)
-    result = pretrain_run(replace(run, training=run_of(args, run.training)), args.out, args.overwrite)
+    mixture = PretrainRun.from_yaml(args.mixture)
+    _show_pretraining(pretrain_run(replace(mixture, training=run_of(args, mixture.training)), args.out, args.overwrite))
+
+def _show_pretraining(result):
+    "Print what each stream gave, what its tasks came to, and where it stands"
     t = result.contributions
     print(f"\n{'stream':<16} {'clips':>7} {'rows':>8} {'passes':>7} {'part':>6} {'loss':>7} {'at last':>7}")
     for n, r in t.iterrows(): print(f"{n:<16.16} {r.clips:>7} {r.drawn:>8} {r.passes:>7.2f} {r.part:>6.1%} {r.first_loss:>7.3f} {r.last_loss:>7.3f}")
     for n, (scores, others) in result.scores.items(): print(f'\n{n}, on test clips:', end=''); _show_scores(scores, others)
     print(f"\nReport, plots and model: {result.folder}\nNext: hiccap_train … --init {result.folder}/model")
+
+# %% ../nbs/20_cli.ipynb #bedb455a
+def run(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_run`"
+    p = _parser('Run what a YAML file says: a training run, a pretraining run (streams), or a grid of them over seeds. Runs that are done are left alone. Exit status 1 where a run of a grid failed.')
+    p.add_argument('file', help="a YAML file: fields of a run; with 'seeds: [0, 1]' and 'grid: {lr: [.001, .003]}' many")
+    p.add_argument('--out', help='folder of the run, or of the runs of a grid (default: the name of the file)')
+    p.add_argument('--jobs', type=int, default=1, help='runs of a grid at once, each a process (default: 1)')
+    return _guarded(_run, p.parse_args(argv))
+
+def _run(args):
+    from hiccap.comparison import expand, run_grid, state_of
+    from hiccap.experiments import read_yaml, train_run
+    from hiccap.pretraining_runs import PretrainRun, pretrain_run
+    if args.jobs < 1: raise ValueError(f"jobs must be at least 1, got {args.jobs}")
+    runs, out = expand(read_yaml(args.file), args.file), Path(args.out or Path(args.file).stem)
+    if list(runs) != ['']:
+        status = run_grid(runs, out, args.jobs)
+        print(f"\n{sum(not v for v in status.values())} of {len(status)} runs are done. Next: hiccap_compare {out}")
+        return int(any(status.values()))
+    r = runs['']
+    if state_of(out, r) == 'done': print(f'{out}: done before'); return
+    if isinstance(r, PretrainRun): _show_pretraining(pretrain_run(r, out, overwrite=True))
+    else: _show(train_run(r, out, overwrite=True, resume=True))
+
+# %% ../nbs/20_cli.ipynb #98cd6441
+def compare(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_compare`"
+    p = _parser('Compare finished runs: means and 95% intervals over seeds, paired differences corrected for their number, trivial answers and a plain model beside them, and what each cost. Runs on other data or with another budget are refused.')
+    p.add_argument('folders', nargs='+', help='folders of runs, or folders of such folders')
+    p.add_argument('--score', default='macro_f1', help='what is compared (default: macro_f1)')
+    p.add_argument('--base', help='the column that the others are compared with (default: the first)')
+    p.add_argument('--target', type=float, help='a mean validation macro F1: tell the steps and seconds to it')
+    p.add_argument('--out', help='folder for comparison.md, comparison.json and comparison.png')
+    p.add_argument('--overwrite', action='store_true', help='replace a comparison that is there')
+    return _guarded(_compare, p.parse_args(argv))
+
+def _compare(args):
+    from hiccap.comparison import compare
+    found = compare(args.folders, args.score, args.base, args.target)
+    if args.out: found.save(args.out, args.overwrite)
+    print(found.markdown())
+    if args.out: print(f'Table, numbers and plot: {args.out}')

@@ -152,7 +152,7 @@ class Contrastive(Pretext):
         inputs.setdefault('contrast', torch.zeros(len(inputs['text_mask']), dtype=torch.bool))[rows] = True
         targets[self.name][rows] = torch.from_numpy((number << 32) | np.asarray(clips if self.same_video else groups, np.int64))
 
-# %% ../nbs/11_pretraining.ipynb #a84a66ab
+# %% ../nbs/11_pretraining.ipynb #f134195f
 def pair_choices(
     z,                 # (B, 3, P) unit vectors of text, video, audio; zero where a clip lacks one
     y,                 # (B,) target, `IGNORE` for rows that take no part
@@ -175,7 +175,7 @@ def nt_xent(
     z,                 # (B, 3, P)
     y,                 # (B,)
     pairs=tuple(PAIRS),# that are compared
-    temperature: float=.1
+    temperature: float=.1 # of the similarities
 ): # scalar float32; None where no row has a choice
     "The normalised temperature-scaled cross-entropy of each pair, averaged over the pairs"
     losses = [F.cross_entropy(*c) for p in pairs if (c := pair_choices(z, y, p, temperature)) is not None]

@@ -8,7 +8,7 @@ __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'lo
            'DynamicStopAndGo', 'ReverseCurriculum', 'policy', 'Plan', 'Mixture', 'PlannedClips', 'MixtureDL',
            'steps_of', 'MixtureFeedback', 'plot_mixture']
 
-# %% ../nbs/10_sampling.ipynb #809694a8
+# %% ../nbs/10_sampling.ipynb #22a73de0
 import hashlib, zlib
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +19,7 @@ from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from .tasks import IGNORE, check_tasks
 from .padding import collate
-from .callbacks import NanDetector
+from .callbacks import NanDetector, ProgressLines
 
 # %% ../nbs/10_sampling.ipynb #0e2dd5ae
 class Stream:
@@ -876,7 +876,7 @@ def _losses(self:MixtureFeedback):
         if m is not None: out.setdefault(n, {})[t] = m
     return {n: out.get(n) for n, q in zip(mix.names, plan.quotas) if q}
 
-# %% ../nbs/10_sampling.ipynb #214a0689
+# %% ../nbs/10_sampling.ipynb #f4b307ec
 @patch
 def _give(self:MixtureFeedback, losses):
     "Feed the mixture, and keep a record of the step"
@@ -896,8 +896,17 @@ def _finite(losses): return all(np.isfinite(v) for d in losses.values() for v in
 def after_batch(self:MixtureFeedback):
     if not self._given: self._give({n: {t: v for t, v in (d or {}).items() if np.isfinite(v)} or None for n, d in self._bad.items()})
     bar = getattr(getattr(self.learn, 'progress', None), 'pbar', None)
-    if self.show and self.training and bar is not None and self.records:
-        bar.comment = f'{bar.comment or ""} | ' + ' '.join(f'{n} {s:.0%}' for n, s in zip(self.mixture.names, self.records[-1]['share']))
+    if self.show and self.training and bar is not None and self.records: bar.comment = f'{bar.comment or ""} | {self.shares_now()}'
+
+@patch
+def shares_now(self:MixtureFeedback) -> str:
+    "The shares of the last step, as the progress bar shows them"
+    return ' '.join(f'{n} {s:.0%}' for n, s in zip(self.mixture.names, self.records[-1]['share']))
+
+@patch
+def after_train(self:MixtureFeedback):
+    lines = next((cb for cb in self.learn.cbs if isinstance(cb, ProgressLines) and cb.told is not None), None)
+    if self.show and lines is not None and self.records: lines.write(f'shares after step {self.records[-1]["step"] + 1}: {self.shares_now()}')
 
 @patch
 def before_validate(self:MixtureFeedback):

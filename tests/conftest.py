@@ -9,3 +9,7 @@ quiet = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthC
 settings.register_profile('ci', max_examples=40, derandomize=True, **quiet)
 settings.register_profile('nightly', max_examples=10_000, **quiet)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'proof: outputs, losses and gradients are finite and blind to padding, at any input; `-m proof` with the nightly profile runs 10,000 examples of each')

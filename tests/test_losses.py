@@ -12,6 +12,7 @@ from hiccap.losses import REGULARIZERS, MultiTaskLoss, Regularizer, balanced_wei
 from hiccap.tasks import IGNORE, Task
 
 TASKS = Task('a'), Task('b', 3, class_weights=(1., 2., .5)), Task('c', 4)
+proof = pytest.mark.proof
 floats = st.floats(-1e4, 1e4, width=16)
 
 
@@ -38,6 +39,7 @@ def plain(x, y, weights=None, smoothing=0.):
     return (total/mass if mass else None), rows
 
 
+@proof
 @given(batches(), st.lists(st.floats(0, 3), min_size=3, max_size=3), st.sampled_from([0., .2]))
 def test_the_loss_is_that_of_a_plain_loop(batch, weights, smoothing):
     logits, targets = batch
@@ -52,6 +54,7 @@ def test_the_loss_is_that_of_a_plain_loop(batch, weights, smoothing):
     assert value == pytest.approx(want, rel=1e-4, abs=1e-4)
 
 
+@proof
 @given(batches())
 def test_reduction_none_is_a_loss_a_row(batch):
     logits, targets = batch
@@ -60,6 +63,7 @@ def test_reduction_none_is_a_loss_a_row(batch):
     assert rows.shape == (len(want),) and np.allclose(rows, want, rtol=1e-4, atol=1e-4)
 
 
+@proof
 @given(batches(), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), st.sampled_from(['mean', 'none']))
 def test_any_pattern_of_missing_labels_is_finite_and_teaches_only_the_labelled(batch, dtype, reduction):
     logits, targets = batch
@@ -76,6 +80,7 @@ def test_any_pattern_of_missing_labels_is_finite_and_teaches_only_the_labelled(b
         else: assert g.isfinite().all() and not g[~known].any()
 
 
+@proof
 @given(batches())
 def test_an_absent_task_has_no_vote(batch):
     "Leaving a task out of the loss, or all of its labels, is the same; its logits may be anything"

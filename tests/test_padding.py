@@ -1,5 +1,6 @@
 """Padding: what goes in comes out under the mask, on either side, and every pass holds every clip once."""
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, strategies as st
 
@@ -7,9 +8,11 @@ from hiccap.data import Clip
 from hiccap.padding import LengthSampler, collate, pad, padding_share
 from hiccap.tasks import IGNORE, Task
 
+proof = pytest.mark.proof
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 
 
+@proof
 @given(lengths, st.sampled_from(['left', 'right']), st.integers(0, 4), st.booleans())
 def test_rows_come_back_from_under_their_mask(ns, side, more, vectors):
     rows = [torch.arange(1, 1 + n*(3 if vectors else 1)).reshape((n, 3) if vectors else (n,)).float() for n in ns]
@@ -22,6 +25,7 @@ def test_rows_come_back_from_under_their_mask(ns, side, more, vectors):
         assert edge[:len(row)].all() and not edge[len(row):].any()
 
 
+@proof
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(0, 5), st.integers(-1, 1)), min_size=1, max_size=6), st.sampled_from(['left', 'right']))
 def test_a_batch_says_what_each_clip_has(sizes, side):
     clips = [Clip(f'c{i}', text=list(range(1, t + 1)), video=torch.full((v, 4), 2.), audio=torch.full((a, 3), 3.), labels={} if y < 0 else {'t': y},

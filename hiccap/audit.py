@@ -9,8 +9,8 @@ __all__ = ['SEVERITIES', 'CODES', 'PAIRS', 'RELEASED', 'TYPES', 'MANIFESTS', 'Fi
            'feature_findings', 'pile_up', 'length_findings', 'expected_widths', 'design_effect', 'balance',
            'balance_findings', 'Audit', 'audit', 'run_audit']
 
-# %% ../nbs/14_audit.ipynb #73ad3aee
-import csv, json, os, re, shutil, sys, tempfile
+# %% ../nbs/14_audit.ipynb #1d7de36c
+import csv, json, os, re, sys
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from itertools import compress
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
+from .checkpoints import whole_folder
 from .data import DataError, FILES, SPECIAL, check_id, get_tokenizer, join_wordpieces, npy_header, video_of, _column, _read_frame
 from .metrics import rank_scores, resample_weights
 from .tasks import COMIC_MISCHIEF
@@ -1201,7 +1202,7 @@ def plot_vocabularies(self:Audit, ax=None):
     ax.set(yticks=range(len(rows)), xlim=(0, 1), xlabel="share of words whose id is the encoder's"); ax.set_yticklabels([f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows], fontsize=8)
     return ax
 
-# %% ../nbs/14_audit.ipynb #603c365a
+# %% ../nbs/14_audit.ipynb #cd49173a
 @patch
 def save(self:Audit,
     out     # folder of the report; an earlier report there is replaced
@@ -1209,17 +1210,12 @@ def save(self:Audit,
     "Write `audit.md`, `audit.json` and pictures, all or nothing; raises `DataError` where the folder holds something else"
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out/'audit.json').exists()): raise DataError('exists and is no report of an audit', file=out, mend='Give another folder')
-    out.parent.mkdir(parents=True, exist_ok=True); tmp = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
-    try:
+    with whole_folder(out, ('audit.md', 'audit.json', '*.png'), DataError) as tmp:
         pictures = []
         for name, wanted in dict(ties=self.ties, balance=self.balance, lengths=any((np.asarray(l) > 0).any() for l in self.lengths.values()), vocabularies=any('agree' in g for g in self.vocabularies)).items():
             if wanted: getattr(self, f'plot_{name}')().figure.savefig(tmp/f'{name}.png', dpi=90, metadata={'Software': None}); pictures.append(f'{name}.png')
         (tmp/'audit.md').write_text(self.markdown(pictures), encoding='utf-8', errors='replace')
         (tmp/'audit.json').write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False), encoding='utf-8')
-        tmp.chmod(0o755)
-        if out.exists(): old = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent)); os.replace(out, old/'old'); os.replace(tmp, out); shutil.rmtree(old)
-        else: os.replace(tmp, out)
-    finally: shutil.rmtree(tmp, ignore_errors=True)
     return out
 
 # %% ../nbs/14_audit.ipynb #c491e59d

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH', 'ACTIONS', 'AddRegularizer', 'global_norm',
            'step_values', 'ClipGradients', 'TensorStats', 'Finding', 'random_state', 'set_random_state', 'diagnose',
-           'ReplayError', 'write_bundle', 'Bundle', 'load_bundle', 'replay', 'NonFiniteError', 'NanDetector',
-           'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
+           'ReplayError', 'write_sealed', 'read_sealed', 'write_bundle', 'Bundle', 'load_bundle', 'replay',
+           'NonFiniteError', 'NanDetector', 'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
 
-# %% ../nbs/08_callbacks.ipynb #616bf1de
-import copy, csv, difflib, inspect, json, math, random, shutil, sys, tempfile, time, warnings
+# %% ../nbs/08_callbacks.ipynb #a696e2e0
+import copy, csv, difflib, inspect, json, math, random, sys, time, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from fastcore.imports import in_notebook
 from .tasks import Task
 from .model import HICCAP, HICCAPConfig
-from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model
+from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model, save_tensors, whole_folder
 from .losses import MultiTaskLoss, Regularizer
 
 # %% ../nbs/08_callbacks.ipynb #ca7eaefd
@@ -460,7 +460,7 @@ def diagnose(
             found = _backward_finding(watch, dict(model.named_parameters()), loss_func)
         return found and replace(found, losses=losses, training=model.training, precision=precision, scale=float(scale))
 
-# %% ../nbs/08_callbacks.ipynb #28dd33dc
+# %% ../nbs/08_callbacks.ipynb #2e697199
 BUNDLE_FORMAT = 1  # of the folders that `NanDetector` writes
 REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH = 'replay.json', 'weights.safetensors', 'batch.safetensors'
 
@@ -471,14 +471,22 @@ def _pack(x, out, name):
     "`x` as plain JSON values; its tensors go to `out` under names that begin with `name`"
     if isinstance(x, torch.Tensor):
         key = f'{name}.{len(out)}'
-        out[key] = x.detach().cpu().contiguous().clone()
+        out[key] = x.detach()
         return dict(tensor=key)
-    if isinstance(x, np.ndarray): return dict(array=_pack(torch.as_tensor(x.astype(np.int64)), out, name), dtype=str(x.dtype))
+    if isinstance(x, np.ndarray): return dict(array=_pack(torch.as_tensor(x if x.dtype.kind == 'f' else x.astype(np.int64)), out, name), dtype=str(x.dtype))
+    if isinstance(x, np.generic): x = x.item()
+    if _is_plain(x): return dict(value=x)
     if isinstance(x, Mapping): return dict(dict=[[k, _pack(v, out, name)] for k, v in x.items()])
     if isinstance(x, tuple) and len(x) > 100: return dict(long=_pack(torch.tensor(x), out, name))
     if isinstance(x, (list, tuple)): return {type(x).__name__ if type(x) in (list, tuple) else 'list': [_pack(v, out, name) for v in x]}
-    if x is None or isinstance(x, (bool, int, float, str)): return dict(value=x)
-    raise TypeError(f"a batch with a {type(x).__name__} in it cannot be kept in a bundle: it takes tensors, numbers, texts, and dicts and lists of them")
+    if isinstance(x, (int, float, str)): return dict(value=x)
+    raise TypeError(f"a {type(x).__name__} cannot be kept in a file: it takes tensors, arrays, numbers, texts, and dicts and lists of them")
+
+def _is_plain(x):
+    "Whether JSON gives `x` back as it is"
+    if type(x) is list: return all(map(_is_plain, x))
+    if type(x) is dict: return all(type(k) is str and _is_plain(v) for k, v in x.items())
+    return x is None or type(x) in (bool, int, float, str)
 
 def _unpack(d, tensors):
     "What `_pack` packed"
@@ -488,6 +496,51 @@ def _unpack(d, tensors):
     if kind == 'dict': return {k: _unpack(o, tensors) for k, o in v}
     if kind == 'long': return tuple(_unpack(v, tensors).tolist())
     return v if kind == 'value' else dict(list=list, tuple=tuple)[kind](_unpack(o, tensors) for o in v)
+
+# %% ../nbs/08_callbacks.ipynb #15b9fba0
+def write_sealed(
+    folder,          # where to; replaced where it is there
+    head: str,       # name of the JSON file
+    d: dict,         # what it says, of plain values
+    files: dict,     # name of a safetensors file -> name -> tensor
+    error=CheckpointError, # raised where the place is taken by something else
+    indent: int=None # of the JSON
+):
+    "Write a folder of one JSON file and some of tensors, with checksums, all or nothing; raises `OSError` where the disk is full"
+    with whole_folder(folder, (head, *files), error) as part:
+        for k, tensors in files.items(): save_tensors(tensors, part/k)
+        d = dict(d, checksums={k: _file_sha(part/k) for k in files})
+        (part/head).write_text(json.dumps(_seal(json.loads(json.dumps(d))), indent=indent))
+
+def read_sealed(
+    folder,     # that `write_sealed` wrote
+    head: str,  # name of the JSON file
+    files,      # names of the safetensors files
+    format: int, # that is read
+    what: str,  # what the folder is called in messages
+    error=CheckpointError # raised where it cannot be read
+) -> tuple: # what the JSON file says, and file -> name -> tensor
+    "Read a folder back, checked; runs no code from it"
+    folder = Path(folder)
+    d, tensors = _read_head(folder/head, format, what, error), {}
+    for k in files:
+        if not (folder/k).is_file(): raise error(f"{folder} lacks {k}; copy the folder again")
+        if not isinstance(d.get('checksums'), dict) or _file_sha(folder/k) != d['checksums'].get(k):
+            raise error(f"{folder/k} does not agree with the checksum in {head}: it is cut short, changed or damaged; copy the folder again")
+        tensors[k] = _read_file(folder/k)
+    return d, tensors
+
+def _read_head(path, format, what, error):
+    "The JSON file, checked"
+    if not path.is_file(): raise error(f"{path.parent} holds no {path.name}; give a folder that is {what}")
+    try: d = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e: raise error(f"{path} is cut short or damaged ({e}); copy the folder again") from e
+    if not isinstance(d, dict) or 'format' not in d: raise error(f"{path} does not describe {what}; give another folder")
+    if d['format'] != format:
+        by = d['versions'].get('hiccap') if isinstance(d.get('versions'), dict) else None
+        raise error(f"{path} has format {d['format']!r}{f', written by hiccap {by}' if by else ''}; this hiccap reads format {format}: install {'that version' if by else 'the version that wrote it'}")
+    if _seal({k: v for k, v in d.items() if k != 'checksum'}) != d: raise error(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
+    return d
 
 # %% ../nbs/08_callbacks.ipynb #4a2813ba
 def _versions():
@@ -508,7 +561,7 @@ def _loss_spec(loss_func):
 def _named_tensors(model): return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 def _optimizer_state(opt): return getattr(opt, 'opt', opt).state_dict()
 
-# %% ../nbs/08_callbacks.ipynb #cb05ac4a
+# %% ../nbs/08_callbacks.ipynb #d36ea7df
 def write_bundle(
     folder,               # where to; must not be there yet
     finding: Finding,     # what was found
@@ -520,24 +573,14 @@ def write_bundle(
     optimizer=None        # whose state is kept too
 ) -> Path: # the folder
     "Write a replay bundle, all or nothing; raises `ReplayError` where `folder` exists"
-    from safetensors.torch import save_file
     folder, model, batch = Path(folder), getattr(model, '_orig_mod', model), {}
     if folder.exists(): raise ReplayError(f"{folder} is there already; give another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
     packed = dict(inputs=_tuple(inputs), targets=_tuple(targets), random=random or random_state(_device(model)), optimizer=optimizer and _optimizer_state(optimizer))
     d = dict(format=BUNDLE_FORMAT, versions=_versions(), finding=finding.to_dict(), model=_model_spec(model), network=type(model).__name__, loss=_loss_spec(loss_func),
              loss_name=type(loss_func).__name__, regularizer=regularizer and dict(kind=regularizer.kind, strength=regularizer.strength), device=str(_device(model)),
              training=[k for k, m in model.named_modules() if m.training], frozen=[k for k, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
              **{k: _pack(v, batch, k) for k, v in packed.items()})
-    temp = Path(tempfile.mkdtemp(prefix=f'.{folder.name}-', dir=folder.parent))
-    try:
-        temp.chmod(0o755)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in _named_tensors(model).items()}, temp/REPLAY_WEIGHTS)
-        save_file(batch, temp/REPLAY_BATCH)
-        d['checksums'] = {k: _file_sha(temp/k) for k in (REPLAY_WEIGHTS, REPLAY_BATCH)}
-        (temp/REPLAY).write_text(json.dumps(_seal(json.loads(json.dumps(d))), indent=1))
-        temp.rename(folder)
-    finally: shutil.rmtree(temp, ignore_errors=True)
+    write_sealed(folder, REPLAY, d, {REPLAY_WEIGHTS: _named_tensors(model), REPLAY_BATCH: batch}, ReplayError, indent=1)
     return folder
 
 # %% ../nbs/08_callbacks.ipynb #7110909e
@@ -554,38 +597,18 @@ class Bundle:
     optimizer: dict|None # the optimizer's state, where it was kept
     spec: dict          # `replay.json`
 
-# %% ../nbs/08_callbacks.ipynb #49c539cb
-def _read_replay(path):
-    "`replay.json`, checked; raises `ReplayError`"
-    if not path.is_file(): raise ReplayError(f"{path.parent} holds no {REPLAY}; give a folder that NanDetector wrote")
-    try: d = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e: raise ReplayError(f"{path} is cut short or damaged ({e}); copy the folder again") from e
-    if not isinstance(d, dict) or 'format' not in d: raise ReplayError(f"{path} describes no replay bundle; give a folder that NanDetector wrote")
-    if d['format'] != BUNDLE_FORMAT:
-        by = d['versions'].get('hiccap') if isinstance(d.get('versions'), dict) else None
-        raise ReplayError(f"{path} has format {d['format']!r}{f', written by hiccap {by}' if by else ''}; this hiccap reads format {BUNDLE_FORMAT}: "
-                          f"install {'that version' if by else 'the version that wrote it'}")
-    if _seal({k: v for k, v in d.items() if k != 'checksum'}) != d: raise ReplayError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
-    return d
-
-# %% ../nbs/08_callbacks.ipynb #8d52cd5e
+# %% ../nbs/08_callbacks.ipynb #4faf68a9
 def load_bundle(
     folder # that `NanDetector` or `write_bundle` wrote
 ) -> Bundle:
     "A replay bundle, checked; raises `ReplayError` that names the file and the mend. Runs no code from the files"
     folder = Path(folder)
     if not folder.is_dir(): raise ReplayError(f"{folder}: there is no such folder; give one that NanDetector wrote")
-    d, tensors = _read_replay(folder/REPLAY), {}
+    d, tensors = read_sealed(folder, REPLAY, (REPLAY_WEIGHTS, REPLAY_BATCH), BUNDLE_FORMAT, 'a replay bundle', ReplayError)
     try:
-        for k in (REPLAY_WEIGHTS, REPLAY_BATCH):
-            if not (folder/k).is_file(): raise ReplayError(f"{folder} lacks {k}; copy the folder again")
-            if _file_sha(folder/k) != d['checksums'][k]:
-                raise ReplayError(f"{folder/k} does not agree with the checksum in {REPLAY}: it is cut short, changed or damaged; copy the folder again")
-            tensors[k] = _read_file(folder/k)
         packed = {k: _unpack(d[k], tensors[REPLAY_BATCH]) for k in ('inputs', 'targets', 'random', 'optimizer')}
         return Bundle(folder, Finding.from_dict(d['finding']), d['versions'], tensors[REPLAY_WEIGHTS], spec=d, **packed)
     except (KeyError, TypeError, AttributeError, ValueError) as e:
-        if isinstance(e, ReplayError): raise
         raise ReplayError(f"{folder} does not hold what a replay bundle of format {BUNDLE_FORMAT} holds ({type(e).__name__}: {e}); have it written again") from e
 
 # %% ../nbs/08_callbacks.ipynb #2aa59d9c
@@ -658,7 +681,7 @@ class NonFiniteError(FloatingPointError):
 
 ACTIONS = ('raise', 'skip', 'rollback')
 
-# %% ../nbs/08_callbacks.ipynb #4b9a2d08
+# %% ../nbs/08_callbacks.ipynb #b7db8017
 class NanDetector(Callback):
     "On the first non-finite loss, output, gradient or weight, say where it arose, keep a replay bundle, and raise, skip the step, or roll back"
     order, remove_on_fetch = 90, True
@@ -679,10 +702,14 @@ class NanDetector(Callback):
         self.counts, self.findings, self.bundles = dict(raised=0, skipped=0, rolled_back=0, scaler=0, validation=0), [], []
         self.seen = SimpleNamespace(step=0, in_a_row=0, factor=1., rates=None, window=[], handled=False, good=None, saved=None, smooth=None)
 
-    def state_dict(self): return dict(counts=dict(self.counts), step=self.seen.step, in_a_row=self.seen.in_a_row, factor=self.seen.factor)
+    def state_dict(self):
+        return dict(counts=dict(self.counts), findings=[o.to_dict() for o in self.findings], bundles=[Path(o).name for o in self.bundles],
+                    **{k: getattr(self.seen, k) for k in ('step', 'in_a_row', 'factor', 'rates', 'good')})
+
     def load_state_dict(self, state):
-        self.counts = dict(state['counts'])
-        self.seen.step, self.seen.in_a_row, self.seen.factor = state['step'], state['in_a_row'], state['factor']
+        self.counts, self.findings = dict(state['counts']), [Finding.from_dict(o) for o in state['findings']]
+        self.bundles = [Path(self.learn.path if self.learn else '.')/self.folder/o for o in state['bundles']]
+        for k in ('step', 'in_a_row', 'factor', 'rates', 'good'): setattr(self.seen, k, state[k])
 
 # %% ../nbs/08_callbacks.ipynb #9b1ddff2
 @dataclass
@@ -1099,12 +1126,12 @@ class ProgressLines(Callback):
     def after_fit(self):
         if self.told is not None: self.learn.logger, self.told = self.told, None
 
-# %% ../nbs/08_callbacks.ipynb #7139a174
+# %% ../nbs/08_callbacks.ipynb #88d55beb
 @patch
 def left(self: ProgressLines) -> str: # hours, minutes, seconds
     "The time that the rest of the fit will take, if it goes on as so far"
     done = (self.learn.epoch + (1 if not self.learn.training else (self.learn.iter + 1)/self.learn.n_iter))/self.learn.n_epoch
-    return _clock((self.clock() - self.started)*(1/done - 1))
+    return _clock((self.clock() - self.started)*(1 - done)/(done - getattr(self.learn, 'resumed_at', 0.)))
 
 @patch
 def after_batch(self: ProgressLines):

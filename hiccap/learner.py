@@ -6,12 +6,13 @@
 __all__ = ['ClipDL', 'clip_dls', 'WholeLoss', 'TaskScore', 'MeanScore', 'score_metrics', 'DevicePrecision', 'GatherDicts',
            'HICCAPLearner', 'hiccap_learner']
 
-# %% ../nbs/09_learner.ipynb #acc9f0a1
+# %% ../nbs/09_learner.ipynb #bd9f295f
+import hashlib
 from contextlib import contextmanager
 from functools import partial
 import numpy as np, torch, fastai.callback.schedule
 from fastai.basics import DataLoaders, Learner, Metric, OptimWrapper, default_device, patch, to_concat
-from fastai.callback.core import GatherPredsCallback
+from fastai.callback.core import CancelEpochException, GatherPredsCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.load import DataLoader
 from torch.amp import GradScaler, autocast
@@ -22,7 +23,7 @@ from .losses import MultiTaskLoss
 from .metrics import evaluate
 from .checkpoints import save_model
 
-# %% ../nbs/09_learner.ipynb #95e233d0
+# %% ../nbs/09_learner.ipynb #9de9cdec
 class ClipDL(DataLoader):
     "Batches `(inputs, targets)` of a `ClipDataset`, as `collate` makes them"
     def __init__(self,
@@ -44,15 +45,17 @@ class ClipDL(DataLoader):
         self.sampler = LengthSampler(sum(dataset.lengths(m) for m in MODALITIES), bs, seed, shuffle, pool)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, device=device, drop_last=drop_last, **kwargs)
 
+    done = first = used = 0  # batches of the pass that are done before the next iteration; the number that the loop gives its first batch; batches given
+
     def get_idxs(self):
         self.rows = self.sampler.order(self.sampler.epoch)
-        return self.rows.tolist()
+        return self.rows[self.used*self.bs:].tolist()
 
-    def after_iter(self): self.sampler.epoch += 1
+    def after_iter(self): self.sampler.epoch += 1; self.used = 0
     def create_batch(self, clips): return collate(clips, self.clip_tasks, self.side, self.pad_to)
     def retain(self, res, b): return res
 
-# %% ../nbs/09_learner.ipynb #ddd10ec7
+# %% ../nbs/09_learner.ipynb #48a7dd76
 @patch
 def new(self:ClipDL, 
     dataset=None, # another data set; this one's by default
@@ -70,10 +73,36 @@ def batch_ids(self:ClipDL,
     "The clips of batch `i`"
     return [self.dataset.ids[r] for r in self.rows[i*self.bs:(i + 1)*self.bs]]
 
+# %% ../nbs/09_learner.ipynb #6eb0372a
 @patch
-def state_dict(self:ClipDL): return self.sampler.state_dict()
+def __iter__(self:ClipDL):
+    self.used, self.done = self.done, 0
+    for b in DataLoader.__iter__(self): self.used += 1; yield b
+
 @patch
-def load_state_dict(self:ClipDL, state): self.sampler.load_state_dict(state)
+def __len__(self:ClipDL): return DataLoader.__len__(self) - self.done
+
+@patch
+def one_batch(self:ClipDL):
+    "The next batch, to look at: it is not used"
+    was = self.done, self.used
+    try: return DataLoader.one_batch(self)
+    finally: self.done, self.used = was
+
+def _pass_of(dl):
+    "What the order of a pass depends on, beside seed and number"
+    return dict(clips=hashlib.blake2b('\0'.join(dl.dataset.ids).encode(), digest_size=8).hexdigest(), bs=dl.bs, pool=dl.pool, shuffle=bool(dl.shuffle), drop_last=bool(dl.drop_last))
+
+@patch
+def state_dict(self:ClipDL) -> dict: return dict(self.sampler.state_dict(), used=self.used, **_pass_of(self))
+
+@patch
+def load_state_dict(self:ClipDL, state: dict):
+    "Go on where the state was taken: the next iteration gives the rest of that pass. Raises `ValueError` for a state of other passes"
+    for k, v in _pass_of(self).items():
+        if state.get(k) != v: raise ValueError(f"the state is of a loader whose {k} is {state.get(k)!r}, here it is {v!r}: give the same clips in the same order and batches, or start anew")
+    self.sampler.load_state_dict(state)
+    self.done = self.used = state['used']
 
 # %% ../nbs/09_learner.ipynb #5cdc2c14
 def clip_dls(
@@ -170,7 +199,7 @@ class DevicePrecision(MixedPrecision):
         self.autocast = autocast(kind, dtype=torch.float16 if half else torch.bfloat16)
         self.learn.scaler, self.scales = GradScaler(kind, **{**self.kwargs, 'enabled': half}), []
 
-# %% ../nbs/09_learner.ipynb #f3f111d4
+# %% ../nbs/09_learner.ipynb #ff3bf880
 def _reorder(x, order):
     "Rows of every tensor in nested dicts and lists, in another order"
     if isinstance(x, dict): return {k: _reorder(v, order) for k, v in x.items()}
@@ -189,15 +218,28 @@ class GatherDicts(GatherPredsCallback):
 
 class HICCAPLearner(Learner):
     "A fastai `Learner` whose predictions and targets are dicts, task -> tensor; made by `hiccap_learner`"
-    seed, fits = 0, 0
+    seed, fits, first_epoch, at_first_batch = 0, 0, 0, None
     def to_bf16(self): return self.add_cb(DevicePrecision(AMPMode.BF16))
     def to_fp16(self, **kwargs): return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
     def fit(self, *args, **kwargs):
         "As fastai's; dropout comes from the learner's seed and the number of fits before, the global generators stay as they were"
         with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.default_rng([self.seed, self.fits]).integers(2**62))); self.fits += 1
+            torch.manual_seed(int(np.random.default_rng([self.seed, self.fits]).integers(2**62)))
+            self.fits, self.first_epoch, self.at_first_batch = self.fits + 1, 0, None
             return super().fit(*args, **kwargs)
+
+    def _do_fit(self):
+        "As fastai's, from `first_epoch` on, which a callback may set before the fit"
+        for self.epoch in range(self.first_epoch, self.n_epoch): self._with_events(self._do_epoch, 'epoch', CancelEpochException)
+
+    def all_batches(self):
+        "As fastai's, but the batches that a loader has done before count; `at_first_batch` is called once, when the loader has begun"
+        done = self.dl.first = getattr(self.dl, 'done', 0)
+        self.n_iter = done + len(self.dl)
+        for i, b in enumerate(self.dl, done):
+            if self.at_first_batch: self.at_first_batch(); self.at_first_batch = None
+            self.one_batch(i, b)
 
     @contextmanager
     def history_kept(self):
@@ -246,7 +288,7 @@ def get_preds(self:HICCAPLearner,
     order = torch.as_tensor(np.argsort(dl.rows, kind='stable'))
     return tuple(_reorder(o, order) for o in res)
 
-# %% ../nbs/09_learner.ipynb #020cf014
+# %% ../nbs/09_learner.ipynb #591fa4de
 def hiccap_learner(
     dls: DataLoaders,        # batches `(inputs, targets)`, as `clip_dls` makes them
     model,                   # a `HICCAP`, or any module: inputs -> dict of logits
@@ -257,6 +299,7 @@ def hiccap_learner(
     metrics=None,            # fastai metrics; the macro F1 of each task and their mean by default
     cbs=(),                  # callbacks
     seed: int=0,             # of dropout
+    cls=HICCAPLearner,       # class of the learner
     **kwargs                 # what fastai's `Learner` takes
 ) -> Learner:
     "A fastai `Learner` for a tri-modal network: AdamW (Loshchilov and Hutter, 2019), two groups of parameters, losses and scores by task"
@@ -264,7 +307,7 @@ def hiccap_learner(
     loss_func = MultiTaskLoss(tasks) if loss_func is None else loss_func
     opt = partial(OptimWrapper, opt=torch.optim.AdamW, betas=betas, fused=True)
     splitter = kwargs.pop('splitter', (lambda m: m.param_groups()) if hasattr(model, 'param_groups') else (lambda m: [list(m.parameters())]))
-    learn = HICCAPLearner(dls, model, loss_func, opt, lr, splitter, cbs=list(cbs), metrics=score_metrics(tasks) if metrics is None else metrics,
+    learn = cls(dls, model, loss_func, opt, lr, splitter, cbs=list(cbs), metrics=score_metrics(tasks) if metrics is None else metrics,
                           wd=wd, wd_bn_bias=True, train_bn=False, **kwargs)
     learn.seed, learn.recorder.loss = seed, WholeLoss()
     return learn

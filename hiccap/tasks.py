@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['IGNORE', 'COMIC_MISCHIEF', 'Task', 'check_tasks']
 
-# %% ../nbs/00_tasks.ipynb #6eed6d1c
+# %% ../nbs/00_tasks.ipynb #ac8b79b5
+import math
 from dataclasses import dataclass, asdict
 
 # %% ../nbs/00_tasks.ipynb #47e08415
 IGNORE = -100  # the target of a row that has no label for a task
 
-# %% ../nbs/00_tasks.ipynb #a875d1a3
+# %% ../nbs/00_tasks.ipynb #7a6f5faa
 @dataclass(frozen=True)
 class Task:
     "One question with `n_classes` exclusive answers; raises `ValueError` for a field that cannot be."
@@ -37,6 +38,11 @@ class Task:
     def class_names(self) -> tuple:
         "The classes' names; `no` and `yes` for two unnamed classes, else their numbers"
         return self.classes or (('no', 'yes') if self.n_classes == 2 else tuple(map(str, range(self.n_classes))))
+
+    @property
+    def chance(self) -> float|None:
+        "The cross-entropy of guessing, all classes alike; None where it is no property of the task"
+        return math.log(self.n_classes)
 
 # %% ../nbs/00_tasks.ipynb #9b71657a
 COMIC_MISCHIEF = tuple(Task(o) for o in ('binary', 'mature', 'gory', 'slapstick', 'sarcasm'))

@@ -149,3 +149,42 @@ def test_a_run_is_not_replaced_by_what_fails_or_by_an_evaluation(trained, plante
     assert train([table, '--labels', 'said', '--tokenizer', str(planted/'tokenizer'), '--init', str(planted/'nothing'), '--out', str(trained), '--overwrite', *NET]) == 2
     assert evaluate([str(trained), table, '--features', str(planted/'features'), '--out', str(trained), '--overwrite']) == 2
     assert 'no evaluation' in capsys.readouterr().err and tree(trained) == before and [p.name for p in trained.parent.iterdir()] == [trained.name]
+
+
+@pytest.fixture(scope='module')
+def mixture(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('mixture')
+    status, text, err = run('pretrain', '--example', 'planted', cwd=folder)
+    assert status == 0 and 'hiccap_pretrain planted/mixture.yaml' in text, err
+    return folder
+
+
+def test_pretraining_reports_what_each_stream_gave_and_training_starts_from_it(mixture):
+    status, text, err = run('pretrain', 'planted/mixture.yaml', '--epochs', 1, '--out', 'pretrained', cwd=mixture)
+    assert status == 0 and all(o in text for o in ('matching', 'contrast', 'together', 'policy DynamicDifficulty')), err
+    files, shares = tree(mixture/'pretrained'), list(csv.DictReader((mixture/'pretrained'/'shares.csv').open()))
+    report = files['report.md'].decode()
+    for picture in (n for n in files if n.endswith('.png')): assert f']({picture})' in report and files[picture][:4] == b'\x89PNG'
+    drawn = {o['stream']: int(o['seen']) for o in shares}
+    assert {o['stream']: o['drawn'] for o in json.loads(files['metrics.json'])['contributions']} == drawn
+    for name, n in drawn.items(): assert sum(int(o['quota']) for o in shares if o['stream'] == name) == n and f'| {n} |' in report
+    status, text, err = run('train', 'planted/few.csv', '--features', 'planted/features', '--labels', 'said', '--init', 'pretrained/model', '--epochs', 1, '--threads', 1, '--out', 'tuned', cwd=mixture)
+    assert status == 0 and 'matched' in text, err
+    scored = {o['clip'] for o in csv.DictReader((mixture/'tuned'/'predictions.csv').open())}
+    learnt = {g for s in json.loads(files['videos.json'])['streams'] for g, part in s['parts'].items() if part == 0}
+    assert scored and not {c.split('_')[0] for c in scored} & learnt
+
+
+@pytest.mark.parametrize('old, new, said', [
+    ('pretext: matching', 'pretext: macthing', "streams[1] ('matching'): no pretext task 'macthing'. Did you mean 'matching'"),
+    ('labels: [said, seen, together]', 'lables: [said]', "streams[0] ('labels') has no field 'lables'. Did you mean 'labels'"),
+    ('labels: [said, seen, together]', 'labels: [sed]', "stream 'labels'"), ('few.csv', 'fewer.csv', "stream 'labels'"), ('k: 20', 'k: 0', 'k must be at least 1'),
+    ('name: dynamic_difficulty', 'name: dynamic', "no policy 'dynamic'"), ('bs: 32', 'bs: 2', 'smaller than the 3 streams'), ('epochs: 4', 'epoch: 4', "Did you mean 'epochs'"), ('streams:', 'streams: [', 'YAML')])
+def test_a_wrong_mixture_is_one_line_before_anything_is_written(mixture, tmp_path, monkeypatch, capsys, old, new, said):
+    text = (mixture/'planted'/'mixture.yaml').read_text()
+    assert old in text
+    path = tmp_path/'wrong.yaml'; path.write_text(text.replace(old, new, 1))
+    from hiccap.cli import pretrain  # in this process: a new one takes seconds to start
+    monkeypatch.chdir(mixture)
+    status, err = pretrain([str(path), '--out', str(tmp_path/'out')]), capsys.readouterr().err
+    assert status == 2 and err.startswith('error: ') and said in err and err.count('\n') == 1 and not (tmp_path/'out').exists(), err

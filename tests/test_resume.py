@@ -1,0 +1,360 @@
+"""What is killed goes on, and comes out as what was not: fits broken off after every step, whole programs ended by SIGKILL, damaged files, full disks."""
+import errno
+import json
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.training import GradientAccumulation
+from fastai.callback.core import Callback
+from fastcore.foundation import L
+from hypothesis import given, settings, strategies as st
+from torch import nn
+
+import hiccap.callbacks
+from hiccap.callbacks import AddRegularizer, ClipGradients, KeepBest, NanDetector, StepRecorder
+from hiccap.checkpoints import CheckpointError, whole_folder
+from hiccap.data import Clip, ClipDataset
+from hiccap.experiments import Run, load_run, part_of, train_run
+from hiccap.learner import HICCAPLearner, clip_dls, hiccap_learner
+from hiccap.losses import MultiTaskLoss, Regularizer
+from hiccap.resuming import STATE, TENSORS, Checkpoint, load_state, save_state
+from hiccap.sampling import Mixture, MixtureDL, MixtureFeedback, Stream
+from hiccap.tasks import Task
+
+NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
+TASKS = [Task('loud'), Task('said')]
+
+
+# ---- fits that are broken off after every checkpoint
+
+def clips(n, seed, start=0):
+    rng = np.random.default_rng(seed)
+    def one(i):
+        y = rng.integers(2, size=2)
+        return Clip(f'v{start + i}_0', text=rng.integers(5, 30, rng.integers(2, 6)).tolist(), video=rng.normal(size=(3, 4)).astype(np.float32) + y[0], labels=dict(loud=int(y[0]), said=int(y[1])))
+    return ClipDataset.from_clips([one(i) for i in range(n)], TASKS)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.body, self.norm, self.heads = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(.3)), nn.BatchNorm1d(8), nn.ModuleDict({t.name: nn.Linear(8, 2) for t in TASKS})
+
+    def forward(self, inputs):
+        x = self.norm(self.body(inputs['video'].mean(1)))
+        return {k: head(x) for k, head in self.heads.items()}
+
+
+class Killed(BaseException): pass
+
+class Once(Checkpoint):
+    "A kill right after a checkpoint"
+    def save(self, batch=0):
+        Checkpoint.save(self, batch)
+        raise Killed()
+
+class Spoil(Callback):
+    "Infinite gradients in two steps that follow each other, where `NanDetector` can see them"
+    order, run_valid = 60, False
+    def before_step(self):
+        if self.learn.train_iter in (5, 6): next(self.learn.model.parameters()).grad[0] = math.inf
+
+
+TRAIN, VALID = clips(14, 0), clips(7, 1, 100)
+
+def plain(workers=0, cbs=(), **kwargs):
+    dls = clip_dls(TRAIN, VALID, bs=4, device='cpu', num_workers=workers)
+    cbs = [ClipGradients(.5), NanDetector('rollback', folder=None, keep_every=3), KeepBest('valid_loss'), StepRecorder(), *cbs]
+    return hiccap_learner(dls, Net(), MultiTaskLoss(TASKS), lr=.05, seed=3, cbs=cbs, **kwargs)
+
+def with_train_metrics():
+    learn = plain()
+    learn.recorder.train_metrics = True
+    return learn
+
+def mixed():
+    "Two streams whose shares follow their losses"
+    streams = [Stream('a', clips(9, 2), TASKS[:1]), Stream('b', clips(13, 3, 50), TASKS[1:])]
+    mix = Mixture(streams, hiccap.sampling.policy('dynamic_difficulty', k=2, relative='start', smooth=.3), bs=6, lag=2, seed=1)
+    from fastai.basics import DataLoaders
+    dls = clip_dls(TRAIN, VALID, bs=4, device='cpu')
+    return hiccap_learner(DataLoaders(MixtureDL(mix, steps=4, device='cpu'), dls.valid, device='cpu'), Net(), MultiTaskLoss(TASKS), lr=.05, seed=3,
+                          cbs=[ClipGradients(.5), NanDetector(folder=None), KeepBest('valid_loss'), StepRecorder(), MixtureFeedback()])
+
+KINDS = dict(plain=plain, train_metrics=with_train_metrics, mixture=mixed, rollback=lambda: plain(cbs=[Spoil()]), accumulated=lambda: plain(cbs=[GradientAccumulation(8)]),
+             bf16=lambda: plain().to_bf16(), fp16=lambda: plain().to_fp16(init_scale=2.**10, growth_interval=3), penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', .1))]))
+
+def fit(learn, saved, epochs=3):
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('ignore')
+        learn.fit_one_cycle(epochs, .05, cbs=saved)
+    return learn
+
+def outcome(learn):
+    "Whatever a fit leaves, to compare; NaN is made text, since it equals nothing"
+    r, cb = learn.recorder, {o.name: o for o in learn.cbs}
+    more = {k: cb[k].state_dict() for k in ('clip_gradients', 'keep_best', 'nan_detector', 'step_recorder', 'mixture_feedback') if k in cb}
+    torch.set_printoptions(precision=17)
+    return str(_numbers(dict(weights=learn.model.state_dict(), moments=learn.opt.state_dict(), losses=r.losses, lrs=r.lrs, iters=r.iters, values=r.values, hps=r.hps, fits=learn.fits,
+                             loader=learn.dls.train.state_dict(), **more)))
+
+def _numbers(x):
+    "With NumPy's numbers as Python's, which have the same bits"
+    if isinstance(x, dict): return {k: _numbers(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple, L)): return list(map(_numbers, x))
+    return x.item() if isinstance(x, np.generic) else x
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_fit_broken_off_after_every_step_is_the_fit_that_was_not(tmp_path, kind):
+    want, steps = outcome(fit(KINDS[kind](), Checkpoint(tmp_path/'whole', every=1, write=lambda o: None))), []
+    for _ in range(100):
+        learn = KINDS[kind]()
+        try: fit(learn, Once(tmp_path/'cut', every=1, resume=True, write=steps.append))
+        except Killed: continue
+        break
+    assert outcome(learn) == want
+    assert len(steps) >= (5 if kind == 'accumulated' else 12)  # each line is one going on
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_workers_and_distances_change_nothing(tmp_path, workers):
+    want = outcome(fit(plain(), Checkpoint(tmp_path/'whole', every=100)))
+    for every in (1, 3):
+        with pytest.raises(Killed):
+            learn = plain(2 - workers)
+            learn.add_cb(KillAt(6))
+            fit(learn, Checkpoint(tmp_path/f'{every}', every=every))
+        learn = plain(workers); learn.add_cb(KillAt(math.inf))
+        assert outcome(fit(learn, Checkpoint(tmp_path/f'{every}', every=every, resume=True))) == want
+
+class KillAt(Callback):
+    "A kill in the middle of a step"
+    order = 45
+    def __init__(self, step): self.step = step
+    def after_loss(self):
+        if self.learn.training and self.learn.train_iter == self.step: raise Killed()
+
+
+def test_only_so_many_stay_and_minutes_count(tmp_path):
+    now = [0.]
+    class Ticking(Callback):
+        order, run_valid = 0, False
+        def after_batch(self): now[0] += 30
+    learn = plain(cbs=[Ticking()])
+    fit(learn, Checkpoint(tmp_path/'a', minutes=1.5, keep=3, clock=lambda: now[0]))
+    assert [n for n, _ in Checkpoint(tmp_path/'a').saved()] == [6, 9, 12]      # every third step, and the last
+    fit(plain(), Checkpoint(tmp_path/'b', minutes=10))
+    assert [n for n, _ in Checkpoint(tmp_path/'b').saved()] == [12]            # none but the last, where a fit is short
+
+
+# ---- what is on disk
+
+leaves = st.one_of(st.none(), st.booleans(), st.integers(-2**60, 2**60), st.floats(), st.text(max_size=5),
+                   st.lists(st.floats(width=32), max_size=4).map(torch.tensor), st.integers(0, 5).map(lambda n: torch.arange(n).reshape(n, 1)), st.floats(width=32).map(torch.tensor),
+                   st.lists(st.floats(), max_size=3).map(np.array), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3).map(lambda o: np.array(o, np.uint32)))
+states = st.dictionaries(st.text(max_size=5) | st.integers(), st.recursive(leaves, lambda o: st.lists(o, max_size=3) | st.lists(o, max_size=3).map(tuple) | st.dictionaries(st.text(max_size=3) | st.integers(), o, max_size=3), max_leaves=8), max_size=4)
+
+def same(a, b):
+    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    if isinstance(a, np.ndarray): return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+    if isinstance(a, dict): return type(b) is dict and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)): return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or a != a and b != b) and str(a) == str(b)
+
+@given(states)
+@settings(max_examples=300 if NIGHTLY else 25)
+def test_a_state_comes_back_as_it_was(tmp_path_factory, state):
+    folder = tmp_path_factory.mktemp('s')
+    assert same(load_state(save_state(folder/'s', state)), state)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "Two checkpoints of a fit"
+    folder = tmp_path_factory.mktemp('two')
+    learn = plain(); learn.add_cb(KillAt(6))
+    with pytest.raises(Killed): fit(learn, Checkpoint(folder/'c', every=1))
+    return folder/'c', {p: p.read_bytes() for p in (folder/'c').rglob('*') if p.is_file()}
+
+@given(st.sampled_from([STATE, TENSORS]), st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+@settings(max_examples=1000 if NIGHTLY else 40)
+def test_any_byte_changed_and_any_cut_is_told_and_the_one_before_used(two, name, at, mask):
+    folder, files = two
+    older, newer = (p for _, p in Checkpoint(folder).saved())
+    path = newer/name
+    for p, b in files.items(): p.write_bytes(b)
+    good, data = load_state(newer), bytearray(files[path])
+    i = int(at*len(data))
+    if mask: data[i] ^= mask
+    else: del data[i:]
+    path.write_bytes(data)
+    lines = []
+    found = Checkpoint(folder, write=lines.append).newest()
+    if lines: assert len(lines) == 1 and str(path) in lines[0] and same(found, load_state(older))
+    else: assert name == STATE and same(found, good)  # a digit's or blank's other spelling says the same
+
+
+def test_what_another_process_writes_is_left_alone(tmp_path):
+    if (pid := os.fork()) == 0:
+        with whole_folder(tmp_path/'f') as part: (part/'x').write_text('theirs'); (tmp_path/'begun').touch(); time.sleep(60)
+    try:
+        while not (tmp_path/'begun').exists(): time.sleep(.01)
+        with pytest.raises(FileExistsError, match='written by another process'):
+            with whole_folder(tmp_path/'f'): pass
+        assert (tmp_path/'.f.part'/'x').read_text() == 'theirs'
+    finally: os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0)
+    with whole_folder(tmp_path/'f') as part: (part/'x').write_text('ours')
+    assert (tmp_path/'f'/'x').read_text() == 'ours'
+
+
+# ---- runs
+
+BERT = dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+SMALL = Run('synthetic', synthetic=dict(n=120, scale=.1), epochs=3, bs=8, threads=1, checkpoint_every=0,
+            config=dict(text=BERT, width=16, heads=2, head_widths=[16], video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1)))
+
+def changed(**kwargs): return Run.from_dict({**SMALL.to_dict(), **kwargs})
+
+def result(out, models=('model',)):
+    "What a run came to, timings left out"
+    out = Path(out)
+    assert not part_of(out).exists() and not out.with_name(out.name + '.replaced').exists() and not (out/'checkpoints').exists()
+    return {n: (out/n).read_bytes() for n in ('history.csv', 'predictions.csv', *(f'{m}/model.safetensors' for m in models))} | dict(files=sorted(p.name for p in out.iterdir()))
+
+def stop_at(text, error=KeyboardInterrupt):
+    def write(line):
+        if text in line: raise error()
+    return write
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    "A run that nothing interrupts"
+    out = tmp_path_factory.mktemp('alone')/'run'
+    train_run(SMALL, out, write=lambda o: None)
+    return result(out)
+
+
+def test_finished_folds_are_not_trained_again(tmp_path):
+    run, models = changed(folds=2, epochs=1), ('model/fold_1', 'model/fold_2')
+    train_run(run, tmp_path/'whole', write=lambda o: None)
+    with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'cut', write=stop_at('Fold 2'))
+    with pytest.raises(FileExistsError, match='cut.part holds a run that was interrupted'): train_run(run, tmp_path/'cut', write=lambda o: None)
+    first = part_of(tmp_path/'cut')/'model'/'fold_1'/'model.safetensors'
+    when, said = first.stat().st_mtime_ns, []
+    train_run(run, tmp_path/'cut', write=said.append, resume=True)
+    assert 'fold 1 was finished before' in said and (tmp_path/'cut'/'model'/'fold_1'/'model.safetensors').stat().st_mtime_ns == when
+    assert result(tmp_path/'cut', models) == result(tmp_path/'whole', models)
+    said = []
+    assert train_run(run, tmp_path/'cut', write=said.append, resume=True) is None and 'nothing left to do' in said[0]
+    with pytest.raises(ValueError, match="has epochs 1, this one 2"): train_run(changed(folds=2, epochs=2), tmp_path/'cut', resume=True)
+
+
+def test_another_run_and_other_data_are_told_apart(tmp_path):
+    from hiccap.synthetic import synthetic_clips, write_synthetic
+    table = write_synthetic(synthetic_clips(n=90, scale=.1), tmp_path/'data')
+    run = changed(data=str(table), synthetic={}, labels=['said'], features=str(tmp_path/'data'/'features'), tokenizer=str(tmp_path/'data'/'tokenizer'), epochs=2,
+                  config={**SMALL.config, 'text': {**BERT, 'config': {**BERT['config'], 'vocab_size': 512}}})
+    with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'run', write=stop_at('epoch 2/2'))
+    with pytest.raises(ValueError, match='has seed 0, this one 1'): train_run(Run.from_dict({**run.to_dict(), 'seed': 1}), tmp_path/'run', resume=True)
+    text = table.read_text()
+    table.write_text(text.replace(text.splitlines()[1].split(',')[0], 'v999_9'))
+    with pytest.raises(ValueError, match='clips, .* of the .* clips are not what they were'): train_run(run, tmp_path/'run', resume=True)
+    table.write_text(text)
+    train_run(run, tmp_path/'run', write=lambda o: None, resume=True)
+    assert load_run(tmp_path/'run').run == run
+
+
+def test_a_full_disk_stops_a_run_with_what_it_had(tmp_path, alone, monkeypatch):
+    write, left = hiccap.callbacks.save_tensors, [9]
+    def full(tensors, path):
+        left[0] -= 1
+        if left[0] < 0: Path(path).write_bytes(b'half'); raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(tensors, path)
+    monkeypatch.setattr(hiccap.callbacks, 'save_tensors', full)
+    with pytest.raises(OSError, match='2 earlier ones are whole: make room, and resume'): train_run(SMALL, tmp_path/'run', write=lambda o: None)
+    monkeypatch.setattr(hiccap.callbacks, 'save_tensors', write)
+    train_run(SMALL, tmp_path/'run', write=lambda o: None, resume=True)
+    assert result(tmp_path/'run') == alone
+
+
+# ---- whole programs
+
+PROGRAM = '''
+import json, os, resource, sys
+import matplotlib.pyplot, pandas, sklearn.linear_model, sklearn.feature_extraction.text, transformers
+import hiccap.callbacks, hiccap.checkpoints, hiccap.cli, hiccap.experiments, hiccap.learner, hiccap.metrics, hiccap.resuming, hiccap.synthetic
+print('ready', flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    if pid := os.fork(): print(pid, flush=True); sys.stdin.readline(); print(os.waitpid(pid, 0)[1], flush=True); continue
+    log = os.open(order['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1); os.dup2(log, 2)
+    if order['limit']: resource.setrlimit(resource.RLIMIT_FSIZE, (order['limit'], order['limit']))
+    os._exit(hiccap.cli.train(order['args']))
+'''
+
+@pytest.fixture(scope='module')
+def program(tmp_path_factory):
+    "`hiccap_train` in processes of its own, whose imports are paid for once: each is a fork of one that has them. Called with arguments, and the seconds after which it is killed; returns whether it was, its status and what it said"
+    home = tmp_path_factory.mktemp('program')
+    (home/'run.yaml').write_text(SMALL.to_yaml())
+    parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'})
+    assert parent.stdout.readline() == 'ready\n'
+    def call(*args, after=None, limit=0):
+        log = home/'log'; log.write_text('')
+        parent.stdin.write(json.dumps(dict(args=['--run', str(home/'run.yaml'), *map(str, args)], log=str(log), limit=limit)) + '\n'); parent.stdin.flush()
+        pid = int(parent.stdout.readline())
+        if after is not None:
+            time.sleep(after)
+            os.kill(pid, signal.SIGKILL)  # at most a zombie, since its parent waits to be told
+        parent.stdin.write('wait\n'); parent.stdin.flush()
+        status = int(parent.stdout.readline())
+        with (Path(args[1]).parent/'all').open('a') as f: f.write(log.read_text())
+        return os.WIFSIGNALED(status), status >> 8, log.read_text()
+    yield call
+    parent.stdin.close(); parent.wait()
+
+
+def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program):
+    begin = time.monotonic()
+    assert program('--out', tmp_path/'run')[:2] == (False, 0) and result(tmp_path/'run') == alone
+    takes, rng, kills, i = time.monotonic() - begin, random.Random(6), 0, 0
+    while kills < (20 if NIGHTLY else 3):
+        out, i = tmp_path/f'run{i}', i + 1
+        for _ in range(4):  # kills of one run, before it is left to finish
+            killed, status, said = program('--out', out, '--resume', after=rng.uniform(.1, .7)*takes)
+            kills += killed
+            assert killed or status == 0, said
+        killed, status, said = program('--out', out, '--resume')
+        assert (killed, status) == (False, 0), said
+        assert result(out) == alone and 'going on after step' in (out.parent/'all').read_text()
+
+
+def test_a_file_that_may_not_grow_stops_a_run_with_what_it_had(tmp_path, alone, program):
+    size = {}
+    def write(line):
+        if line.startswith('epoch 1/'): size.update({p.parent.name: p.stat().st_size for p in part_of(tmp_path/'first').rglob(TENSORS)}); raise KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt): train_run(SMALL, tmp_path/'first', write=write)
+    killed, status, said = program('--out', tmp_path/'run', limit=max(size.values()) + 2000)  # the best weights come in with the first epoch, and do not fit
+    assert (killed, status) == (False, 2) and 'make room, and resume' in said, said
+    killed, status, said = program('--out', tmp_path/'run')
+    assert status == 2 and '--resume' in said and '--overwrite' in said
+    killed, status, said = program('--out', tmp_path/'run', '--resume')
+    assert status == 0 and 'going on after step' in said and result(tmp_path/'run') == alone
+    killed, status, said = program('--out', tmp_path/'run', '--resume')
+    assert status == 0 and 'nothing left to do' in said

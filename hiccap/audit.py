@@ -124,7 +124,7 @@ def json_entries(
     "The entries of a JSON object one after another, in little memory; raises `DataError` where it is missing, cut short or no JSON object"
     decode = json.JSONDecoder(object_pairs_hook=_pairs).raw_decode
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             w = _Window(f, size)
             def take(chars, what):
                 if (c := w.peek()) not in chars or not c: raise DataError(f"no valid JSON: {what} is missing after {last!r}" if last else f"no valid JSON object: {what} is missing", file=path, mend='If it was cut short, copy it again')
@@ -149,7 +149,7 @@ def json_entries(
 def _lines(path):
     "(None, object) of a JSONL file's lines; a line that is no JSON comes as a string"
     try:
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig') as f:
             for line in f:
                 if not line.strip(): continue
                 try: yield None, json.loads(line, object_pairs_hook=_pairs)

@@ -9,7 +9,7 @@ __all__ = ['MODALITIES', 'FILES', 'SPECIAL', 'DataError', 'Clip', 'check_id', 'v
            'folds_by_video']
 
 # %% ../nbs/01_data.ipynb #92c6d358
-import csv, json, os, re, warnings
+import csv, io, json, os, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, torch
@@ -101,7 +101,8 @@ def video_of(
 FILES = dict(video=('rgb', 'flow'), audio=('vggish',))  # a modality's files, added where there are several
 
 def npy_header(
-    path  # a .npy file
+    path,     # a .npy file
+    clip=None # whose it is, for messages
 ) -> tuple: # shape, dtype
     "Shape and dtype of a `.npy` file without reading its values; raises `DataError` where it is none, or holds Python objects"
     try:
@@ -109,10 +110,10 @@ def npy_header(
             version = np.lib.format.read_magic(f)
             shape, _, dtype = np.lib.format.read_array_header_1_0(f) if version == (1, 0) else np.lib.format.read_array_header_2_0(f)
             start = f.tell()
-    except (ValueError, EOFError, OSError) as e: raise DataError(f"not a readable .npy file ({e})", file=path, mend='Write it again with numpy.save') from None
-    if dtype.hasobject: raise DataError('an array of Python objects, which only pickle could read', file=path, mend='Save it as one float32 array')
+    except (ValueError, EOFError, OSError) as e: raise DataError(f"not a readable .npy file ({e})", clip, path, mend='Write it again with numpy.save') from None
+    if dtype.hasobject: raise DataError('an array of Python objects, which only pickle could read', clip, path, mend='Save it as one float32 array')
     need = start + int(np.prod(shape, dtype=np.int64))*dtype.itemsize
-    if (size := os.path.getsize(path)) < need: raise DataError(f"cut short: {size} of {need} bytes", file=path, mend='Copy or extract it again')
+    if (size := os.path.getsize(path)) < need: raise DataError(f"cut short: {size} of {need} bytes", clip, path, mend='Copy or extract it again')
     return shape, dtype
 
 # %% ../nbs/01_data.ipynb #25b4a439
@@ -131,6 +132,14 @@ class FeatureFolder:
         "The files of a clip's modality, whether or not they exist"
         return [self.folder/f'{check_id(id)}_{part}.npy' for part in self.files[modality]]
 
+    def lacking(self,
+        id: str,       # clip
+        modality: str  # `video` or `audio`
+    ) -> list: # names, such as `flow`
+        "The parts of a modality that have no file, where another part has one"
+        lost = [part for part, p in zip(self.files[modality], self.paths(id, modality)) if p.name not in self.names]
+        return lost if len(lost) < len(self.files[modality]) else []
+
     def length(self,
         id: str,       # clip
         modality: str  # `video` or `audio`
@@ -140,7 +149,7 @@ class FeatureFolder:
         if not all(p.name in self.names for p in paths): return 0
         shapes = []
         for p in paths:
-            shape, dtype = npy_header(p)
+            shape, dtype = npy_header(p, id)
             if dtype.kind != 'f': raise DataError(f"dtype {dtype}", id, p, 'Save features as float32 or float16')
             if len(shape) != 2: raise DataError(f"shape {shape}; features need two dimensions, (length, width)", id, p, 'Save one row a step in time')
             width = self.widths.setdefault(modality, shape[1]) if self.widths.get(modality) else self.widths.update({modality: shape[1]}) or shape[1]
@@ -355,7 +364,7 @@ def read_json(
     path  # a JSON file
 ):
     "The content of a JSON file; raises `DataError` where it is missing, cut short, no JSON, or holds a name twice"
-    try: return json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=_unique)
+    try: return json.loads(Path(path).read_text(encoding='utf-8-sig'), object_pairs_hook=_unique)
     except FileNotFoundError: raise DataError('no such file', file=path, mend='Check the path') from None
     except (OSError, UnicodeDecodeError) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Check the file') from None
     except RecursionError: raise DataError('nested too deeply', file=path, mend='Check the file') from None
@@ -437,8 +446,12 @@ def _feature_columns(features, ids):
     if features is None: return {}, []
     folder = features if isinstance(features, FeatureFolder) else FeatureFolder(features)
     columns = {m: FeatureColumn(folder, m, ids) for m in folder.files}
-    missing = {m: [o for o, n in zip(ids, c.lengths) if not n] for m, c in columns.items()}
-    return columns, [f"{len(o)} clips have no {m} in {folder.folder.name}: {', '.join(o)}" for m, o in missing.items() if o]
+    missing, notes = {m: [o for o, n in zip(ids, c.lengths) if not n] for m, c in columns.items()}, []
+    for m, some in missing.items():
+        half = {o: lost for o in some if (lost := folder.lacking(o, m))}
+        if some: notes.append(f"{len(some)} clips have no {m} in {folder.folder.name}: {', '.join(some)}")
+        if half: notes.append(f"{len(half)} of them have a part of their {m} only: " + ', '.join(f"{o} (no {' or '.join(lost)})" for o, lost in half.items()))
+    return columns, notes
 
 # %% ../nbs/01_data.ipynb #f595f12d
 def read_comic_mischief(
@@ -481,26 +494,27 @@ def _read_frame(path):
     "A CSV, TSV, JSONL or Parquet file as a data frame, every CSV cell as text; raises `DataError`"
     import pandas as pd
     path = Path(path); kind = path.suffix.lower()
-    readers = {'.csv': lambda: pd.read_csv(path, dtype=str, keep_default_na=False), '.tsv': lambda: pd.read_csv(path, sep='\t', dtype=str, keep_default_na=False),
-               '.jsonl': lambda: pd.DataFrame([json.loads(o, object_pairs_hook=_unique) for o in path.read_text(encoding='utf-8').splitlines() if o.strip()]),
+    def table(sep): return pd.read_csv(io.StringIO(_table_text(path, sep)), sep=sep, dtype=str, keep_default_na=False)
+    readers = {'.csv': lambda: table(','), '.tsv': lambda: table('\t'),
+               '.jsonl': lambda: pd.DataFrame([json.loads(o, object_pairs_hook=_unique) for o in path.read_text(encoding='utf-8-sig').splitlines() if o.strip()]),
                '.parquet': lambda: pd.read_parquet(path)}
     if kind not in readers: raise DataError(f"no reader for {kind or 'a name without an ending'}", file=path, mend=f"Give one of {', '.join(readers)}")
     if not path.exists(): raise DataError('no such file', file=path, mend='Check the path')
     try: return readers[kind]()
+    except DataError as e: raise DataError(e.what, e.clip, path, e.mend) from None
     except Exception as e: raise DataError(f"cannot be read ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'})", file=path, mend='Check that it is complete') from None
 
-def _check_fields(path):
-    "Raise `DataError` for a row of a CSV or TSV file with more or fewer fields than the header"
-    kind = Path(path).suffix.lower()
-    if kind not in ('.csv', '.tsv') or not Path(path).exists(): return
+def _table_text(path, sep):
+    "The text of a CSV or TSV file, read once; raises `DataError` for a row with more or fewer fields than the header"
     try:
-        with open(path, newline='', encoding='utf-8-sig') as f:
-            rows = csv.reader(f, delimiter=',' if kind == '.csv' else '\t')
-            n = len(next(rows, ()))
-            for row in rows:
-                if row and len(row) != n:
-                    raise DataError(f"line {rows.line_num} has {len(row)} fields where the header has {n}", row[0], path, 'Quote texts that hold a comma; if the file was cut short, copy it again')
+        text = Path(path).read_bytes().decode('utf-8-sig')
+        rows = csv.reader(io.StringIO(text, newline=''), delimiter=sep)
+        n = len(next(rows, ()))
+        for row in rows:
+            if row and len(row) != n:
+                raise DataError(f"line {rows.line_num} has {len(row)} fields where the header has {n}", row[0], path, 'Quote texts that hold a comma; if the file was cut short, copy it again')
     except (UnicodeDecodeError, csv.Error) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Save it as UTF-8') from None
+    return text
 
 def _column(frame, name, path):
     "A column by name; raises `DataError` with the nearest name"
@@ -568,7 +582,6 @@ def read_table(
     too_long: str='cut'     # `cut` shortens and notes it; `error` raises
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
-    _check_fields(path)
     frame, tasks = _read_frame(path), {t.name: t for t in check_tasks(tasks or ())}
     if labels is None: labels = list(tasks)
     if captions and context: raise DataError('captions and context both ask for the second segment', file=path, mend='Choose one')

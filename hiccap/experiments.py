@@ -273,6 +273,8 @@ def build_model(
         heads = run.config.get('heads', 12)
         if 'width' not in run.config and isinstance(heads, int) and heads > 0 and (hidden := _hidden(path)) % heads == 0: given['width'] = hidden
     model = HICCAP(HICCAPConfig.from_dict({**given, **base, **run.config}), {t.name: t for ds in sets for t in ds.tasks}.values(), pretrained=not base, seed=run.seed)
+    longest = getattr(model.encoders['text'], 'longest', None)
+    if run.max_length and longest and run.max_length > longest: raise ValueError(f"max_length is {run.max_length}, but the text encoder takes {longest} tokens; give {longest} or less")
     if run.init: init_from(model, run.init, verbose)
     return model
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hiccap.audit import CODES, TYPES, association, audit, json_entries, near_duplicates, run_audit
+from hiccap.audit import CODES, TYPES, association, audit, json_entries, near_duplicates, read_manifest, run_audit
 from hiccap.data import get_tokenizer, shared_data
 
 FEW = settings(max_examples=max(6, settings.default.max_examples//8))
@@ -261,3 +261,12 @@ def test_the_released_split_has_two_vocabularies_that_predict_the_label():
 
 
 def test_every_code_is_described_once(): assert all(len(v) == 2 and v[1] for v in CODES.values())
+
+
+@pytest.mark.parametrize('kind', ['json', 'jsonl'])
+def test_a_byte_order_mark_is_no_finding(tmp_path, kind):
+    path = tmp_path/f'set.{kind}'
+    rows = {f'c.{i}': dict(IMDBid=f'c.{i}', words=['x'], indexes=[101, 5, 102], label=i) for i in range(2)}
+    path.write_text(json.dumps(rows) if kind == 'json' else '\n'.join(json.dumps(dict(id=i, text='x y', y=r['label'])) for i, r in rows.items()), encoding='utf-8-sig')
+    m, _ = read_manifest(path)
+    assert list(m.ids) == ['c.0', 'c.1']

@@ -115,6 +115,14 @@ def test_bad_input_is_one_line_that_names_the_clip_or_file_before_anything_is_wr
     assert (clip in err or 'clips.csv' in err) if what in ('no id', 'twice', 'slash', 'label') else name.split('_rgb')[0] in err, err
 
 
+def test_a_longest_text_that_the_encoder_cannot_take_is_told_before_training(planted, tmp_path, capsys):
+    from hiccap.cli import train
+    args = [planted/'clips.csv', '--features', planted/'features', '--labels', 'said', '--tokenizer', planted/'tokenizer', *NET, '--max-length', 9999, '--out', tmp_path/'run', '--epochs', 1]
+    assert train([*map(str, args)]) == 2
+    err = capsys.readouterr().err
+    assert 'max_length is 9999, but the text encoder takes 512 tokens' in err and err.count('\n') == 1 and not (tmp_path/'run').exists(), err
+
+
 def test_a_json_cut_in_half_and_a_task_without_labels(tmp_path, planted, capsys):
     from hiccap.cli import train
     (tmp_path/'half.json').write_text('{"a.1": {"IMDBid": "a.1", "label": 1')

@@ -1,4 +1,5 @@
 """Reading: what is written comes back, what cannot be right is an error that names the clip, and no split shares a video."""
+import io
 import json
 import os
 import string
@@ -87,7 +88,44 @@ def test_bad_feature_files_name_the_clip_and_the_file(tmp_path):
         np.save(tmp_path/f'{id}_rgb.npy', x); np.save(tmp_path/f'{id}_flow.npy', good)
         with pytest.raises(DataError, match=f"clip '{id}'.*{id}_"): FeatureFolder(tmp_path).load(id, 'video')
     np.save(tmp_path/'object_vggish.npy', np.array([{}, None]), allow_pickle=True)
-    with pytest.raises(DataError, match='Python objects'): FeatureFolder(tmp_path).load('object', 'audio')
+    (tmp_path/'garbage_vggish.npy').write_bytes(b'no array at all')
+    np.save(tmp_path/'short_vggish.npy', np.ones((3, 128), np.float32))
+    (tmp_path/'short_vggish.npy').write_bytes((tmp_path/'short_vggish.npy').read_bytes()[:-1])
+    for id, message in dict(object='Python objects', garbage='not a readable .npy file', short='cut short').items():
+        with pytest.raises(DataError, match=f"clip '{id}', file .*{id}_vggish.npy: .*{message}"): FeatureFolder(tmp_path).load(id, 'audio')
+
+
+def test_a_part_without_the_other_is_counted_and_listed(tmp_path):
+    (tmp_path/'f').mkdir()
+    for id, part in (('a', 'rgb'), ('a', 'flow'), ('b', 'rgb'), ('c', 'flow')): np.save(tmp_path/'f'/f'{id}_{part}.npy', np.ones((2, 1024), np.float32))
+    path = tmp_path/'set.json'
+    path.write_text(json.dumps({i: dict(IMDBid=i, words=['x'], indexes=[101, 5, 102], label=0) for i in 'abcd'}))
+    notes = read_comic_mischief(path, tmp_path/'f').notes
+    assert '3 clips have no video in f: b, c, d' in notes and '2 of them have a part of their video only: b (no flow), c (no rgb)' in notes
+    assert not any('part of their audio' in n for n in notes)
+
+
+@pytest.mark.parametrize('kind', ['csv', 'tsv', 'jsonl', 'json'])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, kind):
+    rows = [dict(id=f'c{i}', text='a b', y=str(i % 2)) for i in range(4)]
+    path = tmp_path/f'set.{kind}'
+    if kind == 'json': text = json.dumps({r['id']: dict(IMDBid=r['id'], words=['x'], indexes=[101, 5, 102], label=int(r['y'])) for r in rows})
+    elif kind == 'jsonl': text = '\n'.join(map(json.dumps, rows))
+    else: text = '\n'.join((',' if kind == 'csv' else '\t').join(r) for r in [rows[0].keys(), *(r.values() for r in rows)])
+    path.write_text(text, encoding='utf-8-sig')
+    assert path.read_bytes().startswith(b'\xef\xbb\xbf')
+    ds = read_comic_mischief(path) if kind == 'json' else read_table(path, lambda t, c=None, **kw: {'input_ids': [1, 2]}, ['y'], max_length=9)
+    assert ds.ids == ['c0', 'c1', 'c2', 'c3']
+
+
+def test_a_table_is_read_once(tmp_path, monkeypatch):
+    path, opened = tmp_path/'set.csv', []
+    path.write_text('id,text,y\na,x,0\nb,y,1\n')
+    before = io.open
+    monkeypatch.setattr(io, 'open', lambda f, *a, **kw: (opened.append(str(f)), before(f, *a, **kw))[1])
+    monkeypatch.setattr('builtins.open', io.open)
+    read_table(path, lambda t, c=None, **kw: {'input_ids': [1, 2]}, ['y'], max_length=9)
+    assert opened.count(str(path)) == 1
 
 
 def test_nothing_that_can_run_code_is_unpickled(tmp_path):

@@ -56,7 +56,7 @@ def expand(
 
 def _word(v): return v if isinstance(v, str) else json.dumps(v)
 
-# %% ../nbs/16_comparison.ipynb #9ab4aedf
+# %% ../nbs/16_comparison.ipynb #4397e767
 def state_of(
     folder, # of a run
     run     # what it should hold
@@ -77,7 +77,7 @@ def state_of(
 def _command(run, file, out, more):
     "The process of one run"
     verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file])
-    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), *more]
+    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), '--resume', *more]
 
 # %% ../nbs/16_comparison.ipynb #0c0dee73
 def run_grid(

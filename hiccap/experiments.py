@@ -432,7 +432,7 @@ def score_folds(
         others['best possible'] = scores(oracles, [{k: (p[:, 1] >= .5).astype(int) for k, p in o.items()} for o in oracles], Thresholds({}, 'what was planted'))
     return scores([f.probs for f in folds], [f.verdicts for f in folds]), others
 
-# %% ../nbs/13_experiments.ipynb #33e1ff01
+# %% ../nbs/13_experiments.ipynb #40b7edb7
 def versions() -> dict: # package -> version
     "What a run depends on"
     from importlib.metadata import version
@@ -443,7 +443,7 @@ def _own_version():
     return __version__
 
 WORK = 'checkpoints'  # folder in that of a run that is not finished
-WRITTEN = ('*.json', '*.csv', '*.png', '*.md', 'model', 'tokenizer', 'nonfinite', WORK, '.*.part')  # what the folder of a run, a pretraining or an evaluation holds
+WRITTEN = ('*.json', '*.csv', '*.png', '*.md', 'model', 'tokenizer', 'nonfinite', WORK, '.*.part', '*.replaced')  # what the folder of a run, a pretraining or an evaluation holds
 
 def check_folder(
     folder,           # where something is to be written
@@ -501,7 +501,7 @@ def _write_json(path, d):
         if hasattr(o, 'item'): o = o.item()
         return None if isinstance(o, float) and o != o else o
     temp = path.with_name(f'.{path.name}.part')
-    temp.write_text(json.dumps(plain(d), indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    with open(temp, 'w', encoding='utf-8') as f: f.write(json.dumps(plain(d), indent=1, ensure_ascii=False, allow_nan=False) + '\n'); f.flush(); os.fsync(f.fileno())
     os.replace(temp, path)
 
 # %% ../nbs/13_experiments.ipynb #79df305b

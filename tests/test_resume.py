@@ -24,6 +24,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import hiccap.callbacks
+import hiccap.cli
 from hiccap.callbacks import AddRegularizer, ClipGradients, KeepBest, NanDetector, StepRecorder
 from hiccap.checkpoints import CheckpointError, whole_folder
 from hiccap.data import Clip, ClipDataset
@@ -278,7 +279,7 @@ def test_another_run_and_other_data_are_told_apart(tmp_path):
     table.write_text(text.replace(text.splitlines()[1].split(',')[0], 'v999_9'))
     with pytest.raises(ValueError, match='clips, .* of the .* clips are not what they were'): train_run(run, tmp_path/'run', resume=True)
     table.write_text(text)
-    train_run(run, tmp_path/'run', write=lambda o: None, resume=True)
+    assert hiccap.cli.train(['--out', str(tmp_path/'run'), '--resume']) == 0  # the run stands in its folder
     assert load_run(tmp_path/'run').run == run
 
 

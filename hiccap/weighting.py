@@ -557,13 +557,13 @@ class Weigh(Callback):
         self.weighting.load_state_dict(state['weighting'])
         self.records, self.n_steps, self.blind, self.failed = deepcopy(state['records']), state['n_steps'], state['blind'], state['failed']
 
-# %% ../nbs/12_weighting.ipynb #8276e06d
+# %% ../nbs/12_weighting.ipynb #a194fe88
 @patch
 def before_fit(self:Weigh):
     if not hasattr(self.loss_func, 'task_losses'): raise TypeError(f"Weigh needs each task's loss: use a loss with task_losses, as MultiTaskLoss; got {type(self.loss_func).__name__}")
     self.weighting.check([t.name for t in self.loss_func.tasks])
     self.weighting.skip(); self.batches, self.left_out, self.cut, self.checked = [], False, False, False
-    if self.at: self.check_one_process()
+    if not isinstance(self.weighting, (PlainSum, FixedWeights)): self.check_one_process()
     if self.at == 'representation': self.modules()
     self._before = self.state_dict() if self.probing else None
 
@@ -575,7 +575,7 @@ def after_fit(self:Weigh):
 @patch
 def check_one_process(self:Weigh):
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise ValueError(f"{type(self.weighting).__name__} composes the gradients of one process: train in one, or use a weighting of losses")
+        raise ValueError(f"{type(self.weighting).__name__} knows the losses and gradients of one process only, and would weigh differently in each: train in one process, or use sum or fixed weights")
 
 # %% ../nbs/12_weighting.ipynb #926714ae
 @patch

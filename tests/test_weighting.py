@@ -19,8 +19,7 @@ from hiccap.learner import ClipDL, hiccap_learner
 from hiccap.losses import MultiTaskLoss
 from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig
 from hiccap.tasks import Task
-from hiccap.weighting import (PLACES, WEIGHTINGS, CAGrad, DynamicWeightAverage, FAMO, GeometricMean, IMTLL, NashMTL, PlainSum, STCH, Uncertainty, Weigh, Weighting,
-                              weighting)
+from hiccap.weighting import PLACES, WEIGHTINGS, DynamicWeightAverage, FAMO, IMTLL, PlainSum, Uncertainty, Weigh, Weighting, weighting
 
 NAMES = 'abcd'
 SLOW = 'cagrad', 'nash_mtl'  # through a general solver
@@ -305,7 +304,7 @@ def weights(learn): return torch.cat([p.detach().flatten() for p in learn.model.
 
 
 named = {t.name: .5 + i for i, t in enumerate(TASKS)}
-ALL = [(k, {}) for k in WEIGHTINGS] + [(k, dict(at='parameters')) for k in GRADIENTS if k not in SLOW]
+ALL = [(k, {}) for k in WEIGHTINGS] + [(k, dict(at='parameters')) for k in ('gradnorm', 'pcgrad', 'graddrop')]
 
 
 def callback(name, kw): return Weigh(weighting(name, **(dict(tasks=named) if name == 'fixed' else {}), **kw))
@@ -414,6 +413,12 @@ class Opposite(Weighting):
 def test_weights_reach_the_gradient():
     a, b = gradients([Weigh(Opposite())]), gradients([])
     close(a, {n: -g for n, g in b.items()})
+
+
+def test_several_processes_are_refused(monkeypatch):
+    for f in ('is_initialized', 'is_available'): monkeypatch.setattr(torch.distributed, f, lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_world_size', lambda *_: 2)
+    with pytest.raises(ValueError, match='one process'): quiet(learner([Weigh('uncertainty')]))
 
 
 def test_hooks_do_not_stay():

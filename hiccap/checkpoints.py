@@ -75,7 +75,7 @@ def _all_to_disk(folder):
     for at, _, files in os.walk(folder, topdown=False):
         for o in (*(os.path.join(at, f) for f in files if f != LOCK), at): _to_disk(o)
 
-# %% ../nbs/05_checkpoints.ipynb #41525dc5
+# %% ../nbs/05_checkpoints.ipynb #9aa88aa2
 @contextmanager
 def whole_folder(
     folder,                # that is to be written, or replaced
@@ -88,7 +88,7 @@ def whole_folder(
     folder = Path(os.path.realpath(folder))
     part = folder.with_name(f'.{folder.name}.part')
     put_back(folder, names, error)
-    _refuse_strange(part, (*names, LOCK), error)
+    _refuse_strange(part, (*names, LOCK, '.tmp*'), error)  # safetensors writes to .tmp… before it gives the name
     part.mkdir(parents=True, exist_ok=True)
     with _alone(part, error):
         if not go_on: _empty(part)

@@ -226,13 +226,14 @@ def _audit(args):
     return run_audit(args.data[0] if len(args.data) == 1 else args.data, args.features, args.split, encoder_path(args.tokenizer) if args.tokenizer else None,
                      args.out, args.fail_on, **given)
 
-# %% ../nbs/20_cli.ipynb #ec42664a
+# %% ../nbs/20_cli.ipynb #583d9f7a
 def pretrain_parser():
     "The options of `hiccap_pretrain`"
     p = _parser('Pretrain a network on a mixture of streams of clips, whose shares a policy moves, and report. hiccap_train --init starts from what comes out.')
     p.add_argument('mixture', nargs='?', help='a YAML file of streams and a policy; --example writes one')
     p.add_argument('--out', default='hiccap_pretraining', help='folder of the run (default: hiccap_pretraining)')
     p.add_argument('--overwrite', action='store_true', help='replace a pretraining run that is there')
+    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
     p.add_argument('--example', metavar='FOLDER', help='write planted clips and a mixture of them to a new folder, and stop')
     add_run_options(p, only=SHARED)
     return p
@@ -249,7 +250,7 @@ def _pretrain(args):
     if args.example: print(f"Planted clips and a mixture of them: {(at := write_example(args.example))}\nNext: hiccap_pretrain {at}"); return
     if not args.mixture: raise ValueError('no mixture: give a YAML file of streams, or --example FOLDER to get one')
     mixture = PretrainRun.from_yaml(args.mixture)
-    _show_pretraining(pretrain_run(replace(mixture, training=run_of(args, mixture.training)), args.out, args.overwrite))
+    if result := pretrain_run(replace(mixture, training=run_of(args, mixture.training)), args.out, args.overwrite, resume=args.resume): _show_pretraining(result)
 
 def _show_pretraining(result):
     "Print what each stream gave, what its tasks came to, and where it stands"
@@ -259,7 +260,7 @@ def _show_pretraining(result):
     for n, (scores, others) in result.scores.items(): print(f'\n{n}, on test clips:', end=''); _show_scores(scores, others)
     print(f"\nReport, plots and model: {result.folder}\nNext: hiccap_train … --init {result.folder}/model")
 
-# %% ../nbs/20_cli.ipynb #bedb455a
+# %% ../nbs/20_cli.ipynb #246f42b7
 def run(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -282,7 +283,7 @@ def _run(args):
         return int(any(status.values()))
     r = runs['']
     if state_of(out, r) == 'done': print(f'{out}: done before'); return
-    if isinstance(r, PretrainRun): _show_pretraining(pretrain_run(r, out, overwrite=True))
+    if isinstance(r, PretrainRun): _show_pretraining(pretrain_run(r, out, overwrite=True, resume=True))
     else: _show(train_run(r, out, overwrite=True, resume=True))
 
 # %% ../nbs/20_cli.ipynb #98cd6441

@@ -56,7 +56,7 @@ def expand(
 
 def _word(v): return v if isinstance(v, str) else json.dumps(v)
 
-# %% ../nbs/16_comparison.ipynb #75d50462
+# %% ../nbs/16_comparison.ipynb #4397e767
 def state_of(
     folder, # of a run
     run     # what it should hold
@@ -74,17 +74,18 @@ def state_of(
         raise FileExistsError(f"{folder} holds another run: its {k} is {was.get(k)!r}, here it is {now.get(k)!r}. Give another folder with --out, or remove that one")
     return 'done' if (folder/'metrics.json').is_file() else 'unfinished'
 
-def _command(run, file, out):
+def _command(run, file, out, more):
     "The process of one run"
-    verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file, '--resume'])
-    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out)]
+    verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file])
+    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), '--resume', *more]
 
-# %% ../nbs/16_comparison.ipynb #27cdbb33
+# %% ../nbs/16_comparison.ipynb #0c0dee73
 def run_grid(
     runs: dict,      # name -> run, of `expand`
     out,             # folder of the folders
     jobs: int=1,     # processes at once
-    write=print      # gets a line for each run
+    write=print,     # gets a line for each run
+    more: tuple=()   # options for each process
 ) -> dict: # name -> exit status, 0 also for a run that was done before
     "Run what is not done yet, each in a process of its own with its log; raises `FileExistsError` before anything starts"
     out = Path(out); states = {n: state_of(out/n, r) for n, r in runs.items()}
@@ -97,7 +98,7 @@ def run_grid(
             while waiting and len(running) < jobs:
                 n = waiting.pop(0); file, log = out/f'{n}.yaml', out/f'{n}.log'
                 file.write_text(runs[n].to_yaml(), encoding='utf-8')
-                with open(log, 'a') as f: running[n] = subprocess.Popen(_command(runs[n], file, out/n), stdout=f, stderr=f, env=env)
+                with open(log, 'a') as f: running[n] = subprocess.Popen(_command(runs[n], file, out/n, more), stdout=f, stderr=f, env=env)
                 write(f'{n}: started')
             for n in [n for n, p in running.items() if p.poll() is not None]:
                 status[n] = running.pop(n).returncode

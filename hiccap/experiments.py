@@ -8,8 +8,8 @@ __all__ = ['CHOICES', 'WORK', 'WRITTEN', 'FREE', 'KEPT_OF_FOLD', 'Run', 'default
            'run_learner', 'probabilities', 'words_of', 'plain_answers', 'processor_threads', 'Fold', 'train_fold',
            'score_folds', 'versions', 'check_folder', 'new_folder', 'part_of', 'holds_work', 'plot_training',
            'plot_scores_of', 'headline', 'headline_markdown', 'write_report', 'Result', 'prediction_table',
-           'data_digests', 'begun_in', 'is_same_run', 'is_same_data', 'train_run', 'interrupted_run', 'say_going_on',
-           'Trained', 'load_run', 'write_evaluation']
+           'data_digests', 'begun_in', 'is_same_run', 'is_finished', 'is_same_data', 'train_run', 'interrupted_run',
+           'say_going_on', 'Trained', 'load_run', 'write_evaluation']
 
 # %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
@@ -434,7 +434,7 @@ def score_folds(
         others['best possible'] = scores(oracles, [{k: (p[:, 1] >= .5).astype(int) for k, p in o.items()} for o in oracles], Thresholds({}, 'what was planted'))
     return scores([f.probs for f in folds], [f.verdicts for f in folds]), others
 
-# %% ../nbs/13_experiments.ipynb #33e1ff01
+# %% ../nbs/13_experiments.ipynb #40b7edb7
 def versions() -> dict: # package -> version
     "What a run depends on"
     from importlib.metadata import version
@@ -445,7 +445,7 @@ def _own_version():
     return __version__
 
 WORK = 'checkpoints'  # folder in that of a run that is not finished
-WRITTEN = ('*.json', '*.csv', '*.png', '*.md', 'model', 'tokenizer', 'nonfinite', WORK, '.*.part')  # what the folder of a run, a pretraining or an evaluation holds
+WRITTEN = ('*.json', '*.csv', '*.png', '*.md', 'model', 'tokenizer', 'nonfinite', WORK, '.*.part', '*.replaced')  # what the folder of a run, a pretraining or an evaluation holds
 
 def check_folder(
     folder,           # where something is to be written
@@ -503,7 +503,7 @@ def _write_json(path, d):
         if hasattr(o, 'item'): o = o.item()
         return None if isinstance(o, float) and o != o else o
     temp = path.with_name(f'.{path.name}.part')
-    temp.write_text(json.dumps(plain(d), indent=1, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    with open(temp, 'w', encoding='utf-8') as f: f.write(json.dumps(plain(d), indent=1, ensure_ascii=False, allow_nan=False) + '\n'); f.flush(); os.fsync(f.fileno())
     os.replace(temp, path)
 
 # %% ../nbs/13_experiments.ipynb #79df305b
@@ -629,7 +629,7 @@ def prediction_table(
             rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/13_experiments.ipynb #6546aa29
+# %% ../nbs/13_experiments.ipynb #9c633a1c
 FREE = ('workers', 'checkpoint_every')  # fields of a `Run` that its result does not depend on
 
 def _hash(parts):
@@ -649,30 +649,47 @@ def data_digests(
 
 def begun_in(
     out,             # folder of a run
-    overwrite: bool, # what was begun may be thrown away
-    resume: bool,    # what was begun is to be gone on with
-    kind: str='run'  # the key of its `config.json` that tells what it is
+    run,             # a `Run` or a `PretrainRun`
+    overwrite: bool, # what was begun there may be thrown away
+    resume: bool,    # what was begun there is to be gone on with
+    kind: str='run'  # see `check_folder`
 ) -> dict: # `config.json` of what is gone on with; empty where there is nothing, or it may go
-    "What was begun and interrupted there; raises `FileExistsError` rather than throw it away unasked"
+    "What was begun and interrupted; raises `FileExistsError` rather than throw it away unasked, `ValueError` where it is another run"
     from hiccap.checkpoints import put_back
-    part = part_of(out)
     put_back(out, WRITTEN)
-    if not holds_work(part): return {}
-    if resume and kind in (config := _json(part/'config.json')): return config
+    if not holds_work(part := part_of(out)): return {}
+    if resume and kind in (config := _json(part/'config.json')): return config if is_same_run(config, run, part, overwrite, kind) else {}
     if overwrite: return {}
     raise FileExistsError(f"{part} holds a run that was interrupted; go on with it by --resume, or start anew with --overwrite")
 
+def _all_fields(run):
+    d = json.loads(json.dumps(asdict(run)))  # tuples are lists, as in a file
+    return d | d.pop('training', {})
+
 def is_same_run(
-    config: dict,   # `config.json` of a run
-    run: Run,       # what is to be run
-    at,             # the folder that it stands in
-    overwrite: bool # another may be thrown away
+    config: dict,    # `config.json` of a run
+    run,             # what is to be run
+    at,              # the folder that it stands in
+    overwrite: bool, # another may be thrown away
+    kind: str='run'  # see `check_folder`
 ) -> bool:
     "Whether a run is the one that stands in a folder; where it is not, and may not be thrown away, raises `ValueError` that names the field"
-    old = Run.from_dict(config['run'], f'{at}/config.json')
-    odd = [(f.name, getattr(old, f.name), getattr(run, f.name)) for f in fields(Run) if f.name not in FREE and getattr(old, f.name) != getattr(run, f.name)]
-    if odd and not overwrite: raise ValueError("the run in {} has {} {!r}, this one {!r}: give the same, another --out, or --overwrite to start anew".format(at, *odd[0]))
+    old, new = _all_fields(type(run).from_dict(config[kind], f'{at}/config.json')), _all_fields(run)
+    odd = [k for k in new if k not in FREE and old[k] != new[k]]
+    if odd and not overwrite: raise ValueError(f"the run in {at} has {odd[0]} {old[odd[0]]!r}, this one {new[odd[0]]!r}: give the same, another --out, or --overwrite to start anew")
     return not odd
+
+def is_finished(
+    out,             # folder of a run
+    run,             # what is to be run
+    overwrite: bool, # another may be thrown away
+    kind: str='run'  # see `check_folder`
+) -> bool:
+    "Whether `out` holds `run`, finished; raises `ValueError` where it holds another and that may not be thrown away"
+    config = _json(Path(out)/'config.json') if (Path(out)/'metrics.json').is_file() else {}
+    if kind not in config or 'evaluated' in config or not is_same_run(config, run, out, overwrite, kind): return False
+    shutil.rmtree(Path(out)/WORK, ignore_errors=True)  # where it was killed after the last rename
+    return True
 
 def is_same_data(
     config: dict,    # `config.json` of a run
@@ -688,7 +705,7 @@ def is_same_data(
         if odd: return False
     return True
 
-# %% ../nbs/13_experiments.ipynb #213d666b
+# %% ../nbs/13_experiments.ipynb #5be959b2
 def train_run(
     run: Run, # what is run
     out,                    # folder of the run
@@ -697,16 +714,15 @@ def train_run(
     resume: bool=False      # go on with a run that was interrupted; one that is finished is left as it is
 ) -> Result|None: # None where the run was finished before
     "Read, check, train, score and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
-    part, begin, begun = part_of(out), time.perf_counter(), begun_in(out, overwrite, resume)
-    if begun and not is_same_run(begun, run, part, overwrite): begun = {}
-    if resume and not begun and _is_finished(out, run, overwrite): write(f"{out} holds this run, finished: there is nothing left to do"); return
+    part, begin, begun = part_of(out), time.perf_counter(), begun_in(out, run, overwrite, resume)
+    if resume and not begun and is_finished(out, run, overwrite): write(f"{out} holds this run, finished: there is nothing left to do"); return
     check_folder(out, overwrite or bool(begun))
     tokenizer = run_tokenizer(run)
     splits = read_splits(run, tokenizer)
     for ds in splits[0] if run.features else (): ds.check()  # the parts of one fold are all the clips there are
     digests, notes = data_digests(splits[0]), list(dict.fromkeys(n for ds in splits[0] for n in ds.notes))
-    if begun and is_same_data(begun, digests, part, overwrite): say_going_on(begun, part, write)
-    else: begun = {}
+    if begun and not is_same_data(begun, digests, part, overwrite): begun = {}
+    if begun: say_going_on(begun, part, write)
     with new_folder(out, overwrite or bool(begun), go_on=bool(begun)) as folder: scores, others, folds = _train_into(folder, run, splits, digests, tokenizer, notes, write, begin)
     return Result(Path(out), scores, others, folds)
 
@@ -716,13 +732,6 @@ def interrupted_run(
     "The run that `train_run` would go on with, or leave as it is"
     for at in (part_of(out), Path(out)):
         if 'run' in (config := _json(at/'config.json')) and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
-
-def _is_finished(out, run, overwrite):
-    "Whether `out` holds `run`, finished; raises `ValueError` where it holds another and `overwrite` is not given"
-    if not (Path(out)/'metrics.json').is_file() or 'run' not in (config := _json(Path(out)/'config.json')) or 'evaluated' in config: return False
-    if not is_same_run(config, run, out, overwrite): return False
-    shutil.rmtree(Path(out)/WORK, ignore_errors=True)  # where it was killed after the last rename
-    return True
 
 def say_going_on(
     begun: dict, # of `begun_in`

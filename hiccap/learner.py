@@ -23,7 +23,7 @@ from .losses import MultiTaskLoss
 from .metrics import evaluate
 from .checkpoints import save_model
 
-# %% ../nbs/09_learner.ipynb #9de9cdec
+# %% ../nbs/09_learner.ipynb #27c41c4c
 class ClipDL(DataLoader):
     "Batches `(inputs, targets)` of a `ClipDataset`, as `collate` makes them"
     def __init__(self,
@@ -45,7 +45,7 @@ class ClipDL(DataLoader):
         self.sampler = LengthSampler(sum(dataset.lengths(m) for m in MODALITIES), bs, seed, shuffle, pool)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, device=device, drop_last=drop_last, **kwargs)
 
-    done = first = used = 0  # batches of the pass that are done before the next iteration; the number that the loop gives its first batch; batches given
+    done = used = 0  # batches of the pass that are done before the next iteration; batches given in this one
 
     def get_idxs(self):
         self.rows = self.sampler.order(self.sampler.epoch)

@@ -14,9 +14,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from .experiments import Run, default_of
 
-# %% ../nbs/15_pretraining_runs.ipynb #1a11853e
+# %% ../nbs/15_pretraining_runs.ipynb #51e66663
 READ = ('data', 'valid', 'test', 'features', 'labels', 'text', 'id', 'group', 'captions', 'context', 'own_numbering', 'max_length', 'valid_share', 'test_share', 'synthetic')
-SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'threads', 'seed')
+SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'checkpoint_every', 'threads', 'seed')
 ASKED = ('matching', 'contrastive')  # pretext tasks by name
 
 def pretext_of(
@@ -235,7 +235,7 @@ def score_stream(
     probs, _ = answers(learn, test, train.tasks)
     return Fold(test, probs, thresholds.verdicts(probs), thresholds, plain_answers(train, valid, test, tokenizer), None, {}, 0., dict(training=len(train), validation=len(valid), test=len(test)), {}, 0.)
 
-# %% ../nbs/15_pretraining_runs.ipynb #ddd6b489
+# %% ../nbs/15_pretraining_runs.ipynb #4eb15dfc
 @dataclass
 class PretrainResult:
     "What a pretraining run gave"
@@ -247,33 +247,40 @@ def pretrain_run(
     run: PretrainRun,      # what is run
     out,                   # folder of the run
     overwrite: bool=False, # replace a run that is there
-    write=print            # gets each line of progress
-) -> PretrainResult:
+    write=print,           # gets each line of progress
+    resume: bool=False     # go on with a run that was interrupted; one that is finished is left as it is
+) -> PretrainResult|None: # None where the run was finished before
     "Read, check, pretrain, score the supervised streams and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
-    from hiccap.experiments import check_folder, new_folder, run_tokenizer
-    check_folder(out, overwrite, 'pretraining')
+    from hiccap.experiments import begun_in, check_folder, data_digests, is_finished, is_same_data, new_folder, part_of, run_tokenizer, say_going_on
+    begun = begun_in(out, run, overwrite, resume, 'pretraining')
+    if resume and not begun and is_finished(out, run, overwrite, 'pretraining'): write(f"{out} holds this run, finished: there is nothing left to do"); return
+    check_folder(out, overwrite or bool(begun), 'pretraining')
     begin, named = time.perf_counter(), next((s.read.data for s in run.streams if s.read.data != 'synthetic'), 'synthetic')
     tokenizer = run_tokenizer(replace(run.training, data=named))
     parts = read_streams(run, tokenizer)
-    with new_folder(out, overwrite, 'pretraining') as folder: scores, table = _pretrain_into(folder, run, parts, tokenizer, write, begin)
+    digests = {f'{n} {k}': v for n, p in parts.items() for k, v in data_digests(p).items()}
+    if begun and not is_same_data(begun, digests, part_of(out), overwrite): begun = {}
+    if begun: say_going_on(begun, part_of(out), write)
+    with new_folder(out, overwrite or bool(begun), 'pretraining', bool(begun)) as folder: scores, table = _pretrain_into(folder, run, parts, digests, tokenizer, write, begin)
     return PretrainResult(Path(out), scores, table)
 
-def _pretrain_into(out, run, parts, tokenizer, write, begin):
-    "Pretrain and report into an empty folder"
-    from hiccap.experiments import _shortened as shortened, _write_json as write_json, processor_threads, score_folds, versions
+def _pretrain_into(out, run, parts, digests, tokenizer, write, begin):
+    "Pretrain and report into a folder, which may hold the beginning"
+    from hiccap.experiments import WORK, _shortened as shortened, _write_json as write_json, processor_threads, score_folds, versions
+    from hiccap.resuming import Checkpoint
     from hiccap.sampling import MixtureFeedback
     learn = run_pretraining_learner(run, parts, out, write)
     mix, dl = learn.dls.train.mixture, learn.dls.train
-    write_json(out/'config.json', dict(pretraining=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in mix.tasks]))
+    write_json(out/'config.json', dict(pretraining=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in mix.tasks], data=digests))
     if tokenizer is not None: tokenizer.save_pretrained(out/'tokenizer')
     write_json(out/'videos.json', dict(streams=[dict(data=s.read.data, own_numbering=s.read.own_numbering, parts=_sides(parts[s.name])) for s in run.streams]))
     for s in mix.streams: write(f"{s.name}: {s.n} clips in training for {', '.join(t.name for t in s.tasks)}")
     for n in dict.fromkeys(n for p in parts.values() for ds in p for n in ds.notes): write(f'  {shortened(n)}')
     write(f"{sum(p.numel() for p in learn.network.parameters())/1e6:.1f}M parameters, {run.training.epochs} epochs of {dl.steps} steps of {mix.bs} rows, policy {type(mix.policy).__name__}")
-    start = time.perf_counter()
-    with processor_threads(run.training.threads): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr))
-    seconds = time.perf_counter() - start
-    learn.export(out/'model', tokenizer='../tokenizer' if tokenizer is not None else None)
+    saved = Checkpoint(out/WORK/'fit', minutes=run.training.checkpoint_every, resume=True, write=write)
+    with processor_threads(run.training.threads): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr), cbs=saved)
+    seconds = saved.seconds
+    learn.export(out/'model', overwrite=True, tokenizer='../tokenizer' if tokenizer is not None else None)
     with processor_threads(run.training.threads): folds = {s.name: score_stream(learn, *parts[s.name], tokenizer) for s in run.streams if s.pretext is None}
     scores = {n: score_folds([f]) for n, f in folds.items()}
     feedback = next(cb for cb in learn.cbs if isinstance(cb, MixtureFeedback))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import hiccap.callbacks
+import hiccap.cli
 from hiccap.callbacks import AddRegularizer, ClipGradients, KeepBest, NanDetector, StepRecorder
 from hiccap.checkpoints import CheckpointError, whole_folder
 from hiccap.data import Clip, ClipDataset
@@ -32,6 +34,7 @@ from hiccap.losses import MultiTaskLoss, Regularizer
 from hiccap.resuming import STATE, TENSORS, Checkpoint, load_state, save_state
 from hiccap.sampling import Mixture, MixtureDL, MixtureFeedback, Stream
 from hiccap.tasks import Task
+from hiccap.weighting import WEIGHTINGS, Weigh
 
 NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
 TASKS = [Task('loud'), Task('said')]
@@ -96,7 +99,8 @@ def mixed():
                           cbs=[ClipGradients(.5), NanDetector(folder=None), KeepBest('valid_loss'), StepRecorder(), MixtureFeedback()])
 
 KINDS = dict(plain=plain, train_metrics=with_train_metrics, mixture=mixed, rollback=lambda: plain(cbs=[Spoil()]), accumulated=lambda: plain(cbs=[GradientAccumulation(8)]),
-             bf16=lambda: plain().to_bf16(), fp16=lambda: plain().to_fp16(init_scale=2.**10, growth_interval=3), penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', .1))]))
+             bf16=lambda: plain().to_bf16(), fp16=lambda: plain().to_fp16(init_scale=2.**10, growth_interval=3), penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', .1))]),
+             **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])]) for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'gradnorm', 'famo', 'random', 'graddrop'))})
 
 def fit(learn, saved, epochs=3):
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
@@ -107,7 +111,7 @@ def fit(learn, saved, epochs=3):
 def outcome(learn):
     "Whatever a fit leaves, to compare; NaN is made text, since it equals nothing"
     r, cb = learn.recorder, {o.name: o for o in learn.cbs}
-    more = {k: cb[k].state_dict() for k in ('clip_gradients', 'keep_best', 'nan_detector', 'step_recorder', 'mixture_feedback') if k in cb}
+    more = {k: cb[k].state_dict() for k in ('clip_gradients', 'keep_best', 'nan_detector', 'step_recorder', 'mixture_feedback', 'weigh') if k in cb}
     torch.set_printoptions(precision=17)
     return str(_numbers(dict(weights=learn.model.state_dict(), moments=learn.opt.state_dict(), losses=r.losses, lrs=r.lrs, iters=r.iters, values=r.values, hps=r.hps, fits=learn.fits,
                              loader=learn.dls.train.state_dict(), **more)))
@@ -275,8 +279,24 @@ def test_another_run_and_other_data_are_told_apart(tmp_path):
     table.write_text(text.replace(text.splitlines()[1].split(',')[0], 'v999_9'))
     with pytest.raises(ValueError, match='clips, .* of the .* clips are not what they were'): train_run(run, tmp_path/'run', resume=True)
     table.write_text(text)
-    train_run(run, tmp_path/'run', write=lambda o: None, resume=True)
+    assert hiccap.cli.train(['--out', str(tmp_path/'run'), '--resume']) == 0  # the run stands in its folder
     assert load_run(tmp_path/'run').run == run
+
+
+def test_pretraining_goes_on_as_well(tmp_path):
+    from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
+    run = PretrainRun.from_yaml(write_example(tmp_path/'data', n=150))
+    run = replace(run, training=replace(run.training, epochs=2, checkpoint_every=0, config={**run.training.config, 'width': 16, 'heads': 2, 'head_widths': [16]}))
+    pretrain_run(run, tmp_path/'whole', write=lambda o: None)
+    with pytest.raises(KeyboardInterrupt): pretrain_run(run, tmp_path/'cut', write=stop_at('epoch 2/2'))
+    with pytest.raises(FileExistsError, match='--resume'): pretrain_run(run, tmp_path/'cut')
+    with pytest.raises(ValueError, match="has policy .*, this one 'uniform'"): pretrain_run(replace(run, policy='uniform'), tmp_path/'cut', resume=True)
+    said = []
+    pretrain_run(run, tmp_path/'cut', write=said.append, resume=True)
+    assert any(o.startswith('going on after step') for o in said)
+    for name in ('history.csv', 'shares.csv', 'predictions.csv', 'model/model.safetensors'): assert (tmp_path/'cut'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
+    assert sorted(p.name for p in (tmp_path/'cut').iterdir()) == sorted(p.name for p in (tmp_path/'whole').iterdir())
+    assert pretrain_run(run, tmp_path/'cut', write=said.append, resume=True) is None
 
 
 def test_a_full_disk_stops_a_run_with_what_it_had(tmp_path, alone, monkeypatch):

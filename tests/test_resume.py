@@ -100,7 +100,7 @@ def mixed():
 
 KINDS = dict(plain=plain, train_metrics=with_train_metrics, mixture=mixed, rollback=lambda: plain(cbs=[Spoil()]), accumulated=lambda: plain(cbs=[GradientAccumulation(8)]),
              bf16=lambda: plain().to_bf16(), fp16=lambda: plain().to_fp16(init_scale=2.**10, growth_interval=3), penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', .1))]),
-             **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])]) for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'gradnorm', 'famo', 'random', 'graddrop'))})
+             **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])]) for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'famo', 'graddrop'))})
 
 def fit(learn, saved, epochs=3):
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
@@ -229,7 +229,7 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
 # ---- runs
 
 BERT = dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-SMALL = Run('synthetic', synthetic=dict(n=120, scale=.1), epochs=3, bs=8, threads=1, checkpoint_every=0,
+SMALL = Run('synthetic', synthetic=dict(n=100, scale=.1), epochs=2, bs=8, threads=1, checkpoint_every=0,
             config=dict(text=BERT, width=16, heads=2, head_widths=[16], video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1)))
 
 def changed(**kwargs): return Run.from_dict({**SMALL.to_dict(), **kwargs})
@@ -352,11 +352,11 @@ def program(tmp_path_factory):
 
 def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program):
     begin = time.monotonic()
-    assert program('--out', tmp_path/'run')[:2] == (False, 0) and result(tmp_path/'run') == alone
-    takes, rng, kills, i = time.monotonic() - begin, random.Random(6), 0, 0
-    while kills < (20 if NIGHTLY else 3):
+    assert program('--out', tmp_path/'run', '--resume')[:2] == (False, 0) and result(tmp_path/'run') == alone
+    takes, rng, kills, wanted, i = time.monotonic() - begin, random.Random(6), 0, 20 if NIGHTLY else 3, 0
+    while kills < wanted:
         out, i = tmp_path/f'run{i}', i + 1
-        for _ in range(4):  # kills of one run, before it is left to finish
+        for _ in range(min(4, wanted - kills)):  # kills of one run, before it is left to finish
             killed, status, said = program('--out', out, '--resume', after=rng.uniform(.1, .7)*takes)
             kills += killed
             assert killed or status == 0, said
@@ -376,5 +376,3 @@ def test_a_file_that_may_not_grow_stops_a_run_with_what_it_had(tmp_path, alone, 
     assert status == 2 and '--resume' in said and '--overwrite' in said
     killed, status, said = program('--out', tmp_path/'run', '--resume')
     assert status == 0 and 'going on after step' in said and result(tmp_path/'run') == alone
-    killed, status, said = program('--out', tmp_path/'run', '--resume')
-    assert status == 0 and 'nothing left to do' in said

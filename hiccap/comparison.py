@@ -79,7 +79,7 @@ def _command(run, file, out, more):
     verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file])
     return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), '--resume', *more]
 
-# %% ../nbs/16_comparison.ipynb #0c0dee73
+# %% ../nbs/16_comparison.ipynb #c2a82316
 def run_grid(
     runs: dict,      # name -> run, of `expand`
     out,             # folder of the folders
@@ -107,7 +107,7 @@ def run_grid(
             time.sleep(.2)
     finally:
         for p in running.values(): p.terminate()
-    return status
+    return {n: status[n] for n in runs}
 
 # %% ../nbs/16_comparison.ipynb #b5d77de6
 BUDGET = ('epochs', 'bs', 'passes', 'steps')  # fields that say how much a run may train

@@ -362,7 +362,7 @@ def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program
             assert killed or status == 0, said
         killed, status, said = program('--out', out, '--resume')
         assert (killed, status) == (False, 0), said
-        assert result(out) == alone and 'going on after step' in (out.parent/'all').read_text()
+        assert result(out) == alone  # whether a kill falls after a checkpoint is chance; that one goes on from it is asked above, after every step
 
 
 def test_a_file_that_may_not_grow_stops_a_run_with_what_it_had(tmp_path, alone, program):

@@ -294,15 +294,27 @@ def _read_description(folder):
         raise CheckpointError(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
-# %% ../nbs/05_checkpoints.ipynb #2b2d843a
+# %% ../nbs/05_checkpoints.ipynb #341e3b62
+def _whole(folder):
+    "The folder, or where a replacement of it was killed between its two renames the one put aside"
+    folder = Path(folder)
+    return old if not folder.exists() and (old := _aside(folder)).is_dir() else folder
+
 def _open_folder(folder):
     "(description, path of the weights) of a folder of `save_model`, both checked against their checksums; raises `CheckpointError`"
-    folder = Path(folder)
-    if not folder.exists() and (old := _aside(folder)).is_dir(): folder = old  # a replacement was killed between its two renames
+    folder = _whole(folder)
     d, path = _read_description(folder), folder/WEIGHTS
     if not path.is_file(): raise CheckpointError(f"{folder} lacks {WEIGHTS}; copy the folder again")
     if _file_sha(path) != d.get('weights_checksum'): raise CheckpointError(f"{path} does not agree with the checksum in {CONFIG}: it is cut short or damaged; copy the folder again")
     return d, path
+
+@contextmanager
+def _buildable(d, folder):
+    "An error in what a description says of its network is a `CheckpointError`"
+    try: yield
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
+                              "or register what it names") from e
 
 def _spelled(config, d): return replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()})
 
@@ -310,17 +322,14 @@ def saved_config(
     folder # that `save_model` wrote
 ) -> HICCAPConfig: # with every field of the text encoder spelled out
     "The configuration of the model in `folder`; raises `CheckpointError`"
-    d, _ = _open_folder(folder)
-    return _spelled(_rebuild(d, folder).config, d)
+    d = _read_description(_whole(folder))
+    with _buildable(d, folder): return _spelled(HICCAPConfig.from_dict(d['config']), d)
 
 def _rebuild(d, folder):
     "The network that a description tells of, untrained, with the configuration that it was made from; raises `CheckpointError`"
-    try:
+    with _buildable(d, folder):
         config, tasks = HICCAPConfig.from_dict(d['config']), [Task(**t) for t in d['tasks']]
         model = HICCAP(_spelled(config, d), tasks, pretrained=False, seed=0)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
-                              "or register what it names") from e
     model.config = config
     return model
 

@@ -6,12 +6,12 @@
 __all__ = ['DEMO', 'READING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate', 'audit',
            'pretrain_parser', 'pretrain', 'run', 'compare']
 
-# %% ../nbs/20_cli.ipynb #19c3ddcf
+# %% ../nbs/20_cli.ipynb #028ecb64
 import argparse, os, sys
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
-from .experiments import CHOICES, Run, default_of
+from .experiments import CHOICES, SMALL_NETWORK, Run, default_of
 from .pretraining_runs import SHARED
 
 # %% ../nbs/20_cli.ipynb #0792a250
@@ -53,7 +53,7 @@ def run_of(
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
     return replace(base, **given)
 
-# %% ../nbs/20_cli.ipynb #24303476
+# %% ../nbs/20_cli.ipynb #ab1630df
 def _guarded(f, args):
     "Call `f`; an error that a user can mend becomes one line, and exit status 2"
     import warnings
@@ -76,6 +76,12 @@ def _is_ours(e):
 
 def _parser(doc): return argparse.ArgumentParser(description=doc, allow_abbrev=False)
 
+def _add_out(p, default, what='run', more=''):
+    "The options of every command that does a run in a folder"
+    p.add_argument('--out', default=default, help=f'folder of the run (default: {default})')
+    p.add_argument('--overwrite', action='store_true', help=f'replace a {what} that is there')
+    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted' + more)
+
 def _show(result):
     "Print what a run came to, and where it stands"
     _show_scores(result.scores, result.others)
@@ -89,15 +95,13 @@ def _show_scores(scores, others):
     for r in rows: print(f"{r['task']:<14.14} {r['score']:<12} {r['value']:>6.3f}  {r['low']:.3f} – {r['high']:.3f}   {r['trivial']:>7.3f}" + ''.join(f"  {r[o]:>{max(13, min(28, len(o)))}.3f}" for o in extra))
     for k, v in scores.unmeasured.items(): print(f'{k} was not measured: {v}')
 
-# %% ../nbs/20_cli.ipynb #3778eaa9
+# %% ../nbs/20_cli.ipynb #a06f2ea2
 def train_parser():
     "The options of `hiccap_train`"
     p = _parser('Train a network on clips, score it on clips it has not seen, and report. Options not given come from --run, then from the defaults.')
     p.add_argument('data', nargs='?', default=argparse.SUPPRESS, help='training clips: the released JSON, a .csv, .tsv, .jsonl or .parquet table, or `synthetic`')
     p.add_argument('--run', metavar='FILE', help='a YAML file with fields of the run')
-    p.add_argument('--out', default='hiccap_run', help='folder of the run (default: hiccap_run)')
-    p.add_argument('--overwrite', action='store_true', help='replace a run that is there')
-    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted; without other options it is the run that stands in its folder')
+    _add_out(p, 'hiccap_run', more='; without other options it is the run that stands in its folder')
     add_run_options(p, leave=('data',))
     return p
 
@@ -113,20 +117,16 @@ def _train(args):
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
     if result := train_run(run, args.out, args.overwrite, resume=args.resume): _show(result)
 
-# %% ../nbs/20_cli.ipynb #3d40ded4
+# %% ../nbs/20_cli.ipynb #894f1ad1
 DEMO = dict(data='synthetic', epochs=8, threads=1, bs=32, lr=3e-3, encoder_lr=3e-3, synthetic=dict(n=2800, scale=.25),
-            config=dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
-                        video=dict(kind='features', width=32, hidden=32, layers=1), audio=dict(kind='features', width=16, hidden=32, layers=1),
-                        width=48, heads=4, head_widths=[48], dropout=.1, state_dropout=.1, head_dropout=.1))
+            config=SMALL_NETWORK)
 
 def demo(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_demo`"
     p = _parser('Train a small network on planted clips whose best possible scores are known, and report: the quickest look at what this library does.')
-    p.add_argument('--out', default='hiccap_demo', help='folder of the run (default: hiccap_demo)')
-    p.add_argument('--overwrite', action='store_true', help='replace a run that is there')
-    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
+    _add_out(p, 'hiccap_demo')
     p.add_argument('--clips', type=int, default=argparse.SUPPRESS, metavar='N', help=f"clips to plant (default: {DEMO['synthetic']['n']})")
     p.add_argument('--write-data', metavar='FOLDER', help='also write the planted clips as files, to try the other commands on')
     add_run_options(p, only=('epochs', 'seed'))
@@ -226,14 +226,12 @@ def _audit(args):
     return run_audit(args.data[0] if len(args.data) == 1 else args.data, args.features, args.split, encoder_path(args.tokenizer) if args.tokenizer else None,
                      args.out, args.fail_on, **given)
 
-# %% ../nbs/20_cli.ipynb #583d9f7a
+# %% ../nbs/20_cli.ipynb #e44051f9
 def pretrain_parser():
     "The options of `hiccap_pretrain`"
     p = _parser('Pretrain a network on a mixture of streams of clips, whose shares a policy moves, and report. hiccap_train --init starts from what comes out.')
     p.add_argument('mixture', nargs='?', help='a YAML file of streams and a policy; --example writes one')
-    p.add_argument('--out', default='hiccap_pretraining', help='folder of the run (default: hiccap_pretraining)')
-    p.add_argument('--overwrite', action='store_true', help='replace a pretraining run that is there')
-    p.add_argument('--resume', action='store_true', help='go on with a run that was interrupted')
+    _add_out(p, 'hiccap_pretraining', 'pretraining run')
     p.add_argument('--example', metavar='FOLDER', help='write planted clips and a mixture of them to a new folder, and stop')
     add_run_options(p, only=SHARED)
     return p

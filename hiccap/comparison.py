@@ -6,13 +6,13 @@
 __all__ = ['BUDGET', 'run_from', 'expand', 'state_of', 'run_grid', 'Finished', 'read_finished', 'columns_of', 'mean_interval',
            'holm', 'paired', 'Comparison', 'compare']
 
-# %% ../nbs/16_comparison.ipynb #6d4d18f5
+# %% ../nbs/16_comparison.ipynb #4c5a5266
 import itertools, json, os, subprocess, sys, time
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from fastcore.basics import patch
-from .experiments import Run, default_of
+from .experiments import Run, default_of, markdown_table
 from .pretraining_runs import READ, SHARED, PretrainRun
 
 # %% ../nbs/16_comparison.ipynb #8eac4f5f
@@ -56,7 +56,7 @@ def expand(
 
 def _word(v): return v if isinstance(v, str) else json.dumps(v)
 
-# %% ../nbs/16_comparison.ipynb #4397e767
+# %% ../nbs/16_comparison.ipynb #a52b69d2
 def state_of(
     folder, # of a run
     run     # what it should hold
@@ -74,18 +74,17 @@ def state_of(
         raise FileExistsError(f"{folder} holds another run: its {k} is {was.get(k)!r}, here it is {now.get(k)!r}. Give another folder with --out, or remove that one")
     return 'done' if (folder/'metrics.json').is_file() else 'unfinished'
 
-def _command(run, file, out, more):
+def _command(run, file, out):
     "The process of one run"
     verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file])
-    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), '--resume', *more]
+    return [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args), '--out', str(out), '--resume']
 
-# %% ../nbs/16_comparison.ipynb #c2a82316
+# %% ../nbs/16_comparison.ipynb #eeb535f6
 def run_grid(
     runs: dict,      # name -> run, of `expand`
     out,             # folder of the folders
     jobs: int=1,     # processes at once
-    write=print,     # gets a line for each run
-    more: tuple=()   # options for each process
+    write=print      # gets a line for each run
 ) -> dict: # name -> exit status, 0 also for a run that was done before
     "Run what is not done yet, each in a process of its own with its log; raises `FileExistsError` before anything starts"
     out = Path(out); states = {n: state_of(out/n, r) for n, r in runs.items()}
@@ -98,7 +97,7 @@ def run_grid(
             while waiting and len(running) < jobs:
                 n = waiting.pop(0); file, log = out/f'{n}.yaml', out/f'{n}.log'
                 file.write_text(runs[n].to_yaml(), encoding='utf-8')
-                with open(log, 'a') as f: running[n] = subprocess.Popen(_command(runs[n], file, out/n, more), stdout=f, stderr=f, env=env)
+                with open(log, 'a') as f: running[n] = subprocess.Popen(_command(runs[n], file, out/n), stdout=f, stderr=f, env=env)
                 write(f'{n}: started')
             for n in [n for n, p in running.items() if p.poll() is not None]:
                 status[n] = running.pop(n).returncode
@@ -264,7 +263,7 @@ def _folders(folders):
         out += inner
     return list(dict.fromkeys(out))
 
-# %% ../nbs/16_comparison.ipynb #b3ff4a34
+# %% ../nbs/16_comparison.ipynb #2418daaa
 def _number(mean, half): return f'{mean:.3f}' + (f' ± {half:.3f}' if half == half else '')
 
 @patch
@@ -272,24 +271,21 @@ def markdown(self:Comparison) -> str:
     "The comparison as Markdown tables"
     tasks, cell = list(dict.fromkeys(r['task'] for r in self.rows)), {(r['task'], r['column']): r for r in self.rows}
     seeds = sorted(self.columns[self.base]); one = self.columns[self.base][seeds[0]]
-    lines = [['', *tasks]] + [['---']*(1 + len(tasks))]
-    lines += [[f'**{c}**', *(_number(cell[t, c]['mean'], cell[t, c]['half']) for t in tasks)] for c in self.columns]
+    lines = [[f'**{c}**', *(_number(cell[t, c]['mean'], cell[t, c]['half']) for t in tasks)] for c in self.columns]
     for b, scores in one.beside.items():
         every = [r.beside.get(b, {}) for r in self.columns[self.base].values()]
         got = {t: [o[t][self.score] for o in every if t in o and o[t].get(self.score) is not None] for t in one.scores}
         v = {t: mean_interval(x) if len(x) == len(seeds) else None for t, x in got.items()}
         lines.append([b, *(_number(*v[t]) if t in v and v[t] else f"{sum(x[0] for x in v.values())/len(v):.3f}" if t == 'mean' and all(v.values()) else '–' for t in tasks)])
-    parts = [f"{self.score}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (', mean ± Student\'s 95% interval' if len(seeds) > 1 else ': no interval, run more seeds'), _rows(lines)]
+    parts = [f"{self.score}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (', mean ± Student\'s 95% interval' if len(seeds) > 1 else ': no interval, run more seeds'), markdown_table(['', *tasks], lines)]
     if len(self.columns) > 1:
-        lines = [[f'difference from {self.base}', *tasks]] + [['---']*(1 + len(tasks))]
+        lines = []
         for c in self.columns:
             if c != self.base: lines.append([c, *(f"{(r := cell[t, c])['difference']:+.3f}" + (f" ± {r['difference_half']:.3f}, p {r['corrected']:.3f}{' **real**' if r['corrected'] < .05 else ''}" if 'corrected' in r else '') for t in tasks)])
-        parts += ["Differences seed by seed, with 95% intervals and p-values corrected for all of them together (Holm)." if len(seeds) > 1 else 'Differences of one seed.', _rows(lines)]
+        parts += ["Differences seed by seed, with 95% intervals and p-values corrected for all of them together (Holm)." if len(seeds) > 1 else 'Differences of one seed.', markdown_table([f'difference from {self.base}', *tasks], lines)]
     return '\n\n'.join([*parts, self.costs()]) + '\n'
 
-def _rows(lines): return '\n'.join('| ' + ' | '.join(o) + ' |' for o in lines)
-
-# %% ../nbs/16_comparison.ipynb #070afb4c
+# %% ../nbs/16_comparison.ipynb #ccbed3da
 @patch
 def costs(self:Comparison) -> str:
     "What each column cost: seconds a step, and steps and seconds to the target where one is asked"
@@ -300,7 +296,7 @@ def costs(self:Comparison) -> str:
             reached = [(s, r) for r in runs if (s := next((s for s, v in r.curve if v >= self.target), None)) is not None]
             row += ['not reached']*2 if not reached else [f"{sum(s for s, _ in reached)/len(reached):.0f}", f"{sum(s*r.seconds/r.steps for s, r in reached)/len(reached):.1f}"] if len(reached) == len(runs) else [f'{len(reached)} of {len(runs)} seeds']*2
         lines.append(row)
-    return _rows([head, ['---']*len(head), *lines])
+    return markdown_table(head, lines)
 
 @patch
 def plot(self:Comparison,

@@ -8,7 +8,7 @@ __all__ = ['FIRST_VALIDATION', 'eligible', 'draw_donors', 'pair_targets', 'Prete
            'PretrainingLoss', 'TaskLosses', 'ChosenRight', 'StreamsDL', 'PretrainingLearner', 'pretexts',
            'pretraining_learner']
 
-# %% ../nbs/11_pretraining.ipynb #3aef0c35
+# %% ../nbs/11_pretraining.ipynb #dd98b617
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 import numpy as np, torch, torch.nn.functional as F
@@ -20,10 +20,9 @@ from .tasks import IGNORE, Task, check_tasks
 from .data import MODALITIES
 from .padding import LengthSampler
 from .model import CONCATENATED, HICCAP, PAIRS
-from .checkpoints import save_model
 from .losses import MultiTaskLoss
-from .learner import HICCAPLearner, hiccap_learner, score_metrics
-from .sampling import Mixture, MixtureDL, MixtureFeedback, Plan, PlannedClips, Stream, nearest_name
+from .learner import ClipDL, HICCAPLearner, hiccap_learner, no_video_in_both, score_metrics
+from .sampling import Mixture, MixtureDL, MixtureFeedback, Plan, PlannedClips, Stream, add_losses, nearest_name
 
 # %% ../nbs/11_pretraining.ipynb #f2217d8a
 def eligible(
@@ -301,16 +300,12 @@ class PretrainingLoss(MultiTaskLoss):
             if (targets[k] != IGNORE).any() and (l := nt_xent(logits[k], targets[k], c.pairs, c.temperature)) is not None: out[k] = l
         return {t.name: out[t.name] for t in self.tasks if t.name in out}
 
-# %% ../nbs/11_pretraining.ipynb #ac8f1e59
+# %% ../nbs/11_pretraining.ipynb #256a0255
 class TaskLosses(Metric):
     "The weighted sum over tasks of each one's mean loss over a whole pass"
     name = 'loss'
     def reset(self): self.sums = {}
-    def accumulate(self, learn):
-        for t, v in learn.loss_func.per_task.items():
-            n = int((learn.y[t] != IGNORE).sum())
-            a, b = self.sums.get(t, (0., 0)); self.sums[t] = a + float(v)*n, b + n
-        self.weights = learn.loss_func.weights
+    def accumulate(self, learn): add_losses(self.sums, learn); self.weights = learn.loss_func.weights
 
     @property
     def value(self):
@@ -339,7 +334,7 @@ class ChosenRight(Metric):
     @property
     def chance(self): return self.guess/self.of if self.of else float('nan')
 
-# %% ../nbs/11_pretraining.ipynb #6f0034a3
+# %% ../nbs/11_pretraining.ipynb #515d1395
 class StreamsDL(DataLoader):
     "Each clip of each stream once, the same batches at every pass; for validation and scoring"
     def __init__(self,
@@ -367,22 +362,18 @@ class StreamsDL(DataLoader):
 
     def one_batch(self): return next(iter(self))
     def batch_ids(self, i): p = self.plans[i]; return [self.streams[p.stream[0]].dataset.ids[j] for j in p.index]
-    def new(self, dataset=None, cls=None, **kwargs): return type(self)(kwargs.get('streams', self.streams), self.clip_tasks, kwargs.get('bs', self.bs), self.seed, kwargs.get('num_workers', self.fake_l.num_workers), self.device)
+    def new(self, dataset=None, cls=None, **kwargs):
+        "The same again; or for a data set a `ClipDL` that reads it plainly, with no pretext rows"
+        if dataset is not None: return ClipDL(dataset, self.bs, tasks=self.clip_tasks, device=self.device, **kwargs)
+        return type(self)(kwargs.get('streams', self.streams), self.clip_tasks, kwargs.get('bs', self.bs), self.seed, kwargs.get('num_workers', self.fake_l.num_workers), self.device)
 
 FIRST_VALIDATION = 1 << 40  # steps of validation batches start here, where training never comes: their draws are no training step's
 
-# %% ../nbs/11_pretraining.ipynb #d4a022e8
+# %% ../nbs/11_pretraining.ipynb #6432d97e
 class PretrainingLearner(HICCAPLearner):
     "A `HICCAPLearner` whose model is a `PretrainingModel`; made by `pretraining_learner`"
     @property
     def network(self): return self.model.network
-    def export(self,
-        folder,                # where to
-        overwrite: bool=False, # replace a model that is there
-        tokenizer: str=None    # name or folder of the tokenizer that the text was made with
-    ):
-        "Write the network as `save_model` does; `init_from` and `hiccap_train --init` read it"
-        return save_model(self.network, folder, overwrite, tokenizer)
 
 def pretexts(
     streams # of a mixture
@@ -390,7 +381,7 @@ def pretexts(
     "The pretext tasks of streams"
     return [s.pretext for s in streams if isinstance(s, PretextStream)]
 
-# %% ../nbs/11_pretraining.ipynb #38984203
+# %% ../nbs/11_pretraining.ipynb #7f19a92e
 def _validation_streams(mixture, valid):
     "Streams over the validation clips, named and asked as those of the mixture; raises `ValueError`"
     if odd := [n for n in valid if n not in mixture.names]: raise ValueError(f"validation clips for {odd[0]!r}, which is no stream. {nearest_name(odd[0], mixture.names)}")
@@ -398,7 +389,7 @@ def _validation_streams(mixture, valid):
     out = []
     for s in mixture.streams:
         if s.name not in valid: continue
-        if both := sorted(set(s.dataset.groups) & set(valid[s.name].groups)): raise ValueError(f"stream {s.name!r}: {len(both)} videos stand in training and validation, the first {both[0]!r}: split with split_by_video")
+        no_video_in_both(s.dataset, valid[s.name], f'stream {s.name!r}: ')
         out.append(PretextStream(s.name, valid[s.name], s.pretext) if isinstance(s, PretextStream) else Stream(s.name, valid[s.name], s.tasks, s.labelled))
     return out
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ROW', 'NEAR', 'POLICIES', 'Stream', 'apportion', 'bound_shares', 'loss_number', 'nearest_name', 'Policy', 'Uniform',
            'Proportional', 'Temperature', 'Fixed', 'RoundRobin', 'OneAtATime', 'Curriculum', 'DynamicDifficulty',
-           'DynamicStopAndGo', 'ReverseCurriculum', 'policy', 'Plan', 'Mixture', 'PlannedClips', 'MixtureDL',
-           'steps_of', 'MixtureFeedback', 'plot_mixture']
+           'DynamicStopAndGo', 'ReverseCurriculum', 'made_by_name', 'policy', 'Plan', 'Mixture', 'PlannedClips',
+           'MixtureDL', 'steps_of', 'MixtureFeedback', 'add_losses', 'plot_mixture']
 
-# %% ../nbs/10_sampling.ipynb #22a73de0
-import hashlib, zlib
+# %% ../nbs/10_sampling.ipynb #3cc8aa32
+import zlib
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -18,6 +18,7 @@ from fastai.basics import Callback, to_device
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from .tasks import IGNORE, check_tasks
+from .data import digest
 from .padding import collate
 from .callbacks import NanDetector, ProgressLines
 
@@ -71,19 +72,14 @@ def draw(self:Stream,
         start, n = start + len(parts[-1]), n - len(parts[-1])
     return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.int32)])
 
-# %% ../nbs/10_sampling.ipynb #e16acbae
-def _digest(*parts):
-    h = hashlib.blake2b(digest_size=8)
-    for p in parts: h.update(p)
-    return h.hexdigest()
-
+# %% ../nbs/10_sampling.ipynb #7efe428d
 @patch
 def fingerprint(self:Stream) -> dict: # `name`, `size`, `tasks`, and digests of the `clips` and `labels`
     "What must be the same for a state to fit; computed when first asked for"
     if not hasattr(self, '_print'):
         labels = [np.asarray(self.dataset.labels[t.name]).astype('<i8').tobytes() for t in self.tasks] if self.labelled else []
         self._print = dict(name=self.name, size=self.n, tasks=[[t.name, t.n_classes] for t in self.tasks],
-                           clips=_digest('\0'.join(self.dataset.ids).encode()), labels=_digest(*labels))
+                           clips=digest('\0'.join(self.dataset.ids).encode()), labels=digest(*labels))
     return dict(self._print)
 
 # %% ../nbs/10_sampling.ipynb #602bd27a
@@ -395,7 +391,7 @@ def load_state_dict(self:DynamicStopAndGo, state):
     self.going, self.best = self._each(state['going']), self._each(state['best'])
     self.since = {n: list(v) for n, v in self._each(state['since']).items()}
 
-# %% ../nbs/10_sampling.ipynb #d9001bbd
+# %% ../nbs/10_sampling.ipynb #79af2362
 @dataclass(eq=False)
 class ReverseCurriculum(Curriculum):
     "A `Curriculum` from the last stream to all"
@@ -404,16 +400,26 @@ class ReverseCurriculum(Curriculum):
 POLICIES = dict(uniform=Uniform, proportional=Proportional, temperature=Temperature, fixed=Fixed, round_robin=RoundRobin, one_at_a_time=OneAtATime,
                 curriculum=Curriculum, reverse_curriculum=ReverseCurriculum, dynamic_difficulty=DynamicDifficulty, stop_and_go=DynamicStopAndGo)
 
+def made_by_name(
+    what: str,    # it is, for the message
+    known: dict,  # name -> dataclass
+    name: str,    # wanted
+    kwargs: dict, # its arguments
+    loose: bool=True # whether case, hyphens and spaces may differ
+): # an object of the class
+    "What a name stands for. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is."
+    key = str(name).lower().replace('-', '_').replace(' ', '_') if loose else name
+    if key not in known: raise ValueError(f"no {what} {name!r}. {nearest_name(key, known)}")
+    takes = [f.name for f in fields(known[key])]
+    if odd := [k for k in kwargs if k not in takes]: raise ValueError(f"{what} {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], takes) if takes else 'It has none'))
+    return known[key](**kwargs)
+
 def policy(
     name: str, # a key of `POLICIES`
     **kwargs   # the policy's arguments
 ) -> Policy:
     "A policy by name. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is."
-    key = str(name).lower().replace('-', '_').replace(' ', '_')
-    if key not in POLICIES: raise ValueError(f"no policy {name!r}. {nearest_name(key, POLICIES)}")
-    known = [f.name for f in fields(POLICIES[key])]
-    if odd := [k for k in kwargs if k not in known]: raise ValueError(f"policy {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], known) if known else 'It has none'))
-    return POLICIES[key](**kwargs)
+    return made_by_name('policy', POLICIES, name, kwargs)
 
 # %% ../nbs/10_sampling.ipynb #6d65f981
 def _own(p): return deepcopy(p) if isinstance(p, Policy) else policy(p)
@@ -807,7 +813,7 @@ def load_state_dict(self:MixtureDL, state: dict):
     self.epoch_start = state['epoch_start']
     self._resumed = self.epoch_start < self.mixture.step < self.epoch_start + self.steps
 
-# %% ../nbs/10_sampling.ipynb #57415224
+# %% ../nbs/10_sampling.ipynb #478a0327
 class MixtureFeedback(Callback):
     "Gives a `MixtureDL` its losses, and keeps shares, quotas, losses and rows of every step"
     order = 95  # after progress (60) and whatever skips a step
@@ -839,7 +845,7 @@ class MixtureFeedback(Callback):
             losses = self._losses()
             if self.watched and not _finite(losses): self._bad = losses  # `NanDetector` says where it arose, and whether the run goes on
             else: self._give(losses)
-        elif '_sums' in self.__dict__: self._add_valid()
+        elif '_sums' in self.__dict__: add_losses(self._sums, self.learn)
     def after_cancel_batch(self):
         if not self._given: self._give({n: None for n in self.mixture.names})
 
@@ -876,7 +882,7 @@ def _losses(self:MixtureFeedback):
         if m is not None: out.setdefault(n, {})[t] = m
     return {n: out.get(n) for n, q in zip(mix.names, plan.quotas) if q}
 
-# %% ../nbs/10_sampling.ipynb #f4b307ec
+# %% ../nbs/10_sampling.ipynb #d5095da9
 @patch
 def _give(self:MixtureFeedback, losses):
     "Feed the mixture, and keep a record of the step"
@@ -912,11 +918,14 @@ def after_train(self:MixtureFeedback):
 def before_validate(self:MixtureFeedback):
     if getattr(self, '_fitting', False) and self.mixture.step and not self.probing and not hasattr(self.learn, 'gather_preds'): self._sums = {}
 
-@patch
-def _add_valid(self:MixtureFeedback):
-    for t, v in getattr(self.loss_func, 'per_task', {}).items():
-        n = int((self.yb[0][t] != IGNORE).sum())
-        s = self._sums.setdefault(t, [0., 0]); s[0] += float(v.mean())*n; s[1] += n
+def add_losses(
+    sums: dict, # task -> [sum of its losses over labelled rows, rows], changed in place
+    learn       # a learner after the loss of a batch
+):
+    "Add a batch's losses, so that a task's mean over a pass weighs every row alike"
+    for t, v in getattr(learn.loss_func, 'per_task', {}).items():
+        n = int((learn.y[t] != IGNORE).sum())
+        s = sums.setdefault(t, [0., 0]); s[0] += float(v.mean())*n; s[1] += n
 
 # %% ../nbs/10_sampling.ipynb #e32f609b
 @patch

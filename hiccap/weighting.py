@@ -8,7 +8,7 @@ __all__ = ['PLACES', 'TORCHJD', 'WEIGHTINGS', 'Weighting', 'PlainSum', 'FixedWei
            'gramian', 'PCGrad', 'UPGrad', 'GradDrop', 'MGDA', 'CAGrad', 'AlignedMTL', 'IMTLG', 'NashMTL', 'weighting',
            'graph_leaves', 'Weigh', 'plot_weights']
 
-# %% ../nbs/12_weighting.ipynb #82a70f86
+# %% ../nbs/12_weighting.ipynb #37d387a3
 import math, warnings
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -19,7 +19,7 @@ from fastai.basics import Callback
 from fastcore.basics import patch
 from .tasks import IGNORE
 from .callbacks import _device, _precision, _untouched, random_state, set_random_state
-from .sampling import nearest_name, loss_number
+from .sampling import loss_number, made_by_name, nearest_name
 
 # %% ../nbs/12_weighting.ipynb #72b2e3bc
 class Weighting:
@@ -502,7 +502,7 @@ def weights(self:NashMTL, names, losses, gram):
     length = math.sqrt(max(w@gram@w, 0.))
     return w*self.max_norm/length if length > self.max_norm else w
 
-# %% ../nbs/12_weighting.ipynb #7d1143cb
+# %% ../nbs/12_weighting.ipynb #53228d0f
 WEIGHTINGS = dict(sum=PlainSum, fixed=FixedWeights, learned=LearnedWeights, uncertainty=Uncertainty, dwa=DynamicWeightAverage, gradnorm=GradNorm, famo=FAMO,
                   imtl_l=IMTLL, stch=STCH, geometric_mean=GeometricMean, random=RandomWeights, pcgrad=PCGrad, cagrad=CAGrad, mgda=MGDA, upgrad=UPGrad,
                   graddrop=GradDrop, imtl_g=IMTLG, aligned_mtl=AlignedMTL, nash_mtl=NashMTL)
@@ -512,11 +512,7 @@ def weighting(
     **kwargs   # the weighting's arguments
 ) -> Weighting:
     "A weighting by name. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is, and `ImportError` where an extra is missing."
-    key = str(name).lower().replace('-', '_').replace(' ', '_')
-    if key not in WEIGHTINGS: raise ValueError(f"no weighting {name!r}. {nearest_name(key, WEIGHTINGS)}")
-    known = [f.name for f in fields(WEIGHTINGS[key])]
-    if odd := [k for k in kwargs if k not in known]: raise ValueError(f"weighting {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], known) if known else 'It has none'))
-    return WEIGHTINGS[key](**kwargs)
+    return made_by_name('weighting', WEIGHTINGS, name, kwargs)
 
 def _made(w): return w if isinstance(w, Weighting) else weighting(w)
 

@@ -376,7 +376,7 @@ def aggregate(self:Weighting,
     (g,), w = self.combine(list(losses), rows, self.weigh(losses, gramian(rows) if self.gradients else None))
     return g, w
 
-# %% ../nbs/12_weighting.ipynb #301eafed
+# %% ../nbs/12_weighting.ipynb #6702eba3
 @patch
 @contextmanager
 def seeded(self:Weighting, device=None):
@@ -400,7 +400,7 @@ class PCGrad(_Aggregator):
 class UPGrad(_Aggregator):
     "The mean of each gradient's projection on the cone of directions that harm no task (Quinton and Rey, 2024, equation 4)"
     at: str = 'representation'  # where gradients are compared, one of `PLACES`
-    extra, modules = 'quadprog_projector', ('qpsolvers', 'quadprog')
+    extra, modules = 'quadprog-projector', ('qpsolvers', 'quadprog')
     def solve(self, names, gram):
         from torchjd.linalg import QuadprogProjector
         c, d = _unit(gram)
@@ -456,7 +456,7 @@ class AlignedMTL(_Aggregator):
         if self.scale not in (o := ('min', 'median', 'rmse')): raise ValueError(f"scale={self.scale!r}: there are {', '.join(o)}")
     def solve(self, names, gram): return _numbers(_torchjd('AlignedMTLWeighting')(scale_mode=self.scale), gram)
 
-# %% ../nbs/12_weighting.ipynb #4f9cd36f
+# %% ../nbs/12_weighting.ipynb #1b9db222
 @dataclass(eq=False)
 class IMTLG(_Aggregator):
     "The combination with weights of sum 1 and the same projection on each unit gradient (Liu et al., 2021, section 3.1); 0 where there is none"
@@ -473,7 +473,7 @@ class NashMTL(_Aggregator):
     every: int = 1              # batches from one solution to the next
     iters: int = 20             # of the solver
     at: str = 'representation'  # where gradients are compared, one of `PLACES`
-    extra, modules, kept = 'nash_mtl', ('cvxpy', 'ecos'), ('last', 'count')
+    extra, modules, kept = 'nash-mtl', ('cvxpy', 'ecos'), ('last', 'count')
     def start(self):
         super().start(); _positive('every', self.every); _positive('iters', self.iters)
         if not self.max_norm > 0: raise ValueError(f"max_norm must be above 0, got {self.max_norm}")

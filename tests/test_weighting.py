@@ -248,8 +248,8 @@ def test_imtl_l_and_dwa_are_torchjds():
 
 # -- what is said before training -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name,lacks,command', [('pcgrad', 'torchjd', r'pip install "torchjd>=0\.18,<0\.19"'), ('upgrad', 'quadprog', r'pip install "torchjd\[quadprog_projector\]'),
-                                                ('cagrad', 'cvxpy', r'pip install "torchjd\[cagrad\]'), ('nash_mtl', 'ecos', r'pip install "torchjd\[nash_mtl\]')])
+@pytest.mark.parametrize('name,lacks,command', [('pcgrad', 'torchjd', r'pip install "torchjd>=0\.18,<0\.19"'), ('upgrad', 'quadprog', r'pip install "torchjd\[quadprog-projector\]'),
+                                                ('cagrad', 'cvxpy', r'pip install "torchjd\[cagrad\]'), ('nash_mtl', 'ecos', r'pip install "torchjd\[nash-mtl\]')])
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, lacks, command):
     monkeypatch.setattr(room, 'find_spec', lambda m: None if m == lacks else True)
     with pytest.raises(ImportError, match=command): weighting(name)

@@ -6,15 +6,15 @@
 __all__ = ['DEMO', 'READING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate', 'audit',
            'pretrain_parser', 'pretrain', 'run', 'compare']
 
-# %% ../nbs/20_cli.ipynb #028ecb64
+# %% ../nbs/20_cli.ipynb #6415c537
 import argparse, os, sys
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
-from .experiments import CHOICES, SMALL_NETWORK, Run, default_of
+from .experiments import CHOICES, NAMED, SMALL_NETWORK, Run, default_of
 from .pretraining_runs import SHARED
 
-# %% ../nbs/20_cli.ipynb #0792a250
+# %% ../nbs/20_cli.ipynb #a93ffdc2
 def _value(text):
     "`name=value` as a pair; the value is read as JSON where it is JSON"
     import json
@@ -22,6 +22,11 @@ def _value(text):
     if not eq or not name: raise argparse.ArgumentTypeError(f"{text!r} is no name=value")
     try: return name, json.loads(value)
     except ValueError: return name, value
+
+def _named(field, name, *arguments):
+    "A name and its arguments, each `name=value`, as a field of a run"
+    try: return dict(name=name, **dict(map(_value, arguments)))
+    except argparse.ArgumentTypeError as e: raise ValueError(f"--{field}: {e}; write --{field} {name} argument=value") from None
 
 def add_run_options(
     parser,     # an `argparse` parser
@@ -35,6 +40,7 @@ def add_run_options(
         default, flag, more = default_of(f), '--' + f.name.replace('_', '-'), {}
         text = (said[f.name] or '').replace('%', '%%')
         if isinstance(default, dict): flag, more = ('--set' if f.name == 'config' else f'--{f.name}'), dict(nargs='+', type=_value, metavar='NAME=VALUE')
+        elif f.name in NAMED: more = dict(nargs='+', metavar=('NAME', 'ARGUMENT=VALUE'))
         elif isinstance(default, bool): more = dict(action='store_true')
         elif isinstance(default, tuple): more = dict(nargs='+', metavar=f.name.upper())
         else: more = dict(type=f.type if default is None or isinstance(f.type, type) else type(default), choices=CHOICES.get(f.name), metavar=None if f.name in CHOICES else f.name.upper())
@@ -51,6 +57,8 @@ def run_of(
     given = {k: v for k, v in vars(args).items() if k in names}
     for k in ('config', 'synthetic'):
         if k in given: given[k] = {**getattr(base, k), **dict(given[k])}
+    for k in NAMED:
+        if k in given: given[k] = _named(k, *given[k])
     return replace(base, **given)
 
 # %% ../nbs/20_cli.ipynb #ab1630df

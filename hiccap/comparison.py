@@ -6,16 +6,16 @@
 __all__ = ['BUDGET', 'run_from', 'expand', 'state_of', 'run_grid', 'Finished', 'read_finished', 'columns_of', 'mean_interval',
            'holm', 'paired', 'Comparison', 'compare']
 
-# %% ../nbs/16_comparison.ipynb #4c5a5266
+# %% ../nbs/16_comparison.ipynb #0a06a5d9
 import itertools, json, os, subprocess, sys, time
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from fastcore.basics import patch
-from .experiments import Run, default_of, markdown_table
+from .experiments import NAMED, Run, default_of, markdown_table
 from .pretraining_runs import READ, SHARED, PretrainRun
 
-# %% ../nbs/16_comparison.ipynb #8eac4f5f
+# %% ../nbs/16_comparison.ipynb #b2930dd1
 def run_from(
     d: dict,   # field name -> value
     where: str # where it stands, for the message
@@ -28,7 +28,7 @@ def _set(d, key, value):
     d, (*way, last) = deepcopy(d), key.split('.')
     at = d
     for k in way:
-        if not isinstance(at.get(k), dict): at[k] = {'name': at[k]} if k == 'policy' and isinstance(at.get(k), str) else {}
+        if not isinstance(at.get(k), dict): at[k] = {'name': at[k]} if k in ('policy', *NAMED) and isinstance(at.get(k), str) else {}
         at = at[k]
     at[last] = value
     return d

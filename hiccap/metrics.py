@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADLINE', 'count_scores', 'rank_scores', 'resample_weights', 'Thresholds', 'choose_thresholds', 'baseline_counts',
-           'TaskScores', 'score_task', 'Scores', 'evaluate', 'compare', 'tfidf_baseline']
+           'TaskScores', 'score_task', 'Scores', 'evaluate', 'compare', 'linear_baseline', 'tfidf_baseline']
 
 # %% ../nbs/07_metrics.ipynb #2e056299
 from dataclasses import dataclass, field
@@ -109,7 +109,7 @@ def choose_thresholds(
         values[t.name] = float(cuts[best[np.argmin(abs(cuts[best] - .5))]])
     return Thresholds(values, source, tuple(notes))
 
-# %% ../nbs/07_metrics.ipynb #c07check1
+# %% ../nbs/07_metrics.ipynb #d9d192d6
 def _same_rows(known, groups):
     "The number of rows; raises `ValueError` where tasks or `groups` disagree on it"
     sizes = {name: len(k) for name, k in known.items()}
@@ -124,7 +124,6 @@ def _check_verdicts(verdicts, task, known):
     v = np.asarray(verdicts[task.name])
     if v.shape != known.shape: raise ValueError(f"verdicts of task {task.name!r} have shape {v.shape}, expected {known.shape}")
     if len(bad := np.flatnonzero(known & ~np.isin(v, np.arange(task.n_classes)))): raise ValueError(f"verdict {v[bad[0]]} of task {task.name!r} in row {bad[0]} is no class")
-
 
 # %% ../nbs/07_metrics.ipynb #75ba5937
 def baseline_counts(
@@ -355,7 +354,28 @@ def compare(
         out[t.name] = dict(difference=float((scored(a, one) - scored(b, one))[0]), low=float(lo), high=float(hi))
     return out
 
-# %% ../nbs/07_metrics.ipynb #6e07df6e
+# %% ../nbs/07_metrics.ipynb #eb13a124
+def linear_baseline(
+    X,             # (N, F) features of the training clips, an array or a sparse matrix
+    targets: dict, # task name -> (N,) labels of them
+    Z,             # (M, F) features of the clips that are answered
+    tasks,         # the tasks
+    C: float=1.    # inverse strength of the penalty
+) -> dict: # task name -> (M, C) probabilities
+    "Probabilities by logistic regression, a model for each task; raises `ValueError` for a task without a labelled row"
+    from sklearn.linear_model import LogisticRegression
+    out = {}
+    for t in check_tasks(tasks):
+        y = np.asarray(targets[t.name]); k = y != IGNORE
+        if X.shape[0] != len(y): raise ValueError(f"{X.shape[0]} training texts, but {len(y)} targets")
+        if not k.any(): raise ValueError(f"task {t.name!r} has no labelled training text; leave it out")
+        P = np.zeros((Z.shape[0], t.n_classes))
+        if len(set(y[k])) == 1: P[:, y[k][0]] = 1
+        else:
+            m = LogisticRegression(C=C, max_iter=1000).fit(X[k], y[k]); P[:, m.classes_] = m.predict_proba(Z)
+        out[t.name] = P
+    return out
+
 def tfidf_baseline(
     train_texts: list,  # strings
     targets: dict,      # task name -> (N,) labels of the training texts
@@ -364,15 +384,5 @@ def tfidf_baseline(
 ) -> dict: # task name -> (M, C) probabilities
     "Probabilities by logistic regression on TF-IDF of words, a model for each task, with scikit-learn's defaults"
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    if len(train_texts) != len(targets[check_tasks(tasks)[0].name]): raise ValueError(f"{len(train_texts)} training texts, but {len(targets[check_tasks(tasks)[0].name])} targets")
-    words = TfidfVectorizer().fit(train_texts); X, Z = words.transform(train_texts), words.transform(test_texts); out = {}
-    for t in check_tasks(tasks):
-        y = np.asarray(targets[t.name]); k = y != IGNORE
-        if not k.any(): raise ValueError(f"task {t.name!r} has no labelled training text; leave it out")
-        P = np.zeros((len(test_texts), t.n_classes))
-        if len(set(y[k])) == 1: P[:, y[k][0]] = 1
-        else:
-            m = LogisticRegression(max_iter=1000).fit(X[k], y[k]); P[:, m.classes_] = m.predict_proba(Z)
-        out[t.name] = P
-    return out
+    words = TfidfVectorizer().fit(train_texts)
+    return linear_baseline(words.transform(train_texts), targets, words.transform(test_texts), tasks)

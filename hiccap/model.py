@@ -387,7 +387,7 @@ class AttentionPool(nn.Module):
         weights = POOLINGS[self.kind](rows.unpack(self.scores(h)), torch.ones_like(rows.mask) if self.padding else rows.mask)
         return self.norm(torch.einsum('bl,bld->bd', weights.to(h.dtype), rows.unpack(h)))
 
-# %% ../nbs/04_model.ipynb #014943cf
+# %% ../nbs/04_model.ipynb #ebc27d38
 class Concatenation(nn.Module):
     "The three pooled vectors side by side"
     def __init__(self,
@@ -403,7 +403,7 @@ class Concatenation(nn.Module):
         return torch.cat([pooled[m] for m in CONCATENATED], 1)
 
 class GatedMultimodalUnit(Concatenation):
-    "The three pooled vectors mixed into one by gates that see all three (Arevalo et al., 2017)"
+    "The three pooled vectors mixed into one by gates that see all three (Arevalo et al., ICLR 2017 workshop)"
     def __init__(self,
         c: HICCAPConfig # for the width
     ):

@@ -14,9 +14,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from .experiments import SMALL_NETWORK, Run, default_of
 
-# %% ../nbs/15_pretraining_runs.ipynb #c4c06fab
+# %% ../nbs/15_pretraining_runs.ipynb #af5634ac
 READ = ('data', 'valid', 'test', 'features', 'labels', 'text', 'id', 'group', 'captions', 'context', 'own_numbering', 'max_length', 'valid_share', 'test_share', 'synthetic')
-SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'checkpoint_every', 'threads', 'seed')
+SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'weighting', 'modalities', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'checkpoint_every', 'threads', 'seed')
 ASKED = ('matching', 'contrastive')  # pretext tasks by name
 
 def pretext_of(
@@ -211,20 +211,21 @@ def run_pretraining_learner(
     learn = pretraining_learner(mixture, network, {n: p[1] for n, p in parts.items()}, run.steps, run.passes, run.weights, t.label_smoothing, t.workers, cbs=run_callbacks(t, write), seed=t.seed, path=folder, wd=t.wd)
     return in_precision(learn, t.precision)
 
-# %% ../nbs/15_pretraining_runs.ipynb #d7567030
+# %% ../nbs/15_pretraining_runs.ipynb #6e5eaae3
 def score_stream(
     learn,              # of `run_pretraining_learner`, after its fit
     train, valid, test, # clips of the stream
-    tokenizer=None      # of their text
+    tokenizer=None,     # of their text
+    encoder=None        # of their text, as `Run` has it
 ): # `Fold`
     "A supervised stream's test clips answered, with thresholds chosen on its validation clips, as a training run does it"
     from hiccap.experiments import Fold, plain_answers, probabilities
     from hiccap.metrics import choose_thresholds
     thresholds = choose_thresholds(*probabilities(learn, valid), train.tasks)
     probs, _ = probabilities(learn, test)
-    return Fold(test, probs, thresholds.verdicts(probs), thresholds, plain_answers(train, valid, test, tokenizer), None, {}, 0., dict(training=len(train), validation=len(valid), test=len(test)), {}, 0.)
+    return Fold(test, probs, thresholds.verdicts(probs), thresholds, plain_answers(train, valid, test, tokenizer, encoder), None, {}, 0., dict(training=len(train), validation=len(valid), test=len(test)), {}, 0.)
 
-# %% ../nbs/15_pretraining_runs.ipynb #313fa44c
+# %% ../nbs/15_pretraining_runs.ipynb #45986433
 @dataclass
 class PretrainResult:
     "What a pretraining run gave"
@@ -267,13 +268,13 @@ def _pretrain_into(out, run, parts, tokenizer, digests, write, begin):
     with processor_threads(run.training.threads): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr), cbs=saved)
     seconds = saved.seconds
     learn.export(out/'model', overwrite=True, tokenizer='../tokenizer' if tokenizer is not None else None)
-    with processor_threads(run.training.threads): folds = {s.name: score_stream(learn, *parts[s.name], tokenizer) for s in run.streams if s.pretext is None}
+    with processor_threads(run.training.threads): folds = {s.name: score_stream(learn, *parts[s.name], tokenizer, run.training.encoder) for s in run.streams if s.pretext is None}
     scores = {n: score_folds([f]) for n, f in folds.items()}
     feedback = next(cb for cb in learn.cbs if isinstance(cb, MixtureFeedback))
     _finish(out, run, learn, feedback, folds, scores, parts, dict(total=time.perf_counter() - begin, training=seconds))
     return scores, feedback.contributions()
 
-# %% ../nbs/15_pretraining_runs.ipynb #f3528533
+# %% ../nbs/15_pretraining_runs.ipynb #33b49801
 def plot_validation(
     feedback, # a `MixtureFeedback` after a fit
     ax        # axes to draw on
@@ -288,13 +289,14 @@ def plot_validation(
 def _plots(out, learn, feedback, scores):
     import matplotlib.pyplot as plt
     from hiccap.callbacks import ClipGradients, StepRecorder
-    from hiccap.experiments import save_plots
+    from hiccap.experiments import plot_strategy, save_plots
     from hiccap.sampling import plot_mixture
     cb = {type(o): o for o in learn.cbs}
     fig = plot_mixture(feedback.history(), smooth=max(1, len(feedback.records)//100)); fig.savefig(out/'mixture.png', dpi=100); plt.close(fig)
     draw = dict(loss=cb[StepRecorder].plot, gradient=cb[ClipGradients].plot, validation=lambda ax: plot_validation(feedback, ax))
     for name, (s, _) in scores.items(): draw[f'scores_{name}'] = lambda ax, s=s: s.plot('macro_f1', ax)
     save_plots(out, **draw)
+    plot_strategy(learn, out)
 
 def contributions_markdown(
     table # of `MixtureFeedback.contributions`
@@ -305,7 +307,7 @@ def contributions_markdown(
     head = ['stream', 'tasks', 'clips', 'rows drawn', 'passes', 'part of all rows', 'steps with a loss', 'first loss', 'last loss']
     return markdown_table(head, rows)
 
-# %% ../nbs/15_pretraining_runs.ipynb #59d8f995
+# %% ../nbs/15_pretraining_runs.ipynb #2e08780d
 def _finish(out, run, learn, feedback, folds, scores, parts, seconds):
     "Write all that a finished run leaves; `metrics.json` last, so that its being there says that the run is whole"
     import pandas as pd
@@ -324,11 +326,11 @@ def _finish(out, run, learn, feedback, folds, scores, parts, seconds):
 def _report(out, run, learn, table, scores, parts, seconds, cb):
     "Write `report.md`"
     from hiccap.callbacks import ClipGradients, NanDetector
-    from hiccap.experiments import headline, headline_markdown, versions
+    from hiccap.experiments import headline, headline_markdown, strategy_markdown, versions
     notes = list(dict.fromkeys(n for p in parts.values() for ds in p for n in ds.notes))
     text = ['# Pretraining on ' + ', '.join(s.name for s in run.streams), f"{len(learn.recorder.values)} epochs of {learn.dls.train.steps} steps, each of {learn.dls.train.mixture.bs} rows; {seconds['training']:.0f} s. Gradients clipped in {cb[ClipGradients].share_clipped:.0%} of steps. The weights after the last step are in `model/`: `hiccap_train … --init {out.name.removeprefix('.').removesuffix('.part')}/model` starts from them.",
             '## What each stream contributed', contributions_markdown(table), '![shares, quotas, losses and clips seen](mixture.png)',
-            '## Validation', '![validation losses](validation.png)', '![loss](loss.png)', '![gradient norm](gradient.png)']
+            '## Validation', '![validation losses](validation.png)', '![loss](loss.png)', '![gradient norm](gradient.png)', *strategy_markdown(out)]
     if any(cb[NanDetector].counts.values()): text.append('**Numbers that were not finite:** ' + ', '.join(f'{k} {v}' for k, v in cb[NanDetector].counts.items()))
     if scores: text += ['## Scores of the supervised streams', 'On test clips of videos that no stream learnt from. Intervals: bootstrap over videos, 95%; thresholds chosen on validation clips.']
     for n, (s, others) in scores.items(): text += [f'### {n}', f'{s.n_rows} clips of {s.n_groups} videos.', headline_markdown(headline(s, others)), f'![scores](scores_{n}.png)']

@@ -532,13 +532,13 @@ def graph_leaves(
         todo += [g for g, _ in f.next_functions]
     return leaves, met
 
-# %% ../nbs/12_weighting.ipynb #7472b39c
+# %% ../nbs/12_weighting.ipynb #c7cc6271
 class Weigh(Callback):
     "Trains with a `Weighting`; keeps losses and weights of every batch. Batches without any label pass as they are."
     order, run_valid = 3, False  # before a regularizer adds to the loss, and accumulation divides it
     def __init__(self,
         weighting='sum',     # a `Weighting`, or its name
-        representation=None  # names of the modules whose outputs all heads read, for `at='representation'`; the poolings of a `HICCAP` by default
+        representation=None  # names of the modules whose outputs all heads read, for `at='representation'`; the poolings of a `HICCAP` by default, or what mixes them
     ):
         self.weighting, self.representation, self.records, self.n_steps, self.blind, self.failed = _made(weighting), representation, [], 0, 0, 0
         self.hooks, self.seen, self.batches, self.left_out, self.cut, self.checked, self._before = [], [], [], False, False, False, None
@@ -573,12 +573,14 @@ def check_one_process(self:Weigh):
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         raise ValueError(f"{type(self.weighting).__name__} knows the losses and gradients of one process only, and would weigh differently in each: train in one process, or use sum or fixed weights")
 
-# %% ../nbs/12_weighting.ipynb #926714ae
+# %% ../nbs/12_weighting.ipynb #c5365ec9
 @patch
 def modules(self:Weigh) -> list:
     "The modules whose outputs are the shared representation"
     model = getattr(self.learn.model, '_orig_mod', self.learn.model)
     if self.representation is None:
+        model = getattr(model, 'network', model)  # of a `PretrainingModel`
+        if hasattr(model, 'combiner') and len(list(model.combiner.parameters())): return [model.combiner]
         if not hasattr(model, 'pools'):
             raise ValueError(f"a {type(model).__name__} has no poolings: name the modules whose outputs all heads read, Weigh(..., representation=['trunk']), or compare gradients at='parameters'")
         return list(model.pools.values())

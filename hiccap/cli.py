@@ -190,24 +190,26 @@ def _predict(args):
     table.to_csv(args.out, index=False)
     print(f"{len(table)} answers for {len(ds)} clips: {args.out}", file=sys.stderr)
 
-# %% ../nbs/20_cli.ipynb #e924fac8
+# %% ../nbs/20_cli.ipynb #7852e45c
 def evaluate(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_evaluate`"
     p = _use_parser('Score a trained run on labelled clips, beside trivial answers, with 95% intervals by video. Thresholds are those that the run chose on its validation clips.',
                     'folder for metrics.json, report.md, predictions.csv and plots')
+    p.add_argument('--robustness', action='store_true', help='also score every subset of the modalities, and modalities damaged more and more: some 40 readings of the clips (needs --out)')
     return _guarded(_evaluate, p.parse_args(argv))
 
 def _evaluate(args):
     from hiccap.data import DataError
     from hiccap.experiments import check_folder, write_evaluation
     from hiccap.metrics import evaluate
+    if args.robustness and not args.out: raise ValueError('--robustness writes tables and plots: say where with --out')
     if args.out: check_folder(args.out, args.overwrite, 'evaluation')
     trained, ds, probs, verdicts = _read_for(args, labelled=True)
     scores = evaluate(probs, {k: v.numpy() for k, v in ds.labels.items()}, trained.tasks, trained.thresholds, verdicts, ds.groups)
     if not scores.tasks: raise DataError('no row has a label that this run answers', file=args.data, mend=f"It answers {', '.join(t.name for t in trained.tasks)}; hiccap_predict needs no labels")
-    if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite); print(f"Report, plots and predictions: {args.out}")
+    if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite, args.robustness); print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
 
 # %% ../nbs/20_cli.ipynb #bab31c74
@@ -266,31 +268,34 @@ def _show_pretraining(result):
     for n, (scores, others) in result.scores.items(): print(f'\n{n}, on test clips:', end=''); _show_scores(scores, others)
     print(f"\nReport, plots and model: {result.folder}\nNext: hiccap_train … --init {result.folder}/model")
 
-# %% ../nbs/20_cli.ipynb #246f42b7
+# %% ../nbs/20_cli.ipynb #06cb75b8
 def run(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_run`"
     p = _parser('Run what a YAML file says: a training run, a pretraining run (streams), or a grid of them over seeds. Runs that are done are left alone. Exit status 1 where a run of a grid failed.')
-    p.add_argument('file', help="a YAML file: fields of a run; with 'seeds: [0, 1]' and 'grid: {lr: [.001, .003]}' many")
+    p.add_argument('file', nargs='?', help="a YAML file: fields of a run; with 'seeds: [0, 1]' and 'grid: {lr: [.001, .003]}' many")
+    p.add_argument('--example', metavar='FILE', help='write a small file of runs on planted clips, and stop')
     p.add_argument('--out', help='folder of the run, or of the runs of a grid (default: the name of the file)')
+    p.add_argument('--overwrite', action='store_true', help='replace other runs that are there')
     p.add_argument('--jobs', type=int, default=1, help='runs of a grid at once, each a process (default: 1)')
     return _guarded(_run, p.parse_args(argv))
 
 def _run(args):
-    from hiccap.comparison import expand, run_grid, state_of
+    from hiccap.comparison import expand, run_grid, write_example_runs
     from hiccap.experiments import read_yaml, train_run
     from hiccap.pretraining_runs import PretrainRun, pretrain_run
+    if args.example: print(f"A file of runs on planted clips: {write_example_runs(args.example)}\nNext: hiccap_run {args.example}, then change a word, run that too, and hiccap_compare both"); return
+    if not args.file: raise ValueError('nothing to run: give a YAML file, or --example FILE to get one')
     if args.jobs < 1: raise ValueError(f"jobs must be at least 1, got {args.jobs}")
     runs, out = expand(read_yaml(args.file), args.file), Path(args.out or Path(args.file).stem)
     if list(runs) != ['']:
-        status = run_grid(runs, out, args.jobs)
+        status = run_grid(runs, out, args.jobs, args.overwrite)
         print(f"\n{sum(not v for v in status.values())} of {len(status)} runs are done. Next: hiccap_compare {out}")
         return int(any(status.values()))
     r = runs['']
-    if state_of(out, r) == 'done': print(f'{out}: done before'); return
-    if isinstance(r, PretrainRun): _show_pretraining(pretrain_run(r, out, overwrite=True, resume=True))
-    else: _show(train_run(r, out, overwrite=True, resume=True))
+    pretraining = isinstance(r, PretrainRun)
+    if result := (pretrain_run if pretraining else train_run)(r, out, args.overwrite, resume=True): (_show_pretraining if pretraining else _show)(result)
 
 # %% ../nbs/20_cli.ipynb #98cd6441
 def compare(

@@ -196,3 +196,58 @@ def test_a_wrong_mixture_is_one_line_before_anything_is_written(mixture, tmp_pat
     monkeypatch.chdir(mixture)
     status, err = pretrain([str(path), '--out', str(tmp_path/'out')]), capsys.readouterr().err
     assert status == 2 and err.startswith('error: ') and said in err and err.count('\n') == 1 and not (tmp_path/'out').exists(), err
+
+
+GRID = """data: {data}
+features: {features}
+labels: [said, seen]
+tokenizer: {tokenizer}
+config: {config}
+epochs: 1
+threads: 1
+weighting: sum
+modalities: {{name: dropout, p: 0.2}}
+seeds: [0, 1]
+"""
+
+def test_one_word_changed_is_a_new_column_of_the_table(planted, tmp_path):
+    "As the README has it: a file is copied, a word is changed, both are run and compared"
+    config = json.dumps({k: json.loads(v) for k, _, v in (o.partition('=') for o in NET[1:])})
+    text = GRID.format(data=planted/'clips.csv', features=planted/'features', tokenizer=planted/'tokenizer', config=config)
+    (tmp_path/'plain.yaml').write_text(text); (tmp_path/'other.yaml').write_text(text.replace('weighting: sum', 'weighting: gradnorm'))
+    for name in ('plain', 'other'):
+        status, out, err = run('run', f'{name}.yaml', '--jobs', 2, cwd=tmp_path)
+        assert status == 0 and '2 of 2 runs are done' in out, err
+    status, out, err = run('compare', 'plain', 'other', '--score', 'auroc', '--out', 'compared', cwd=tmp_path)
+    assert status == 0 and all(o in out for o in ('weighting=sum', 'weighting=gradnorm', 'TF-IDF', 'frozen features', 'said', 'seen', 'mean')), err
+    assert {p.name for p in (tmp_path/'compared').iterdir()} == {'comparison.md', 'comparison.json', 'comparison.png'}
+    assert 'weights.png' in (tmp_path/'other'/'seed=0'/'report.md').read_text() and not (tmp_path/'plain'/'seed=0'/'weights.png').exists()
+    before = tree(tmp_path/'plain')
+    status, out, err = run('run', 'plain.yaml', cwd=tmp_path)
+    assert status == 0 and out.count('done before') == 2 and tree(tmp_path/'plain') == before
+    (tmp_path/'plain.yaml').write_text(text.replace('epochs: 1', 'epochs: 2'))
+    status, out, err = run('run', 'plain.yaml', cwd=tmp_path)
+    assert status == 2 and 'has epochs 1, this one 2' in err and err.count('\n') == 1 and tree(tmp_path/'plain') == before
+
+
+@pytest.mark.parametrize('old, new, said', [
+    ('weighting: sum', 'weighting: gradnrom', "Did you mean 'gradnorm'"), ('weighting: sum', 'weighing: sum', "did you mean 'weighting'"), ('name: dropout', 'name: dropuot', "Did you mean 'dropout'"),
+    ('p: 0.2', 'p: 1.2', 'below 1'), ('seeds: [0, 1]', 'seeds: 2', 'list of whole numbers'), ('epochs: 1', 'grid: {monitr: [a]}', "did you mean 'monitor'"), ('labels:', 'labels: [', 'YAML')])
+def test_a_wrong_file_of_runs_is_one_line_before_anything_is_written(planted, tmp_path, capsys, old, new, said):
+    from hiccap.cli import run as hiccap_run
+    text = GRID.format(data=planted/'clips.csv', features=planted/'features', tokenizer=planted/'tokenizer', config='{}')
+    assert old in text
+    path = tmp_path/'wrong.yaml'; path.write_text(text.replace(old, new, 1))
+    status, err = hiccap_run([str(path), '--out', str(tmp_path/'out')]), capsys.readouterr().err
+    assert status == 2 and err.startswith('error: ') and said in err and err.count('\n') == 1 and not (tmp_path/'out').exists(), err
+
+
+def test_an_evaluation_with_modalities_away_and_damaged(trained, planted, tmp_path):
+    status, out, err = run('evaluate', trained, planted/'clips.csv', '--features', planted/'features', '--robustness', '--out', tmp_path/'scored')
+    assert status == 0, err
+    files = tree(tmp_path/'scored'); report = files['report.md'].decode()
+    for picture in (n for n in files if n.endswith('.png')): assert f']({picture})' in report and files[picture][:4] == b'\x89PNG'
+    subsets = list(csv.DictReader((tmp_path/'scored'/'subsets.csv').open()))
+    whole = {t: v['scores']['auroc'] for t, v in json.loads(files['metrics.json'])['scores']['tasks'].items()}
+    assert len({o['shown'] for o in subsets}) == 7 and {o['task']: float(o['score']) for o in subsets if o['shown'] == 'text + video + audio' and o['task'] != 'mean'} == pytest.approx(whole)
+    assert {(o['kind'], o['damaged']) for o in csv.DictReader((tmp_path/'scored'/'corruption.csv').open())} == {(k, d) for k in ('drop', 'noise') for d in ('text', 'video', 'audio', 'text + video + audio')}

@@ -31,6 +31,7 @@ from hiccap.data import Clip, ClipDataset
 from hiccap.experiments import Run, load_run, part_of, train_run
 from hiccap.learner import HICCAPLearner, clip_dls, hiccap_learner
 from hiccap.losses import MultiTaskLoss, Regularizer
+from hiccap.modalities import ShowModalities
 from hiccap.resuming import STATE, TENSORS, Checkpoint, load_state, save_state
 from hiccap.sampling import Mixture, MixtureDL, MixtureFeedback, Stream
 from hiccap.tasks import Task
@@ -58,7 +59,8 @@ class Net(nn.Module):
             self.body, self.norm, self.heads = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(.3)), nn.BatchNorm1d(8), nn.ModuleDict({t.name: nn.Linear(8, 2) for t in TASKS})
 
     def forward(self, inputs):
-        x = self.norm(self.body(inputs['video'].mean(1)))
+        real = inputs['video_mask'][..., None]
+        x = self.norm(self.body((inputs['video']*real).sum(1)/real.sum(1).clamp(min=1)))
         return {k: head(x) for k, head in self.heads.items()}
 
 
@@ -100,7 +102,7 @@ def mixed():
 
 KINDS = dict(plain=plain, train_metrics=with_train_metrics, mixture=mixed, rollback=lambda: plain(cbs=[Spoil()]), accumulated=lambda: plain(cbs=[GradientAccumulation(8)]),
              bf16=lambda: plain().to_bf16(), fp16=lambda: plain().to_fp16(init_scale=2.**10, growth_interval=3), penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', .1))]),
-             **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])]) for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'famo', 'graddrop'))})
+             modalities=lambda: plain(cbs=[ShowModalities('dropout', 3)]), **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])]) for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'famo', 'graddrop'))})
 
 def fit(learn, saved, epochs=3):
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
@@ -111,7 +113,7 @@ def fit(learn, saved, epochs=3):
 def outcome(learn):
     "Whatever a fit leaves, to compare; NaN is made text, since it equals nothing"
     r, cb = learn.recorder, {o.name: o for o in learn.cbs}
-    more = {k: cb[k].state_dict() for k in ('clip_gradients', 'keep_best', 'nan_detector', 'step_recorder', 'mixture_feedback', 'weigh') if k in cb}
+    more = {k: cb[k].state_dict() for k in ('clip_gradients', 'keep_best', 'nan_detector', 'step_recorder', 'mixture_feedback', 'weigh', 'show_modalities') if k in cb}
     torch.set_printoptions(precision=17)
     return str(_numbers(dict(weights=learn.model.state_dict(), moments=learn.opt.state_dict(), losses=r.losses, lrs=r.lrs, iters=r.iters, values=r.values, hps=r.hps, fits=learn.fits,
                              loader=learn.dls.train.state_dict(), **more)))

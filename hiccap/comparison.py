@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from fastcore.basics import patch
-from .experiments import Run, default_of, markdown_table
+from .experiments import FREE, Run, default_of, markdown_table
 from .pretraining_runs import READ, SHARED, PretrainRun
 
 # %% ../nbs/16_comparison.ipynb #8eac4f5f
@@ -68,7 +68,7 @@ def state_of(
     except (OSError, ValueError): config = {}
     was = config.get('pretraining' if isinstance(run, PretrainRun) else 'run')
     if was is None: raise FileExistsError(f"{folder} holds something that is no run of this kind; give another folder with --out")
-    now = json.loads(json.dumps(run.to_dict()))
+    was, now = ({k: v for k, v in d.items() if k not in FREE} for d in (was, json.loads(json.dumps(run.to_dict()))))
     if was != now:
         k = next(k for k in {**was, **now} if was.get(k) != now.get(k))
         raise FileExistsError(f"{folder} holds another run: its {k} is {was.get(k)!r}, here it is {now.get(k)!r}. Give another folder with --out, or remove that one")
@@ -152,7 +152,7 @@ def read_finished(
             for k, t in p['tasks'].items(): others.setdefault(b, {})[k] = t['scores']
     h = pd.read_csv(folder/'history.csv'); seconds = m['seconds']['training']
     curve = h[h.kind == 'epoch'][['step', 'macro_f1']].values.tolist() if 'macro_f1' in h else []
-    return Finished(folder, {k: v for k, v in (_defaults('streams' in d) | d).items() if k != 'seed'}, d.get('seed', 0), {k: t['scores'] for k, t in tasks.items()}, others,
+    return Finished(folder, {k: v for k, v in (_defaults('streams' in d) | d).items() if k not in ('seed', *FREE)}, d.get('seed', 0), {k: t['scores'] for k, t in tasks.items()}, others,
                     sum(seconds) if isinstance(seconds, list) else seconds, int((h.kind == 'step').sum()), curve, sizes)
 
 # %% ../nbs/16_comparison.ipynb #92483dd1

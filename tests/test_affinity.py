@@ -71,7 +71,7 @@ def fit(learn, n=2):
     return learn
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.lists(st.sets(st.sampled_from(NAMES)), min_size=1, max_size=5), st.integers(1, 3), st.sampled_from([None, .1, 10.]), st.booleans(), st.sampled_from([None, 'upgrad', 'famo']))
 def test_training_is_the_same_with_and_without(present, every, rate, accumulate, weighting):
     batches = [batch(p, i) for i, p in enumerate(present)]
@@ -210,7 +210,7 @@ SMALL = dict(data='synthetic', synthetic=dict(n=60, scale=.1), epochs=1, threads
              video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1)))
 
 
-@pytest.mark.parametrize('folds', [0, 2])
+@pytest.mark.parametrize('folds', [2])
 def test_a_run_measures_and_is_otherwise_the_same(tmp_path, folds):
     import pandas as pd
     for n, more in (('with', dict(affinity=2)), ('without', {})): train_run(Run.from_dict({**SMALL, 'folds': folds, **more}), tmp_path/n, write=lambda s: None)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'RANGE', 'STUDY', 'ASKED', 'SEEDS', 'need_optuna', 'Search', 'read_search', 'distributions', 'PruneTrial',
-           'Outcome', 'run_trial', 'tempfile_folder', 'open_study', 'run_search', 'trial_table', 'best_trial',
-           'best_run', 'plot_trials', 'search_report']
+           'Outcome', 'run_trial', 'open_study', 'run_search', 'trial_table', 'best_trial', 'best_run', 'plot_trials',
+           'search_report']
 
-# %% ../nbs/18_search.ipynb #bbbc6d4c
-import json, math, os, time
+# %% ../nbs/18_search.ipynb #5b1841c1
+import json, math, os
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
@@ -127,7 +128,7 @@ def _values(search, params):
     "Optuna's parameters as the fields' values"
     return {k: next(v for v in search.space[k] if _word(v) == p) if isinstance(search.space[k], list) else p for k, p in params.items()}
 
-# %% ../nbs/18_search.ipynb #7c3637f6
+# %% ../nbs/18_search.ipynb #128b4c41
 class PruneTrial(Callback):
     "Tell a trial each pass's validation score, and end the fit where the trial is to be pruned"
     order, run_valid = 62, False  # after `KeepBest`
@@ -160,17 +161,12 @@ def run_trial(
     "Train once, on the training clips, and score on the validation clips"
     from hiccap.callbacks import KeepBest
     from hiccap.experiments import build_model, processor_threads, run_learner
-    with tempfile_folder() as folder:
+    with TemporaryDirectory(prefix='hiccap_trial_') as folder:
         learn = run_learner(run, train, valid, build_model(run, train, verbose=False), folder, write)
         prune = PruneTrial(trial, run.monitor)
         with processor_threads(run.threads): learn.fit_one_cycle(run.epochs, slice(run.encoder_lr, run.lr), cbs=prune)
     best = next(cb for cb in learn.cbs if isinstance(cb, KeepBest))
     return Outcome(float('nan') if best.best is None else best.best, 0 if best.best_epoch is None else best.best_epoch + 1, len(best.scores), prune.pruned)
-
-def tempfile_folder():
-    "A folder for what a trial writes on the way"
-    from tempfile import TemporaryDirectory
-    return TemporaryDirectory(prefix='hiccap_trial_')
 
 # %% ../nbs/18_search.ipynb #bf5d459f
 STUDY, ASKED = 'study.db', 'search.json'
@@ -204,7 +200,7 @@ def _open_folder(out, search):
         if odd: raise FileExistsError(f"{out} holds another search: its {odd[0]} is {was[part].get(odd[0])!r}, here it is {now[part].get(odd[0])!r}. Give another folder with --out")
     return was
 
-# %% ../nbs/18_search.ipynb #7311a185
+# %% ../nbs/18_search.ipynb #d4c4afa4
 def _finished(study):
     "Trials that came to an end, in order; those that were interrupted are left out"
     return [t for t in study.trials if t.state.is_finished() and not t.user_attrs.get('interrupted')]
@@ -218,20 +214,19 @@ def _next_trial(study, search, seed, optuna):
     study.sampler = _sampler(optuna, seed, len(_finished(study)))
     return study.ask(distributions(search))
 
-def _one_trial(study, search, trial, clips, optuna, write):
+def _one_trial(study, search, trial, clips, optuna):
     "Do a trial and record what it came to"
-    begin, states = time.perf_counter(), optuna.trial.TrialState
+    states = optuna.trial.TrialState
     try:
-        out = run_trial(run := search.run(_values(search, trial.params)), *clips(run), trial, write)
+        out = run_trial(run := search.run(_values(search, trial.params)), *clips(run), trial)
         if out.score != out.score: raise ValueError(f"{run.monitor} was in no pass a number")
         trial.set_user_attr('outcome', dict(score=out.score, best_pass=out.best_pass, passes=out.passes))
         if out.pruned: study.tell(trial, state=states.PRUNED)
         else: study.tell(trial, out.score)
     except Exception as e:
         trial.set_user_attr('error', f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]); study.tell(trial, state=states.FAIL)
-    return time.perf_counter() - begin
 
-# %% ../nbs/18_search.ipynb #8bdde7fe
+# %% ../nbs/18_search.ipynb #e1ff7991
 def _clips_of(search):
     "run -> its training and validation clips, read once for each way of reading; the test clips are let go"
     from hiccap.data import digest
@@ -254,7 +249,7 @@ def run_search(
     trials: int=20,  # in all, those that were done before included
     write=print      # gets a line for each trial
 ): # data frame of the trials
-    "Search, or go on with a search. Raises `ValueError`, `DataError` and `FileExistsError` before anything starts, and `ValueError` where every trial failed"
+    "Search, or go on with a search. Raises `ValueError`, `DataError` and `FileExistsError` before anything starts"
     need_optuna()
     import optuna
     from hiccap.experiments import write_json
@@ -264,11 +259,12 @@ def run_search(
     write_json(Path(out)/ASKED, {**_asked(search), 'clips': judged})
     study, seed = open_study(out, search), Run.from_dict(search.base).seed
     if (n := len(_finished(study))): write(f"{n} trials were done before" + (': there is nothing left to do' if n >= trials else ''))
-    while (n := len(_finished(study))) < trials:
-        _one_trial(study, search, _next_trial(study, search, seed, optuna), clips, optuna, lambda s: None)
-        write(_line(trial_table(study, search).iloc[-1], trials))
-        _write_search(out, search, trial_table(study, search))
-    return _write_search(out, search, trial_table(study, search))
+    try:
+        while len(_finished(study)) < trials:
+            _one_trial(study, search, _next_trial(study, search, seed, optuna), clips, optuna)
+            write(_line(_write_found(out, search, study, table := trial_table(study, search)).iloc[-1], trials))
+    finally: _write_search(out, search, table := trial_table(study, search))
+    return table
 
 # %% ../nbs/18_search.ipynb #7c8f38df
 def trial_table(
@@ -330,18 +326,20 @@ def plot_trials(
     ax.set(xlabel='trial', ylabel=f'{monitor} on validation'.replace('_', ' ')); ax.legend(fontsize=7)
     return ax
 
-# %% ../nbs/18_search.ipynb #d440cda3
-def _write_search(out, search, table):
-    "Write what a search leaves; raises `ValueError` where every trial failed"
+# %% ../nbs/18_search.ipynb #6d2ceb33
+def _write_found(out, search, study, table):
+    "Write the trials and the best of them"
     import yaml
-    from hiccap.experiments import save_plots
-    out, monitor = Path(out), Run.from_dict(search.base).monitor
-    _replace(out/'trials.csv', table.to_csv(index=False))
-    save_plots(out, trials=lambda ax: plot_trials(table, monitor, ax))
-    best = best_trial(table, _lower(monitor))
-    if best is not None: _replace(out/'best.yaml', f"# The best of {len(table)} trials, {monitor} {best.score:.4f} on validation. Run it over seeds: hiccap_run best.yaml --out best\n" + yaml.safe_dump(best_run(search, open_study(out, search)), sort_keys=False, allow_unicode=True))
-    _replace(out/'report.md', search_report(search, table))
+    monitor = Run.from_dict(search.base).monitor; best = best_trial(table, _lower(monitor))
+    _replace(Path(out)/'trials.csv', table.to_csv(index=False))
+    if best is not None: _replace(Path(out)/'best.yaml', f"# The best of {len(table)} trials, {monitor} {best.score:.4f} on validation. Run it over seeds: hiccap_run best.yaml --out best\n" + yaml.safe_dump(best_run(search, study), sort_keys=False, allow_unicode=True))
     return table
+
+def _write_search(out, search, table):
+    "Write the report and its picture"
+    from hiccap.experiments import save_plots
+    save_plots(out, trials=lambda ax: plot_trials(table, Run.from_dict(search.base).monitor, ax))
+    _replace(Path(out)/'report.md', search_report(search, table))
 
 def _replace(path, text):
     temp = path.with_name(f'.{path.name}.part'); temp.write_text(text, encoding='utf-8'); os.replace(temp, path)

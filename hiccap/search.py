@@ -7,9 +7,9 @@ __all__ = ['FIXED', 'RANGE', 'STUDY', 'ASKED', 'SEEDS', 'need_optuna', 'Search',
            'Outcome', 'run_trial', 'open_study', 'run_search', 'trial_table', 'best_trial', 'best_run', 'plot_trials',
            'search_report']
 
-# %% ../nbs/18_search.ipynb #5b1841c1
+# %% ../nbs/18_search.ipynb #ab2790f3
 import json, math, os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,7 +128,7 @@ def _values(search, params):
     "Optuna's parameters as the fields' values"
     return {k: next(v for v in search.space[k] if _word(v) == p) if isinstance(search.space[k], list) else p for k, p in params.items()}
 
-# %% ../nbs/18_search.ipynb #128b4c41
+# %% ../nbs/18_search.ipynb #bd5e65c7
 class PruneTrial(Callback):
     "Tell a trial each pass's validation score, and end the fit where the trial is to be pruned"
     order, run_valid = 62, False  # after `KeepBest`
@@ -161,6 +161,7 @@ def run_trial(
     "Train once, on the training clips, and score on the validation clips"
     from hiccap.callbacks import KeepBest
     from hiccap.experiments import build_model, processor_threads, run_learner
+    run = replace(run, affinity=0)
     with TemporaryDirectory(prefix='hiccap_trial_') as folder:
         learn = run_learner(run, train, valid, build_model(run, train, verbose=False), folder, write)
         prune = PruneTrial(trial, run.monitor)
@@ -168,7 +169,7 @@ def run_trial(
     best = next(cb for cb in learn.cbs if isinstance(cb, KeepBest))
     return Outcome(float('nan') if best.best is None else best.best, 0 if best.best_epoch is None else best.best_epoch + 1, len(best.scores), prune.pruned)
 
-# %% ../nbs/18_search.ipynb #bf5d459f
+# %% ../nbs/18_search.ipynb #06b3f266
 STUDY, ASKED = 'study.db', 'search.json'
 
 def _sampler(optuna, seed, number):
@@ -191,8 +192,9 @@ def _asked(search): return json.loads(json.dumps(dict(run=Run.from_dict(search.b
 
 def _open_folder(out, search):
     "The folder of a search, new or with the same search; raises `FileExistsError` otherwise"
+    from hiccap.checkpoints import LOCK
     out, now = Path(out), _asked(search)
-    if not out.exists() or not any(out.iterdir()): out.mkdir(parents=True, exist_ok=True); return {}
+    if not out.exists() or not [p for p in out.iterdir() if p.name != LOCK]: out.mkdir(parents=True, exist_ok=True); return {}
     if not (out/ASKED).is_file(): raise FileExistsError(f"{out} holds something that is no search; give another folder with --out")
     was = json.loads((out/ASKED).read_text(encoding='utf-8'))
     for part in ('run', 'search'):
@@ -200,17 +202,15 @@ def _open_folder(out, search):
         if odd: raise FileExistsError(f"{out} holds another search: its {odd[0]} is {was[part].get(odd[0])!r}, here it is {now[part].get(odd[0])!r}. Give another folder with --out")
     return was
 
-# %% ../nbs/18_search.ipynb #d4c4afa4
+# %% ../nbs/18_search.ipynb #04b4bd99
 def _finished(study):
-    "Trials that came to an end, in order; those that were interrupted are left out"
-    return [t for t in study.trials if t.state.is_finished() and not t.user_attrs.get('interrupted')]
+    "Trials that came to an end, in order; those that were interrupted, which have failed without an error, are left out"
+    return [t for t in study.trials if t.state.is_finished() and (t.state.name != 'FAIL' or 'error' in t.user_attrs)]
 
 def _next_trial(study, search, seed, optuna):
-    "Ask for a trial; one that was interrupted is begun anew"
+    "Ask for a trial; in place of one that was interrupted, as the sampler has the same seed, its values come again"
     for t in study.trials:
-        if t.state == optuna.trial.TrialState.RUNNING:
-            study._storage.set_trial_user_attr(t._trial_id, 'interrupted', True); study.tell(t.number, state=optuna.trial.TrialState.FAIL)
-            if t.params: study.enqueue_trial(t.params)
+        if t.state == optuna.trial.TrialState.RUNNING: study.tell(t.number, state=optuna.trial.TrialState.FAIL)
     study.sampler = _sampler(optuna, seed, len(_finished(study)))
     return study.ask(distributions(search))
 
@@ -226,16 +226,17 @@ def _one_trial(study, search, trial, clips, optuna):
     except Exception as e:
         trial.set_user_attr('error', f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]); study.tell(trial, state=states.FAIL)
 
-# %% ../nbs/18_search.ipynb #e1ff7991
+# %% ../nbs/18_search.ipynb #2f4d45c2
 def _clips_of(search):
     "run -> its training and validation clips, read once for each way of reading; the test clips are let go"
     from hiccap.data import digest
     from hiccap.experiments import read_splits, run_tokenizer
     known, judged = {}, []
     def clips(run):
-        key = json.dumps({k: v for k, v in run.to_dict().items() if k in ('features', 'text', 'captions', 'context', 'max_length', 'encoder', 'tokenizer', 'init')} | dict(text_=run.config.get('text')), sort_keys=True)
+        key = json.dumps({k: v for k, v in run.to_dict().items() if k in ('features', 'text', 'captions', 'context', 'max_length', 'encoder', 'tokenizer', 'init')} | {m: run.config.get(m) for m in ('video', 'audio')}, sort_keys=True)
         if key not in known:
             (train, valid, _), = read_splits(run, run_tokenizer(run))
+            for ds in (train, valid) if run.features else (): ds.check()
             same = digest('\0'.join(valid.ids).encode(), *(v.numpy().tobytes() for v in valid.labels.values()))
             if judged and judged[0] != same: raise ValueError('these values are judged by other validation clips than the rest, so that scores cannot be compared')
             judged[:] = [same]; known.clear(); known[key] = train, valid
@@ -252,10 +253,17 @@ def run_search(
     "Search, or go on with a search. Raises `ValueError`, `DataError` and `FileExistsError` before anything starts"
     need_optuna()
     import optuna
-    from hiccap.experiments import write_json
+    from hiccap.checkpoints import LOCK, _alone
     if type(trials) is not int or trials < 1: raise ValueError(f"trials must be a whole number of at least 1, got {trials!r}")
     was = _open_folder(out, search); clips, judged = _clips_of(search)
     if was and was['clips'] != judged: raise ValueError(f"the validation clips are not those that the search in {out} began with: restore the files, or give another --out")
+    with _alone(Path(out), FileExistsError): table = _do_trials(search, out, clips, judged, trials, write, optuna)
+    (Path(out)/LOCK).unlink(missing_ok=True)
+    return table
+
+def _do_trials(search, out, clips, judged, trials, write, optuna):
+    "Do the trials that are left"
+    from hiccap.experiments import write_json
     write_json(Path(out)/ASKED, {**_asked(search), 'clips': judged})
     study, seed = open_study(out, search), Run.from_dict(search.base).seed
     if (n := len(_finished(study))): write(f"{n} trials were done before" + (': there is nothing left to do' if n >= trials else ''))

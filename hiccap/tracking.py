@@ -116,7 +116,12 @@ def wandb_callback(): # a fastai `WandbCallback`
             wandb.log({'epoch': self._wandb_epoch, 'train_loss': self.smooth_loss, **_losses(self.learn), **rates, 'train_samples_per_sec': rows/seconds}, step=self._wandb_step)
     return Wandb(log_preds=False, log_model=False)
 
-# %% ../nbs/12c_tracking.ipynb #5ea8eda5
+# %% ../nbs/12c_tracking.ipynb #cfe4ab64
+def _no_links_out(folder):
+    "Let links go that lead out of a folder, as Weights & Biases makes to its cache: what they lead to is not the run's"
+    for p in list(folder.rglob('*')):
+        if p.is_symlink() and not p.resolve().is_relative_to(folder.resolve()): p.unlink()
+
 @contextmanager
 def tracked(
     learn,           # a `HICCAPLearner`
@@ -135,7 +140,7 @@ def tracked(
             closing.callback(lambda cb=cbs[-1]: cb.writer.close() if getattr(cb, 'writer', None) is not None else None)
         if 'wandb' in names:
             begun = start_wandb(folder/'wandb'/part if part else folder, config or {}, ' '.join(filter(None, (folder.name.removeprefix('.').removesuffix('.part'), part))))
-            closing.callback(begun.finish); cbs.append(wandb_callback())
+            closing.callback(_no_links_out, folder/'wandb'); closing.callback(begun.finish); cbs.append(wandb_callback())
             if not is_offline() and getattr(begun, 'url', None): write(f'Weights & Biases: {begun.url}')
         learn.add_cbs(cbs); closing.callback(learn.remove_cbs, cbs)
         yield cbs

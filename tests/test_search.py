@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
+import hiccap.cli as cli
 import hiccap.experiments as experiments
 import hiccap.search as room
 from hiccap.comparison import expand
@@ -79,7 +80,7 @@ def test_failures_are_recorded_and_end_nothing(quick, tmp_path):
 
 def test_lower_is_better_for_a_loss(monkeypatch, tmp_path):
     monkeypatch.setattr(room, 'run_trial', lambda run, *a, **k: Outcome(run.lr, 1, 1, False))
-    table = run_search(Search({**BASE, 'monitor': 'valid_loss'}, {'lr': dict(low=.001, high=1.)}), tmp_path/'s', 6, write=lambda s: None)
+    table = run_search(Search({**BASE, 'monitor': 'valid_loss'}, {'lr': dict(low=.001, high=1.)}), tmp_path/'s', 3, write=lambda s: None)
     assert best_trial(table, lower=True).lr == table.lr.min() == table.best_so_far.iloc[-1]
     assert yaml.safe_load((tmp_path/'s'/'best.yaml').read_text())['lr'] == table.lr.min()
 
@@ -131,6 +132,17 @@ def test_a_range_is_taken_or_refused_by_its_bounds(low, high, log):
         with pytest.raises(ValueError, match='low must be below high'): Search(BASE, {'lr': spec})
 
 
+def test_one_process_at_a_time(quick, tmp_path):
+    pytest.importorskip('fcntl')
+    (tmp_path/'s').mkdir()
+    holder = subprocess.Popen([sys.executable, '-c', f"import fcntl, time; f = open({str(tmp_path/'s'/'.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    holder.stdout.readline()
+    try:
+        with pytest.raises(FileExistsError, match='another process'): run_search(Search(BASE, SPACE), tmp_path/'s', 1)
+    finally: holder.kill(); holder.wait()
+    assert len(run_search(Search(BASE, SPACE), tmp_path/'s', 1, write=lambda s: None)) == 1
+
+
 def test_choices_keep_their_types(quick, tmp_path):
     choices = {'config.text': [dict(kind='tokens', config=dict(vocab_size=200)), dict(kind='features')], 'max_length': [None, 8], 'lr': [.01, .02]}
     search = Search(BASE, choices); words = distributions(search)
@@ -150,19 +162,18 @@ def typed(*args, **kw):
     return [sys.executable, '-W', 'ignore', '-c', 'import sys; from hiccap.cli import search; sys.exit(search())', *map(str, args)], dict(text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kw)
 
 
-def test_the_whole_program(tmp_path):
+def test_the_whole_program(tmp_path, capsys):
     "Typed, killed in its second trial, typed again; the best is a file that hiccap_run takes"
     file = tmp_path/'funny.yaml'; file.write_text(yaml.safe_dump({**BASE, 'search': SPACE}))
-    command, kw = typed(file, '--out', tmp_path/'out', '--trials', 3)
+    command, kw = typed(file, '--out', tmp_path/'out', '--trials', 2)
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=kw['env'])
     while p.poll() is None and not (tmp_path/'out'/'trials.csv').exists(): time.sleep(.1)
     time.sleep(.3); p.send_signal(signal.SIGKILL); p.wait()
     done = subprocess.run(command, capture_output=True, **kw)
     assert done.returncode == 0 and 'were done before' in done.stdout and 'best.yaml' in done.stdout, done.stderr
     table = pd.read_csv(tmp_path/'out'/'trials.csv')
-    assert len(table) == 3 and set(table.state) <= {'complete', 'pruned'}
+    assert len(table) == 2 and set(table.state) <= {'complete', 'pruned'}
     assert len(expand(yaml.safe_load((tmp_path/'out'/'best.yaml').read_text()), 'best.yaml')) == 5
     file.write_text(yaml.safe_dump({**BASE, 'search': {'lrr': [1]}}))
-    command, kw = typed(file, '--out', tmp_path/'other')
-    wrong = subprocess.run(command, capture_output=True, **kw)
-    assert (wrong.returncode, wrong.stdout) == (2, '') and "did you mean 'lr'" in wrong.stderr and wrong.stderr.count('\n') == 1 and not (tmp_path/'other').exists()
+    assert cli.search([str(file), '--out', str(tmp_path/'other')]) == 2 and not (tmp_path/'other').exists()
+    said = capsys.readouterr(); assert said.out == '' and "did you mean 'lr'" in said.err and said.err.count('\n') == 1

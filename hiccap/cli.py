@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'READING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate', 'audit',
-           'pretrain_parser', 'pretrain', 'run', 'compare']
+           'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/20_cli.ipynb #6415c537
 import argparse, os, sys
@@ -317,3 +317,21 @@ def _compare(args):
     if args.out: found.save(args.out, args.overwrite)
     print(found.markdown())
     if args.out: print(f'Table, numbers and plot: {args.out}')
+
+# %% ../nbs/20_cli.ipynb #2b207362
+def search(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_search`"
+    p = _parser('Find values of a run\'s fields by trials, judged on validation clips alone and stopped where they are behind (Optuna). What was done is not done again: the same command goes on with a search that was interrupted. Leaves best.yaml for hiccap_run.')
+    p.add_argument('file', help="a YAML file: fields of a run, and 'search: {lr: {low: 0.0001, high: 0.01, log: true}, config.width: [128, 256]}'")
+    p.add_argument('--out', help='folder of the search (default: the name of the file)')
+    p.add_argument('--trials', type=int, default=20, help='trials in all, those that were done before included (default: 20)')
+    return _guarded(_search, p.parse_args(argv))
+
+def _search(args):
+    from hiccap.search import read_search, run_search
+    out = Path(args.out or Path(args.file).stem)
+    table = run_search(read_search(args.file), out, args.trials)
+    if not (table.state == 'complete').any(): print(f"error: none of {len(table)} trials was completed; see {out/'report.md'}", file=sys.stderr); return 1
+    print(f"\nThe best values, over seeds: {out/'best.yaml'}. Next: hiccap_run {out/'best.yaml'} --out {out/'best'}")

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from fastcore.basics import patch
-from .experiments import NAMED, SMALL_NETWORK, Run, begun_in, check_folder, default_of, is_finished, markdown_table
+from .experiments import FREE, NAMED, SMALL_NETWORK, Run, begun_in, check_folder, default_of, is_finished, markdown_table
 from .pretraining_runs import READ, SHARED, PretrainRun
 
 # %% ../nbs/16_comparison.ipynb #b2930dd1
@@ -172,7 +172,7 @@ def read_finished(
             for k, t in p['tasks'].items(): others.setdefault(b, {})[k] = t['scores']
     h = pd.read_csv(folder/'history.csv'); seconds = m['seconds']['training']
     curve = h[h.kind == 'epoch'][['step', 'macro_f1']].values.tolist() if 'macro_f1' in h else []
-    return Finished(folder, {k: v for k, v in (_defaults('streams' in d) | d).items() if k != 'seed'}, d.get('seed', 0), {k: t['scores'] for k, t in tasks.items()}, others,
+    return Finished(folder, {k: v for k, v in (_defaults('streams' in d) | d).items() if k not in ('seed', *FREE)}, d.get('seed', 0), {k: t['scores'] for k, t in tasks.items()}, others,
                     sum(seconds) if isinstance(seconds, list) else seconds, int((h.kind == 'step').sum()), curve, sizes)
 
 # %% ../nbs/16_comparison.ipynb #92483dd1

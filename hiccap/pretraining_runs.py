@@ -16,7 +16,7 @@ from .experiments import SMALL_NETWORK, Run, default_of
 
 # %% ../nbs/15_pretraining_runs.ipynb #af5634ac
 READ = ('data', 'valid', 'test', 'features', 'labels', 'text', 'id', 'group', 'captions', 'context', 'own_numbering', 'max_length', 'valid_share', 'test_share', 'synthetic')
-SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'weighting', 'modalities', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'checkpoint_every', 'threads', 'seed')
+SHARED = ('encoder', 'tokenizer', 'config', 'init', 'epochs', 'bs', 'lr', 'encoder_lr', 'wd', 'weighting', 'modalities', 'label_smoothing', 'clip', 'precision', 'on_nan', 'workers', 'checkpoint_every', 'threads', 'seed', 'track')
 ASKED = ('matching', 'contrastive')  # pretext tasks by name
 
 def pretext_of(
@@ -242,8 +242,10 @@ def pretrain_run(
 ) -> PretrainResult|None: # None where the run was finished before
     "Read, check, pretrain, score the supervised streams and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
     from hiccap.experiments import data_digests, in_folder, run_tokenizer
+    from hiccap.tracking import check_trackers
     begin = time.perf_counter()
     def read():
+        check_trackers(run.training.track)
         tokenizer = run_tokenizer(replace(run.training, data=next((s.read.data for s in run.streams if s.read.data != 'synthetic'), 'synthetic')))
         parts = read_streams(run, tokenizer)
         return (parts, tokenizer), {f'{n} {k}': v for n, p in parts.items() for k, v in data_digests(p).items()}
@@ -256,6 +258,7 @@ def _pretrain_into(out, run, parts, tokenizer, digests, write, begin):
     from hiccap.experiments import WORK, processor_threads, score_folds, shortened, versions, write_json
     from hiccap.resuming import Checkpoint
     from hiccap.sampling import MixtureFeedback
+    from hiccap.tracking import tracked
     learn = run_pretraining_learner(run, parts, out, write)
     mix, dl = learn.dls.train.mixture, learn.dls.train
     write_json(out/'config.json', dict(pretraining=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in mix.tasks], data=digests))
@@ -265,7 +268,7 @@ def _pretrain_into(out, run, parts, tokenizer, digests, write, begin):
     for n in dict.fromkeys(n for p in parts.values() for ds in p for n in ds.notes): write(f'  {shortened(n)}')
     write(f"{sum(p.numel() for p in learn.network.parameters())/1e6:.1f}M parameters, {run.training.epochs} epochs of {dl.steps} steps of {mix.bs} rows, policy {type(mix.policy).__name__}")
     saved = Checkpoint(out/WORK/'fit', minutes=run.training.checkpoint_every, resume=True, write=write)
-    with processor_threads(run.training.threads): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr), cbs=saved)
+    with processor_threads(run.training.threads), tracked(learn, run.training.track, out, config=run.to_dict(), write=write): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr), cbs=saved)
     seconds = saved.seconds
     learn.export(out/'model', overwrite=True, tokenizer='../tokenizer' if tokenizer is not None else None)
     with processor_threads(run.training.threads): folds = {s.name: score_stream(learn, *parts[s.name], tokenizer, run.training.encoder) for s in run.streams if s.pretext is None}

@@ -281,7 +281,7 @@ def _tokenizer_of(ds):
     "The tokenizer that a packed data set keeps; None for any other"
     return ds.tokenizer() if isinstance(ds, PackedClips) else None
 
-# %% ../nbs/05a_packing.ipynb #6d66c054
+# %% ../nbs/05a_packing.ipynb #7217a146
 def _mapped(path):
     "The blocks of an Arrow file in mapped memory; raises `DataError`"
     import pyarrow as pa
@@ -292,11 +292,13 @@ def _mapped(path):
 
 class _Table:
     "The index of a packed folder; mapped when first asked for, and again in another process"
-    def __init__(self, path): self.path, self.block = path, None
-    def __getstate__(self): return dict(path=self.path, block=None)
+    def __init__(self, path): self.path, self.columns = path, {}
+    def __getstate__(self): return dict(path=self.path, columns={})
     def __getitem__(self, name):
-        if self.block is None: self.block = _mapped(self.path)[0]
-        return self.block.column(name)
+        if not self.columns:
+            block = _mapped(self.path)[0]
+            self.columns = dict(zip(block.schema.names, block.columns))
+        return self.columns[name]
 
 class Strings(Sequence):
     "Strings of an index, read when asked for; equal to a list of them"
@@ -323,7 +325,7 @@ class Strings(Sequence):
     def __eq__(self, other): return isinstance(other, (list, tuple, Strings)) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
     def __repr__(self): return f'{list(self[:3])!r}' if len(self) <= 3 else f"[{', '.join(map(repr, self[:3]))}, … {len(self):,}]"
 
-# %% ../nbs/05a_packing.ipynb #047e6e70
+# %% ../nbs/05a_packing.ipynb #ae2104a3
 OPEN = 256  # shards that are mapped at once, each with a file descriptor
 
 class _Shards:
@@ -362,7 +364,8 @@ def read(self:_Shards, m, i, n):
     except (ValueError, KeyError, IndexError, TypeError) as e: raise self.damaged(k, f"{m} cannot be read ({e})") from None
     s, e = at[j := j - starts[b]], at[j + 1]
     if e - s != n or not 0 <= s <= e <= len(x): raise self.damaged(k, f"{m} of clip {i} runs from {s} to {e}, and should have {n} positions")
-    return x[s:e]
+    if (x := x[s:e]).dtype.kind == 'f' and not np.isfinite(x).all(): raise self.damaged(k, f"{m} of clip {i} holds values that are NaN or infinite")
+    return x
 
 class PackedColumn:
     "A modality in shards: `[i] -> Tensor|None`, `.lengths`"
@@ -385,7 +388,7 @@ class PackedColumn:
         "What tells whether the values are the same"
         return b''.join(x.tobytes() for i in rows if self.lengths[i] for x in [self.shards.read(self.name, int(i), self.lengths[i])])
 
-# %% ../nbs/05a_packing.ipynb #54242336
+# %% ../nbs/05a_packing.ipynb #1fcc942e
 class PackedClips(ClipDataset):
     "A `ClipDataset` whose ids, groups and values stay in the files of a packed folder until they are asked for; see `open_packed`"
     def __init__(self,
@@ -412,6 +415,15 @@ def subset(self:PackedClips,
     groups = self.groups.take(rows) if isinstance(self.groups, Strings) else [self.groups[i] for i in rows]
     return PackedClips(self.ids.take(rows), {k: _Rows(c, rows) for k, c in self.columns.items()}, {k: y[rows] for k, y in self.labels.items()},
                        self.tasks, groups, name or self.name, self.notes, self.folder, self.manifest)
+
+@patch
+def __getitem__(self:PackedClips, i: int) -> Clip:
+    "Clip `i`, its values read now: they were checked when they were packed. Raises `DataError` where a shard is damaged"
+    i = range(len(self))[i]
+    labels = {k: int(v) for k, y in self.labels.items() if (v := y.numpy()[i]) != IGNORE}
+    c = Clip.__new__(Clip)
+    c.__dict__.update(dict(id=self.ids[i], text=None, video=None, audio=None, labels=labels, segments=None), **{k: o[i] for k, o in self.columns.items()})
+    return c
 
 @patch
 def __iter__(self:PackedClips):

@@ -285,12 +285,14 @@ def _tokenizer_of(ds):
     "The tokenizer that a packed data set keeps; None for any other"
     return ds.tokenizer() if isinstance(ds, PackedClips) else None
 
-# %% ../nbs/05a_packing.ipynb #7217a146
+# %% ../nbs/05a_packing.ipynb #9eb69acf
 def _mapped(path):
     "The blocks of an Arrow file in mapped memory; raises `DataError`"
     import pyarrow as pa
     try:
-        with pa.memory_map(str(path)) as f: return list(pa.ipc.open_stream(f))
+        with pa.memory_map(str(path)) as f:
+            r = pa.ipc.open_stream(f)
+            return list(r) or [pa.RecordBatch.from_arrays([pa.array([], o.type) for o in r.schema], schema=r.schema)]
     except (pa.ArrowException, OSError, ValueError) as e:
         raise DataError(f"cannot be read ({str(e).splitlines()[0]})", file=path, mend='Copy it again, or pack the clips again') from None
 

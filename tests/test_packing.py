@@ -277,8 +277,10 @@ def test_training_on_a_packed_folder_gives_what_the_source_gives(planted, tmp_pa
     assert data[0] == data[1]
     assert predict([str(tmp_path/'run'), str(tmp_path/'packed'), '--out', str(tmp_path/'a.csv')]) == 0 and predict([str(tmp_path/'source'), table, *how[:2], '--out', str(tmp_path/'b.csv')]) == 0
     assert (tmp_path/'a.csv').read_bytes() == (tmp_path/'b.csv').read_bytes()
-    capsys.readouterr()
-    assert evaluate([str(tmp_path/'source'), str(tmp_path/'packed')]) == 0 and '96' in capsys.readouterr().out
+    said = []
+    for args in ([tmp_path/'packed'], [table, *how[:2]]):
+        capsys.readouterr(); assert evaluate([*map(str, [tmp_path/'source', *args])]) == 0; said.append(capsys.readouterr())
+    assert said[0].out == said[1].out and 'labelled rows' in said[0].out and 'without video' not in said[0].err
     found = []
     for args in ([str(tmp_path/'packed')], [table, *how[:2], *how[4:]]):
         audit([*args, '--out', str(tmp_path/f'audit{len(found)}')]); found.append(json.loads((tmp_path/f'audit{len(found)}'/'audit.json').read_text())['summary'])
@@ -305,3 +307,17 @@ def test_classes_are_those_of_the_training_file(planted, tmp_path):
     (_, _, a), = read_splits(replace(run, test=str(tmp_path/'test.csv'), own_numbering=True), tok)
     (_, _, b), = read_splits(replace(run, data=str(tmp_path/'train'), test=str(tmp_path/'test'), own_numbering=True), tok)
     assert a.tasks == b.tasks and torch.equal(a.targets('mood'), b.targets('mood')) and set(b.targets('mood').tolist()) == {1, 2}
+
+
+def test_streams_of_pretraining_read_packed_folders(planted, tmp_path):
+    from hiccap.experiments import Run, data_digests, feature_folder, read_clips, run_tokenizer
+    from hiccap.pretraining_runs import PretrainRun, read_streams
+    run = Run(data=str(planted/'clips.csv'), features=str(planted/'features'), tokenizer=str(planted/'tokenizer'), labels=('said', 'seen'))
+    tok = run_tokenizer(run)
+    pack(read_clips(run, run.data, tok, features=feature_folder(run.features, {})), tmp_path/'packed', tokenizer=tok, **quiet)
+    parts = []
+    for data, more in ((str(tmp_path/'packed'), {}), (run.data, dict(features=run.features))):
+        mixture = PretrainRun.from_dict(dict(streams=[dict(name='labels', data=data, labels=['said'], **more), dict(name='matching', data=data, pretext='matching', **more)], policy='uniform'))
+        parts.append({n: [({t.name for t in o.tasks}, data_digests([o])['training']) for o in p] for n, p in read_streams(mixture, run_tokenizer(run)).items()})
+    assert parts[0] == parts[1]
+    assert run_tokenizer(Run(data=str(tmp_path/'packed'))).get_vocab() == tok.get_vocab()

@@ -285,7 +285,7 @@ def _tokenizer_of(ds):
     "The tokenizer that a packed data set keeps; None for any other"
     return ds.tokenizer() if isinstance(ds, PackedClips) else None
 
-# %% ../nbs/05a_packing.ipynb #9eb69acf
+# %% ../nbs/05a_packing.ipynb #cc769479
 def _mapped(path):
     "The blocks of an Arrow file in mapped memory; raises `DataError`"
     import pyarrow as pa
@@ -305,6 +305,12 @@ class _Table:
             block = _mapped(self.path)[0]
             self.columns = dict(zip(block.schema.names, block.columns))
         return self.columns[name]
+
+@patch
+def numbers(self:_Table, name):
+    "A column of numbers, (N,) int64; not by pyarrow's `to_numpy`, which imports pandas for it"
+    x = self[name]
+    return (np.frombuffer(x.buffers()[1], np.int32, len(x)) if len(x) else np.empty(0, np.int32)).astype(np.int64)
 
 class Strings(Sequence):
     "Strings of an index, read when asked for; equal to a list of them"
@@ -331,7 +337,7 @@ class Strings(Sequence):
     def __eq__(self, other): return isinstance(other, (list, tuple, Strings)) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
     def __repr__(self): return f'{list(self[:3])!r}' if len(self) <= 3 else f"[{', '.join(map(repr, self[:3]))}, … {len(self):,}]"
 
-# %% ../nbs/05a_packing.ipynb #ae2104a3
+# %% ../nbs/05a_packing.ipynb #cf4a7596
 OPEN = 256  # shards that are mapped at once, each with a file descriptor
 
 class _Shards:
@@ -383,7 +389,7 @@ class PackedColumn:
 
     @property
     def lengths(self):
-        if not hasattr(self, '_lengths'): self._lengths = self.table[f'length:{self.name}'].to_numpy().astype(np.int64)
+        if not hasattr(self, '_lengths'): self._lengths = self.table.numbers(f'length:{self.name}')
         return self._lengths
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != '_lengths'}
     def __getitem__(self, i):
@@ -436,7 +442,7 @@ def __iter__(self:PackedClips):
     "The clips in order, one shard after another"
     for i in range(len(self)): yield self[i]
 
-# %% ../nbs/05a_packing.ipynb #fb6454fb
+# %% ../nbs/05a_packing.ipynb #81e40e48
 def _manifest(folder):
     "The manifest of a packed folder, its files there and of the right size; raises `DataError`"
     folder = Path(folder)
@@ -463,7 +469,7 @@ def open_packed(
     _refuse_changed(folder/INDEX, d['index'])
     tasks, table = [Task(**t) for t in d['tasks']], _Table(folder/INDEX)
     shards = _Shards(folder, [o['clips'] for o in d['shards']], d['columns'])
-    labels = {t.name: torch.from_numpy(table[f'label:{t.name}'].to_numpy().astype(np.int64)) for t in tasks}
+    labels = {t.name: torch.from_numpy(table.numbers(f'label:{t.name}')) for t in tasks}
     return PackedClips(Strings(table, 'id'), {m: PackedColumn(shards, table, m) for m in d['columns']}, labels, tasks, Strings(table, 'group'), d['name'], d['notes'], folder, d)
 
 def verify(

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from .checkpoints import whole_folder
 from .data import DataError, FILES, SPECIAL, check_id, get_tokenizer, join_wordpieces, npy_header, video_of, _column, _read_frame
 from .metrics import rank_scores, resample_weights
+from .packing import is_packed, open_packed
 from .tasks import COMIC_MISCHIEF
 
 # %% ../nbs/14_audit.ipynb #23ca4157
@@ -172,8 +173,20 @@ def _csv(path, sep):
     except FileNotFoundError: raise DataError('no such file', file=path, mend='Check the path') from None
     except (OSError, UnicodeDecodeError, csv.Error) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Check that it is complete') from None
 
+def _packed(path):
+    "(None, row) of a packed folder, its text as the tokenizer in it spells it; `group` is there where ids do not tell it"
+    from hiccap.experiments import words_of
+    ds = open_packed(path)
+    tokens = ds.manifest['columns'].get('text', {}).get('dtype') == 'int32'
+    named = {'group': list(ds.groups)} if any(video_of(o) != g for o, g in zip(ds.ids, ds.groups)) else {}
+    yield None, _Header(['id', 'text', *named, *(t.name for t in ds.tasks)])
+    labels = {t.name: [*(t.classes or map(str, range(t.n_classes))), ''] for t in ds.tasks}
+    for n, (id, text) in enumerate(zip(ds.ids, words_of(ds, ds.tokenizer()) if tokens else ['']*len(ds))):
+        yield None, dict(id=id, text=text, **{k: v[n] for k, v in named.items()}, **{k: v[max(-1, int(ds.labels[k][n]))] for k, v in labels.items()})
+
 def _rows(path):
     "(id or None, record) of a manifest file; a `_Header` comes before the rows of a table"
+    if is_packed(path): yield from _packed(path); return
     kind = Path(path).suffix.lower()
     if kind == '.json': yield from json_entries(path)
     elif kind == '.jsonl': yield from _lines(path)
@@ -347,7 +360,7 @@ def _split_paths(path):
         stems = [Path(o).stem for o in path]
         return {s if stems.count(s) == 1 else str(o): Path(o) for s, o in zip(stems, path)}, None
     path = Path(path)
-    if not path.is_dir(): return {path.stem: path}, None
+    if not path.is_dir() or is_packed(path): return {path.stem: path}, path if is_packed(path) else None
     files = sorted(o for o in path.iterdir() if o.suffix.lower() in MANIFESTS and not o.name.startswith('.'))
     features = path if any(o.suffix == '.npy' for o in path.iterdir()) else None
     if not files and features is None: raise DataError('a folder without a table, a JSON or feature files', file=path, mend=f"Give a folder that holds {', '.join(MANIFESTS)} or .npy files")
@@ -371,7 +384,10 @@ def read_manifest(
         m.files[name] = p.name
         n = 0
         for key, r in _rows(p):
-            if not n and labels is None and not m.released: m.label_fields = [f for f in ('label', 'binary', *TYPES) if isinstance(r, (dict, _Header)) and f in r] or m.label_fields
+            if isinstance(r, _Header) and is_packed(p):
+                m.group = group or ('group' if 'group' in r else None)
+                if labels is None: m.label_fields = [f for f in r if f not in ('id', 'text', 'group')]
+            elif not n and labels is None and not m.released and not is_packed(p): m.label_fields = [f for f in ('label', 'binary', *TYPES) if isinstance(r, (dict, _Header)) and f in r] or m.label_fields
             if not isinstance(r, _Header): m.add(key, r, name, n); n += 1
     if not files: _from_features(m, features)
     for f in [*m.id, m.text_field, *(labels and m.label_fields or ()), group, split]:
@@ -835,7 +851,10 @@ def _look(path, f):
     f.shape, f.dtype = shape, str(dtype)
     if dtype.kind != 'f' or len(shape) != 2: f.wrong = ('features-shape', f'dtype {dtype}, shape {shape}'); return f
     if not shape[0] or not shape[1]: f.wrong = ('features-constant', f'no row or no column: shape {shape}'); return f
-    x = np.load(path, allow_pickle=False)
+    return _look_at(np.load(path, allow_pickle=False), f)
+
+def _look_at(x, f):
+    "Fill in what features show"
     if bad := int((~np.isfinite(x)).sum()): f.wrong = ('features-nonfinite', f'{bad} of {x.size} values are NaN or infinite, the first in row {int(np.flatnonzero(~np.isfinite(x).all(1))[0])}')
     elif x.size > 1 and (x == x.flat[0]).all(): f.wrong = ('features-constant', f'every value is {x.flat[0]:g}')
     elif len(x) > 1 and (x == x[0]).all(): f.wrong = ('features-constant', f'all {len(x)} rows are the same')
@@ -849,6 +868,11 @@ def read_features(
 ) -> list: # of what is known of each file that is there
     "Look into every feature file of the clips"
     folder = Path(folder)
+    if is_packed(folder):
+        ds = open_packed(folder)
+        at = {o: i for i, o in enumerate(ds.ids)}
+        return [_look_at((x := ds.columns[mod][i].numpy()), _File(id, mod, mod, folder.name, x.shape, str(x.dtype)))
+                for id in dict.fromkeys(m.ids) if (i := at.get(id)) is not None for mod in files if mod in ds.columns and ds.columns[mod].lengths[i]]
     if not folder.is_dir(): raise DataError('no such folder of features', file=folder, mend='Give the folder that holds the .npy files')
     there = {o.name for o in os.scandir(folder)}
     return [_look(folder/name, _File(id, part, mod, name)) for id in dict.fromkeys(m.ids) for mod, parts in files.items() for part in parts if (name := f'{id}_{part}.npy') in there]
@@ -1100,7 +1124,8 @@ def audit(
         found.append(Finding('id-range', f"{len(clips)} clips have token ids of {len(tokenizer)} or more, where the encoder's vocabulary ends", clips, dict(highest=int(v.ids.max()), vocabulary=len(tokenizer))))
     lengths = {}; lengths['text'], more = _text_findings(m, tokenizer); found += more; m.raw = []
     if features is not None:
-        more, wrong = feature_findings(m, read_features(m, features), features); lengths |= more; found += wrong
+        files = {mod: (mod,) for mod in FILES} if is_packed(features) else FILES
+        more, wrong = feature_findings(m, read_features(m, features, files), features, files); lengths |= more; found += wrong
     rows = balance(m.labels, m.videos, m.splits)
     tied, tests = ties(m.properties(lengths, v.of_clips()), m.labels, m.videos, alpha, seed) if len(m) else ([], 0)
     found += length_findings(m, lengths, limits) + balance_findings(rows) + tie_findings(tied, m.ids)

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a training run. Raises `ValueError` for a field that cannot be"
-    data: str=''              # training clips: the released JSON, a .csv, .tsv, .jsonl or .parquet table, or `synthetic`
+    data: str=''              # training clips: the released JSON, a .csv, .tsv, .jsonl or .parquet table, a packed folder, or `synthetic`
     valid: str=None           # file of clips to choose epoch and thresholds by; else `valid_share` of the training videos
     test: str=None            # file of clips to score; else `test_share` of the videos
     features: str=None        # folder of <id>_rgb.npy, <id>_flow.npy and <id>_vggish.npy
@@ -193,13 +193,15 @@ def encoder_path(
 
 def run_tokenizer(
     run: Run # what is run
-): # a `transformers` tokenizer; None for a run of synthetic clips, which come as ids
+): # a `transformers` tokenizer; a packed folder's own where none is named; None for clips that come as ids
     "The tokenizer of a run; raises `DataError` where there is none"
     from hiccap.data import DataError, get_tokenizer
+    from hiccap.packing import is_packed, open_packed
     beside = Path(run.init).parent/'tokenizer' if run.init and not run.encoder else None
     name = encoder_path(run.tokenizer or run.encoder) or (str(beside) if beside and beside.is_dir() else None)
     if name: return get_tokenizer(name)
     if run.data == 'synthetic': return None
+    if is_packed(run.data): return open_packed(run.data).tokenizer()
     raise DataError('a run on text needs a text encoder', mend='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
 
 # %% ../nbs/13_experiments.ipynb #f238aa94
@@ -234,12 +236,24 @@ def read_clips(
 def _read_file(run, path, tokenizer, tasks, features, labelled):
     "What `read_clips` reads"
     from hiccap.data import DataError, read_comic_mischief, read_table
+    if Path(path).is_dir(): return _read_packed(run, path, tokenizer, tasks, features, labelled)
     if Path(path).suffix.lower() == '.json':
         ds = read_comic_mischief(path, features, tokenizer, max_length=run.max_length)
         return _with_tasks(ds, [t.name for t in tasks] if tasks else run.labels, path) if labelled else ds
     if labelled and not (run.labels or tasks): raise DataError('a table does not say which of its columns are labels', file=path, mend='Name them with --labels')
     return read_table(path, tokenizer, list(run.labels) or None if labelled else [], run.text, list(run.id), run.group, run.captions, run.context,
                       tasks if labelled else None, features, run.max_length)
+
+def _read_packed(run, path, tokenizer, tasks, features, labelled):
+    "The clips of a packed folder, which names its columns itself"
+    from hiccap.data import DataError
+    from hiccap.packing import open_packed
+    ds = open_packed(path)
+    ds.check_tokenizer(tokenizer, run.max_length)
+    if features is not None:
+        if not any(ds.lengths(m).any() for m in ('video', 'audio')): raise DataError('was packed without features, and takes none from a folder', file=path, mend='Pack the clips again with --features, or leave --features out')
+        ds.notes.append(f"video and audio of {ds.name} are those that were packed; the folder {features.folder.name} was not read for them")
+    return ds.answering((tasks or run.labels or ds.tasks) if labelled else ())
 
 def _with_tasks(ds, names, path):
     "The same clips with some of their tasks"
@@ -496,7 +510,8 @@ def plain_answers(
     "What plain models answer, their thresholds chosen on the validation clips: logistic regression on TF-IDF of the words, and on frozen features of all modalities"
     from hiccap.metrics import choose_thresholds, tfidf_baseline
     found = {}
-    if 'text' in train.columns and any(words := words_of(train, tokenizer)):
+    has = train.lengths('text').nonzero()[0]
+    if len(has) and train.columns['text'][has[0]].ndim == 1 and any(words := words_of(train, tokenizer)):
         found['TF-IDF + logistic regression'] = tfidf_baseline(words, _numpy(train.labels), words_of(valid, tokenizer) + words_of(test, tokenizer), train.tasks)
     if (p := _frozen_answers(train, valid, test, encoder)) is not None: found['frozen features + logistic regression'] = p
     out = {}

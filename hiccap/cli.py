@@ -150,6 +150,7 @@ def _use_parser(doc, out):
     p.add_argument('data', help='clips: the released JSON, or a .csv, .tsv, .jsonl or .parquet table')
     p.add_argument('--features', help='folder of feature files')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
+    p.add_argument('--precision', choices=CHOICES['precision'], default='float32', help='of the computation (default: float32); bfloat16 is faster where the processor has it')
     p.add_argument('--out', help=out)
     p.add_argument('--overwrite', action='store_true', help='replace what is there')
     add_run_options(p, only=READING)
@@ -162,7 +163,7 @@ def _read_for(args, labelled):
     ds = trained.read(args.data, args.features, labelled, **{k: v for k, v in vars(args).items() if k in READING})
     for n in ds.notes: print(n, file=sys.stderr)
     if trained.run.features and not args.features: print(f'all {len(ds)} clips are answered without video and audio, which the run was trained with: give --features', file=sys.stderr)
-    return trained, ds, *trained.answer(ds, args.bs)
+    return trained, ds, *trained.answer(ds, args.bs, args.precision)
 
 def predict(
     argv=None # arguments; those of the process by default

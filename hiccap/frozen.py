@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PRECISIONS', 'encoder_digest', 'text_digest', 'StatesColumn', 'default_cache', 'TextCache']
 
-# %% ../nbs/09b_frozen.ipynb #aca37941
+# %% ../nbs/09b_frozen.ipynb #1aa6efe4
 import json, os, tempfile, time, zlib
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from .data import ClipDataset, DataError, digest
-from .model import TokenEncoder
+from .model import Rows, TokenEncoder
 from .padding import pad
 
 # %% ../nbs/09b_frozen.ipynb #5c9c35dd
@@ -129,7 +129,7 @@ class TextCache:
     def _tell(self, line):
         self.damaged.append(line); self.write(f'{line}; what it held is computed anew where it is needed')
 
-# %% ../nbs/09b_frozen.ipynb #62f6e5df
+# %% ../nbs/09b_frozen.ipynb #e3ca81e0
 @patch
 def _place(self: TextCache, key, column):
     "Where whole states of a text stand; None where there are none"
@@ -159,7 +159,6 @@ def compute(self: TextCache,
 @torch.no_grad()
 def _states(self: TextCache, texts):
     "What the encoder makes of texts, (T, hidden) each, in the cache's precision"
-    from hiccap.model import Rows
     (ids, mask), segments = pad([t for t, _ in texts]), pad([torch.zeros_like(t) if s is None else s for t, s in texts])[0]
     self.encoder.check(ids, mask, 'text')
     at = next(self.encoder.backbone.parameters()).device

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from hiccap.data import Clip, ClipDataset, DataError
 from hiccap.frozen import TextCache, encoder_digest, text_digest
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import HICCAP, HICCAPConfig
+from hiccap.model import FeaturesConfig, HICCAP, HICCAPConfig
 from hiccap.padding import collate
 from hiccap.tasks import Task
 
@@ -18,7 +18,7 @@ BERT = dict(kind='tokens', config=dict(vocab_size=60, hidden_size=16, num_hidden
 
 
 def network(seed=0, width=16, **kw):
-    model = HICCAP(HICCAPConfig.tiny(video=8, audio=4, text=BERT, width=width, **kw), TASKS, seed=seed)
+    model = HICCAP(HICCAPConfig.tiny(video=FeaturesConfig(8, 6, 2), audio=FeaturesConfig(4, 6, 1), text=BERT, width=width, **kw), TASKS, seed=seed)
     model.encoders['text'].freeze()
     return model
 
@@ -127,7 +127,7 @@ def test_what_cannot_be_encoded_names_the_clip(tmp_path):
         with pytest.raises(DataError, match="clip 'odd'") as e: cache.dataset(ClipDataset.from_clips([Clip('odd', text)], TASKS, name='set'))
         assert said in str(e.value) and 'set' in str(e.value)
     assert not list(tmp_path.rglob('*.safetensors'))
-    upstream = HICCAP(HICCAPConfig.upstream('binary', text=BERT, video=8, audio=4, width=12), TASKS)
+    upstream = HICCAP(HICCAPConfig.upstream('binary', text=BERT, video=FeaturesConfig(8, 6, 1), audio=FeaturesConfig(4, 6, 1), width=12), TASKS)
     upstream.encoders['text'].freeze()
     with pytest.raises(ValueError, match='reads padding'): TextCache(upstream.encoders['text'], tmp_path)
 

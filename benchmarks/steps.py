@@ -1,7 +1,7 @@
 """What the benchmarks of a training step share: one batch, a learner that takes one step when asked, and two of them timed in turn."""
 import statistics
 import time
-from functools import partial
+from functools import cache, partial
 
 import torch
 from fastai.basics import DataLoaders, Learner, OptimWrapper
@@ -99,26 +99,31 @@ KINDS = (('recurrence', ('lstm',)), ('attention', ('scaled_dot_product',)), ('op
          ('dropout', ('dropout', 'bernoulli')), ('moving data', ('copy', 'index', 'cat', 'gather', 'clone', 'zero', 'fill', 'select', 'slice', 'pack_padded', 'pad_packed')))
 
 
+@cache
 def _kind(name): return next((k for k, parts in KINDS if any(p in name for p in parts)), None)
 
 
 def where_time_goes(step):
     "Phase -> kind of operation -> share of a step's time. `step` marks its phases by `record_function('forward')` and the like"
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: step()
-    events = prof.events()
-    def line(e):
-        while e is not None: yield e; e = e.cpu_parent
-    def kind(e):
-        "Of the outermost operation that has one: a product within a recurrence is the recurrence's"
-        return next((k for o in reversed(list(line(e))) if not o.name.startswith('autograd') and (k := _kind(o.name))), None)
-    made_by = {e.sequence_nr: k for e in events if e.sequence_nr >= 0 and not any(o.name.startswith('autograd') for o in line(e)) and (k := kind(e))}
-    out = {}
-    for e in events:
-        names = [o.name for o in line(e)]
-        node = next((o for o in line(e) if o.name.startswith('autograd::engine')), None)
-        phase = 'backward' if node is not None else next((p for p in ('forward', 'optimizer', 'backward') if p in names), 'other')
-        if phase == 'other' or e.name in ('forward', 'backward', 'optimizer'): continue
-        what = 'optimizer' if phase == 'optimizer' else (made_by.get(node.sequence_nr) if node is not None else None) or kind(e) or 'other'
+    seen = {}
+
+    def known(e):
+        "Of an event: the phase that it is in, the kind of the outermost operation around it that has one, and the node of the backward graph"
+        if e is None: return None, None, None
+        if id(e) not in seen:
+            phase, kind, node = known(e.cpu_parent)
+            if e.name.startswith('autograd::engine'): node = e
+            seen[id(e)] = phase or (e.name if e.name in ('forward', 'backward', 'optimizer') else None), kind or (None if e.name.startswith('autograd') else _kind(e.name)), node
+        return seen[id(e)]
+    events, out, made_by = prof.events(), {}, {}
+    about = [(e, *known(e)) for e in events]
+    for e, phase, kind, node in about:
+        if phase == 'forward' and kind and e.sequence_nr >= 0: made_by[e.sequence_nr] = kind
+    for e, phase, kind, node in about:
+        phase = 'backward' if node is not None else phase  # the backward graph may run in a thread of its own
+        if phase is None or e.name in ('forward', 'backward', 'optimizer'): continue
+        what = 'optimizer' if phase == 'optimizer' else (made_by.get(node.sequence_nr) if node is not None else None) or kind or 'other'
         out.setdefault(phase, {})[what] = out.get(phase, {}).get(what, 0) + e.self_cpu_time_total
     total = sum(v for p in out.values() for v in p.values())
     return {p: {k: v/total for k, v in sorted(d.items(), key=lambda o: -o[1])} for p, d in out.items()}

@@ -1,6 +1,8 @@
 """What the benchmarks of a training step share: one batch, a learner that takes one step when asked, and two of them timed in turn."""
+import os
 import statistics
 import time
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -64,7 +66,6 @@ def in_turn(pair, steps):
 
 def machine():
     "What a figure was measured on"
-    import os
     import platform
     from pathlib import Path
     cpu = Path('/proc/cpuinfo')
@@ -103,9 +104,21 @@ KINDS = (('recurrence', ('lstm',)), ('attention', ('scaled_dot_product',)), ('op
 def _kind(name): return next((k for k, parts in KINDS if any(p in name for p in parts)), None)
 
 
+@contextmanager
+def unheard():
+    "Without what native code, such as the profiler's, writes to standard error"
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try: yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def where_time_goes(step):
     "Phase -> kind of operation -> share of a step's time. `step` marks its phases by `record_function('forward')` and the like"
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: step()
+    with unheard(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: step()
     seen = {}
 
     def known(e):

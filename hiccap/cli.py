@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEMO', 'READING', 'PACKING', 'add_run_options', 'run_of', 'train_parser', 'train', 'demo', 'predict', 'evaluate',
-           'audit', 'pack_parser', 'pack', 'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
+           'export', 'audit', 'pack_parser', 'pack', 'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/20_cli.ipynb #6415c537
 import argparse, os, sys
@@ -158,6 +158,7 @@ def _use_parser(doc, out):
     p.add_argument('data', help='clips: the released JSON, a .csv, .tsv, .jsonl or .parquet table, or a packed folder')
     p.add_argument('--features', help='folder of feature files')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
+    p.add_argument('--precision', choices=CHOICES['precision'], default='float32', help='of the computation (default: float32); bfloat16 is faster where the processor has it')
     p.add_argument('--out', help=out)
     p.add_argument('--overwrite', action='store_true', help='replace what is there')
     add_run_options(p, only=READING)
@@ -171,7 +172,7 @@ def _read_for(args, labelled):
     ds = trained.read(args.data, args.features, labelled, **{k: v for k, v in vars(args).items() if k in READING})
     for n in ds.notes: print(n, file=sys.stderr)
     if trained.run.features and not args.features and not is_packed(args.data): print(f'all {len(ds)} clips are answered without video and audio, which the run was trained with: give --features', file=sys.stderr)
-    return trained, ds, *trained.answer(ds, args.bs)
+    return trained, ds, *trained.answer(ds, args.bs, args.precision)
 
 def predict(
     argv=None # arguments; those of the process by default
@@ -212,6 +213,24 @@ def _evaluate(args):
     if not scores.tasks: raise DataError('no row has a label that this run answers', file=args.data, mend=f"It answers {', '.join(t.name for t in trained.tasks)}; hiccap_predict needs no labels")
     if args.out: write_evaluation(args.out, args.data, trained, ds, probs, verdicts, scores, args.overwrite, args.robustness); print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
+
+# %% ../nbs/20_cli.ipynb #exp20002
+def export(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_export`"
+    p = _parser('Write the network of a finished run as an ONNX file, with its tasks and thresholds, and check that the two agree. Needs pip install \'hiccap[export]\'.')
+    p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
+    p.add_argument('out', help='.onnx file to write')
+    p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
+    return _guarded(_export, p.parse_args(argv))
+
+def _export(args):
+    from hiccap.experiments import load_run
+    from hiccap.export import export_onnx
+    trained = load_run(args.folder)
+    found = export_onnx(trained.models, args.out, trained.thresholds, args.overwrite)
+    print(f"{args.out}: {', '.join(t.name for t in trained.tasks)}; its logits differ from the run's by at most {found:.0e}")
 
 # %% ../nbs/20_cli.ipynb #bab31c74
 def audit(

@@ -7,12 +7,12 @@ __all__ = ['CHOICES', 'TRACKED', 'SMALL_NETWORK', 'NAMED', 'STRENGTHS', 'WORK', 
            'default_of', 'named', 'strategy_part', 'read_yaml', 'encoder_path', 'run_tokenizer', 'feature_folder',
            'read_clips', 'read_splits', 'build_model', 'class_weighted', 'run_callbacks', 'strategy_callbacks',
            'in_precision', 'run_learner', 'probabilities', 'words_of', 'frozen_features', 'plain_answers',
-           'processor_threads', 'Fold', 'train_fold', 'score_folds', 'versions', 'check_folder', 'new_folder',
-           'part_of', 'holds_work', 'write_json', 'plot_training', 'plot_strategy', 'strategy_markdown', 'save_plots',
-           'plot_scores_of', 'headline', 'markdown_table', 'headline_markdown', 'affinity_of', 'watched_markdown',
-           'write_report', 'Result', 'prediction_table', 'data_digests', 'begun_in', 'is_same_run', 'is_finished',
-           'is_same_data', 'in_folder', 'train_run', 'interrupted_run', 'say_going_on', 'shortened', 'Trained',
-           'load_run', 'write_evaluation', 'write_robustness']
+           'processor_threads', 'with_frozen_text', 'Fold', 'train_fold', 'score_folds', 'versions', 'check_folder',
+           'new_folder', 'part_of', 'holds_work', 'write_json', 'plot_training', 'plot_strategy', 'strategy_markdown',
+           'save_plots', 'plot_scores_of', 'headline', 'markdown_table', 'headline_markdown', 'affinity_of',
+           'watched_markdown', 'write_report', 'Result', 'prediction_table', 'data_digests', 'begun_in', 'is_same_run',
+           'is_finished', 'is_same_data', 'in_folder', 'train_run', 'interrupted_run', 'say_going_on', 'shortened',
+           'Trained', 'load_run', 'write_evaluation', 'write_robustness']
 
 # %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
@@ -45,6 +45,9 @@ class Run:
     config: dict=field(default_factory=dict)    # fields of the network that differ, such as width=384
     synthetic: dict=field(default_factory=dict) # what `synthetic_clips` is asked for where data is `synthetic`
     init: str=None            # model folder to start from
+    freeze_text: bool=False   # leave the text encoder as it is: what it makes of a text is computed once and kept on disk
+    cache: str=None           # folder where that is kept, also for other runs; `hiccap` in the user's cache folder by default
+    cache_precision: str='float32' # of what is kept: float32, or float16 in half the space
     epochs: int=8             # passes over the training clips
     bs: int=16                # clips in a batch
     lr: float=1e-3            # highest rate of the one-cycle schedule
@@ -73,7 +76,7 @@ class Run:
 
 # %% ../nbs/13_experiments.ipynb #e2d6db53
 CHOICES = dict(regularizer=('none', 'decoupled', 'norm', 'upstream'), class_weights=('none', 'balanced'),
-               precision=('float32', 'bfloat16', 'float16'), on_nan=('raise', 'skip', 'rollback'))
+               precision=('float32', 'bfloat16', 'float16'), on_nan=('raise', 'skip', 'rollback'), cache_precision=('float32', 'float16'))
 TRACKED = ('tensorboard', 'wandb')  # what `track` may ask for
 
 SMALL_NETWORK = dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)),
@@ -329,6 +332,9 @@ def build_model(
     longest = getattr(model.encoders['text'], 'longest', None)
     if run.max_length and longest and run.max_length > longest: raise ValueError(f"max_length is {run.max_length}, but the text encoder takes {longest} tokens; give {longest} or less")
     if run.init: init_from(model, run.init, verbose)
+    if run.freeze_text:
+        if not hasattr(model.encoders['text'], 'freeze'): raise ValueError('freeze_text: the text comes as feature vectors, so there is no text encoder to freeze; leave it out')
+        model.encoders['text'].freeze()
     return model
 
 def _init_config(run):
@@ -532,6 +538,20 @@ def processor_threads(
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../nbs/13_experiments.ipynb #frz13002
+def with_frozen_text(
+    run: Run,   # what is run
+    model,      # whose text encoder is frozen, where the run says so
+    parts,      # `ClipDataset`s
+    write=print # gets what is to be said
+) -> list: # of `ClipDataset`
+    "The parts with what the frozen text encoder makes of their text in its place; as they are where it is not frozen, or reads padding and so says something else in every batch"
+    from hiccap.frozen import TextCache
+    if not run.freeze_text: return list(parts)
+    if model.encoders['text'].read_padding: write('the text encoder reads padding, so nothing of it can be kept: it is run in every step'); return list(parts)
+    cache = TextCache(model.encoders['text'], run.cache, run.cache_precision, write)
+    with processor_threads(run.threads): return [cache.dataset(ds) for ds in parts]
+
 # %% ../nbs/13_experiments.ipynb #2027fb92
 @dataclass
 class Fold:
@@ -564,14 +584,15 @@ def train_fold(
     from hiccap.metrics import choose_thresholds
     from hiccap.resuming import Checkpoint
     from hiccap.tracking import tracked
-    learn, start = run_learner(run, train, valid, model, folder, write), time.perf_counter()
+    seen = with_frozen_text(run, model, (train, valid, test), write)
+    learn, start = run_learner(run, *seen[:2], model, folder, write), time.perf_counter()
     saved = None if work is None else Checkpoint(work, minutes=run.checkpoint_every, resume=True, write=write)
     part = Path(work).name if run.folds and work else ''
     with processor_threads(run.threads), tracked(learn, run.track, folder, part, run.to_dict(), write): learn.fit_one_cycle(run.epochs, slice(run.encoder_lr, run.lr), cbs=saved)
     seconds = time.perf_counter() - start if saved is None else saved.seconds
     cb = {type(o): o for o in learn.cbs}
-    thresholds = choose_thresholds(*probabilities(learn, valid), train.tasks)
-    probs, _ = probabilities(learn, test)
+    thresholds = choose_thresholds(*probabilities(learn, seen[1]), train.tasks)
+    probs, _ = probabilities(learn, seen[2])
     if plot_to: plot_training(learn, plot_to)
     best = cb[KeepBest]
     return Fold(test, probs, thresholds.verdicts(probs), thresholds, plain_answers(train, valid, test, tokenizer, run.encoder), cb[StepRecorder].history(),
@@ -847,7 +868,7 @@ def prediction_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_experiments.ipynb #f4ec6a85
-FREE = ('workers', 'checkpoint_every', 'track')  # fields of a `Run` that its result does not depend on
+FREE = ('workers', 'checkpoint_every', 'track', 'cache')  # fields of a `Run` that its result does not depend on
 
 def data_digests(
     parts # training, validation and test clips
@@ -1081,14 +1102,15 @@ def read(self:Trained,
 @patch
 def answer(self:Trained, 
     ds,          # clips
-    bs: int=32   # clips in a batch
+    bs: int=32,  # clips in a batch
+    precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> tuple: # probabilities, task name -> (N, C), and verdicts, task name -> (N,)
     "What the run's models say of clips, in their order"
     import torch
     from hiccap.learner import ClipDL
     dl, total = ClipDL(ds, bs, tasks=self.tasks if set(t.name for t in self.tasks) <= set(ds.labels) else (), device='cpu'), {t.name: 0 for t in self.tasks}
     for model in self.models:
-        with torch.no_grad(): logits = [model(inputs) for inputs, _ in dl]
+        with torch.inference_mode(), torch.autocast('cpu', getattr(torch, precision), enabled=precision != 'float32'): logits = [model(inputs) for inputs, _ in dl]
         for k in total: total[k] = total[k] + torch.cat([o[k] for o in logits]).float().softmax(1).double()
     order = dl.rows.argsort(kind='stable')
     probs = {k: (v/len(self.models)).numpy()[order] for k, v in total.items()}

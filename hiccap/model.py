@@ -160,6 +160,10 @@ def upstream(cls: HICCAPConfig,
                                    matching=variant == 'matching', projection=400 if variant == 'contrastive' else 0), **kw})
 
 # %% ../nbs/04_model.ipynb #2a37edce
+def _take(x, order):
+    "Positions `order` (B, L') of `x` (B, L, ...), by an operation that an export can trace in any length"
+    return x.gather(1, order.reshape(*order.shape, *(1,)*(x.ndim-2)).expand(*order.shape, *x.shape[2:]))
+
 def compact(
     x,              # (B, L, ...)
     mask,           # (B, L) bool, True where real
@@ -171,7 +175,7 @@ def compact(
     order = torch.zeros_like(to).scatter(1, to, place.expand_as(to))
     if trim: order = order[:, :int(n.max()) if len(n) else 0]
     mask, wide = place[:order.shape[1]] < n, (1,)*(x.ndim - 2)
-    return x.take_along_dim(order.reshape(*order.shape, *wide), 1).masked_fill(~mask.reshape(*mask.shape, *wide), 0), mask
+    return _take(x, order).masked_fill(~mask.reshape(*mask.shape, *wide), 0), mask
 
 # %% ../nbs/04_model.ipynb #bef299e9
 class Rows:
@@ -470,15 +474,22 @@ def run_lstm(
 ):                 # (B, L, 2 hidden); what stands at padding is of no meaning
     "The LSTM over each row's real part, in shapes that do not depend on the mask's values"
     place, n = torch.arange(x.shape[1], device=x.device), mask.sum(1, keepdim=True)
-    turned = torch.where(mask, n - 1 - place, place)[..., None]
+    turned = torch.where(mask, n - 1 - place, place)
     zero = x.new_zeros(1, len(x), lstm.hidden_size)
     def one(x, weights):
         with torch.autocast('cpu', enabled=False): return torch.lstm(x, (zero, zero), weights, True, 1, 0., lstm.training, False, True)[0]
     for forth, back in zip(lstm.all_weights[::2], lstm.all_weights[1::2]):
-        x = torch.cat([one(x, forth), one(x.take_along_dim(turned, 1), back).take_along_dim(turned, 1)], -1)
+        x = torch.cat([one(x, forth), _take(one(_take(x, turned), back), turned)], -1)
     return x
 
 # %% ../nbs/04_model.ipynb #ad621fd5
+@patch
+def recur(self: FeatureEncoder,
+    x, mask # (B, L, `width`) and (B, L) bool, real positions first
+):          # (B, L, 2 hidden)
+    "The LSTM without packing; an export puts one node in its place"
+    return run_lstm(self.lstm, x, mask)
+
 @patch
 def forward(self: FeatureEncoder,
     x,                # (B, L, `width`)
@@ -492,7 +503,7 @@ def forward(self: FeatureEncoder,
     rows = Rows(mask, packed)
     if not mask.shape[1]: return x.new_zeros(*mask.shape, self.project[0].out_features), mask
     if self.lstm is None: return rows.unpack(self.states(rows.pack(x))), mask
-    if not packed: return rows.unpack(rows.pack(self.states(run_lstm(self.lstm, x, mask)))), mask
+    if not packed: return rows.unpack(rows.pack(self.states(self.recur(x, mask)))), mask
     some = mask.any(1).nonzero().squeeze(1)
     out = self.lstm(pack_padded_sequence(x[some], mask[some].sum(1).cpu(), batch_first=True, enforce_sorted=False))[0]
     out = pad_packed_sequence(out._replace(data=self.states(out.data)), batch_first=True)[0]
@@ -561,6 +572,8 @@ class TokenEncoder(nn.Module):
             drop_norm(self.hidden, dropout), nn.Linear(self.hidden, width), nn.LayerNorm(width), nn.Dropout(state_dropout))
         self.packs = self.backbone.config.model_type in PACKED_TYPES
         self.accepts = set(inspect.signature(self.backbone.forward).parameters)
+
+    frozen = False  # see `freeze`
 
     @property
     def takes(self):
@@ -646,6 +659,23 @@ def forward(self: TokenEncoder,
     if not mask.shape[1]: states = torch.zeros(0, self.hidden, device=mask.device, dtype=self.backbone.dtype)
     else: states = rows.pack(ids).to(self.backbone.dtype) if ids.is_floating_point() else self.read(ids, segments, rows)
     return rows.unpack(self.project(states)), shown
+
+# %% ../nbs/04_model.ipynb #frz00002
+@patch
+def freeze(self: TokenEncoder):
+    "Let the encoder of `transformers` stay as it is: no gradient, evaluation mode for good. The projection to D goes on learning"
+    self.frozen = True
+    self.backbone.requires_grad_(False)
+    return self.train(self.training)
+
+@patch
+def train(self: TokenEncoder,
+    mode: bool=True # of the projection, and of an encoder that is not frozen
+):
+    "As `torch.nn.Module.train`, but a frozen encoder stays in evaluation mode"
+    nn.Module.train(self, mode)
+    if self.frozen: self.backbone.eval()
+    return self
 
 # %% ../nbs/04_model.ipynb #c2e6b512
 def mlp_head(
@@ -801,8 +831,8 @@ def encode_unimodal(self: HICCAP,
         kw = dict(segments=inputs.get(f'{m}_segments')) if isinstance(encoder, TokenEncoder) else {}
         states, mask = encoder(x, mask, self.packed, **kw)
         out[m] = fill_absent(states, mask, self.absent[m]) if m in self.absent else (states, mask)
-    rows = {m: len(mask) for m, (_, mask) in out.items()}
-    if len(set(rows.values())) > 1: raise ValueError(f"A batch has as many rows in each modality, got {rows}; make the inputs with collate")
+    rows = {m: mask.shape[0] for m, (_, mask) in out.items()}
+    if any(n != rows[MODALITIES[0]] for n in rows.values()): raise ValueError(f"A batch has as many rows in each modality, got {rows}; make the inputs with collate")
     return out
 
 # %% ../nbs/04_model.ipynb #b320073b
@@ -875,9 +905,10 @@ def project(self: HICCAP,
 # %% ../nbs/04_model.ipynb #bf1e49b5
 @patch
 def param_groups(self: HICCAP) -> list: # [text encoder's parameters, all others]
-    "The parameters of the `transformers` encoder (none where all modalities are feature vectors), and the rest"
+    "The parameters of the `transformers` encoder (none where it is frozen, or all modalities are feature vectors), and the rest"
     trained = {id(p): p for e in self.encoders.values() if isinstance(e, TokenEncoder) for p in e.backbone.parameters()}
-    return [list(trained.values()), [p for p in self.parameters() if id(p) not in trained]]
+    frozen = {id(p) for e in self.encoders.values() if isinstance(e, TokenEncoder) and e.frozen for p in e.backbone.parameters()}
+    return [[p for k, p in trained.items() if k not in frozen], [p for p in self.parameters() if id(p) not in trained]]
 
 @patch
 def full_config(self: HICCAP) -> HICCAPConfig:

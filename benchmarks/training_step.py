@@ -1,0 +1,170 @@
+"""A training step beside the original's recipe: `OMP_NUM_THREADS=2 python benchmarks/training_step.py --out nbs/results/training_step.json`.
+
+BERT-base width and depth with random weights, 8 clips a batch, text lengths of the released validation split. The original's recipe pads every
+text to 500 tokens, video to 36 and audio to 63, keeps all attentions and hidden states, and attends eagerly; ours packs batches of like length.
+Each is measured in a process of its own, whose peak memory is its own too. `--quick` takes a tiny network, to see that everything runs.
+"""
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from steps import clips_of, machine, matrix_product, peak_memory, released_lengths, spread_batches, timed, where_time_goes
+from torch import nn
+from torch.profiler import record_function
+
+from hiccap.data import MODALITIES
+from hiccap.losses import MultiTaskLoss
+from hiccap.model import CONCATENATED, HICCAP, HICCAPConfig
+from hiccap.padding import collate
+from hiccap.tasks import Task
+
+TASKS = [Task('binary')]
+FULL = dict(text=500, video=36, audio=63)
+BERT = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
+SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, intermediate_size=96, vocab_size=30522)
+
+
+def config(quick, upstream=False, **kw):
+    bert = dict(SMALL if quick else BERT)
+    if kw.get('dropout') == 0: bert |= dict(hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+    return (lambda **o: HICCAPConfig.upstream('binary', **o) if upstream else HICCAPConfig(**o))(text=dict(kind='tokens', config=bert), width=bert['hidden_size'], **kw)
+
+
+class Recipe(nn.Module):
+    "The original's way through a network of ours: everything padded, eager attention, whatever BERT can return kept until the step ends"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        net.encoders['text'].backbone.set_attn_implementation('eager')
+
+    def attend(self, a, x, context, penalty):
+        "Query, key and value projected at each call, the scores and their softmax kept"
+        q, k, v = (o.unflatten(-1, (a.heads, -1)).transpose(1, 2) for o in (a.query(x), a.key(context), a.value(context)))
+        weights = F.dropout((q @ k.transpose(-1, -2)/q.shape[-1]**.5 + penalty).softmax(-1), a.dropout, self.training)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        n, states = self.net, {}
+        self.kept = n.encoders['text'].backbone(x['text'], output_attentions=True, output_hidden_states=True)
+        states['text'] = self.kept.last_hidden_state
+        for m in ('video', 'audio'): states[m] = n.encoders[m].states(n.encoders[m].lstm(x[m])[0])
+        penalty = {m: ((~x[f'{m}_mask']).float()*-10000)[:, None, None] for m in MODALITIES}
+        pooled = {}
+        for m, branch in n.fusion.branches.items():
+            h = states[m]
+            for norm, c in zip(branch.norms, n.config.contexts[m]): h = norm(self.attend(branch.attention, h, states[c], penalty[c]))
+            h = h + states[m]
+            pool = n.pools[m]
+            alpha = (torch.tanh(pool.u(h)) @ pool.v).exp() + 1e-10
+            pooled[m] = pool.norm(((alpha/alpha.sum(1, keepdim=True))[..., None]*h).sum(1))
+        x = torch.cat([pooled[m] for m in CONCATENATED], 1)
+        return {t.name: head(x) for t, head in zip(n.tasks, n.heads.values())}
+
+
+def operations(model, clips, frozen=False):
+    "Floating-point operations of a training step over the real positions of clips: forward, and twice that backward"
+    c, bert = model.config, model.encoders['text'].backbone.config
+    D, lengths = c.width, [{m: len(getattr(o, m)) for m in MODALITIES} for o in clips]
+    layer = 4*bert.hidden_size**2 + 2*bert.hidden_size*bert.intermediate_size
+    total = 0
+    for n in lengths:
+        if not frozen: total += bert.num_hidden_layers*(2*layer*n['text'] + 4*n['text']**2*bert.hidden_size)
+        for m in ('video', 'audio'): total += 2*n[m]*(sum(w.numel() for k, w in model.encoders[m].lstm.named_parameters() if 'weight' in k) + model.encoders[m].project[0].weight.numel())
+        for m in MODALITIES:
+            total += 2*D*D*(2*n[m] + sum(2*n[o] for o in c.contexts[m])) + sum(4*n[m]*n[o]*D for o in c.contexts[m]) + 2*D*D*n[m]
+        total += 2*sum(p.numel() for p in model.heads.parameters())
+    return 3*total
+
+
+class Trainer:
+    "A model in the middle of training"
+    def __init__(self, model, opt): self.model, self.opt, self.loss_func = model.train(), opt, MultiTaskLoss(TASKS)
+
+    def step(self, batch):
+        with record_function('forward'): loss = self.loss_func(self.model(batch[0]), batch[1])
+        with record_function('backward'): loss.backward()
+        with record_function('optimizer'): self.opt.step(); self.opt.zero_grad(set_to_none=True)
+        return loss.item()
+
+
+def measure(name, quick, data, steps):
+    "One recipe, alone in this process"
+    rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, steps)
+    if quick: lengths = [n.clip(2, 40) for n in lengths]
+    hidden = (SMALL if quick else BERT)['hidden_size']
+    sets = [clips_of(n, rng, TASKS, hidden=hidden if name == 'frozen' else None) for n in lengths]
+    if name == 'upstream':
+        model = Recipe(HICCAP(config(quick, True), TASKS, seed=0))
+        trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=1e-5))
+        batches = [collate(o, TASKS, 'left', FULL) for o in sets]
+    else:
+        model = HICCAP(config(quick), TASKS, seed=0)
+        if name == 'frozen': model.encoders['text'].freeze()
+        trainer = Trainer(model, torch.optim.AdamW([p for g in model.param_groups() for p in g], lr=1e-5, fused=True))
+        batches = [collate(o, TASKS) for o in sets]
+    warm, start = timed(lambda: trainer.step(batches[len(batches)//2])), peak_memory()
+    times = [timed(lambda: trainer.step(b)) for b in batches]
+    out = dict(clips_a_second=8*len(times)/sum(times), seconds_a_step=sum(times)/len(times), steps=len(times), first_step_seconds=warm,
+               peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
+    if name != 'upstream':
+        done = sum(operations(model, o, name == 'frozen') for o in sets)
+        out |= dict(operations_a_step=done/len(sets), operations_a_second=done/sum(times), where=where_time_goes(lambda: trainer.step(batches[len(batches)//2])))
+    return out
+
+
+def losses(quick, data):
+    "The loss of both on one padded batch, and how far the gradients are apart, where the two mean the same: the original's configuration without dropout"
+    n = spread_batches(released_lengths(data), 8, 3)[1].clip(2, 40 if quick else 500)
+    batch = collate(clips_of(n, np.random.default_rng(1), TASKS), TASKS, 'left', FULL)
+    net = HICCAP(config(quick, True, dropout=0., attention_dropout=0., state_dropout=0., head_dropout=0.), TASKS, seed=0).train()
+    with torch.no_grad():
+        for pool in net.pools.values(): pool.v.mul_(.1)  # the original's pooling overflows near its own start
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm1d): m.momentum = 0.
+        ours = MultiTaskLoss(TASKS)(net(batch[0]), batch[1]).item()
+        theirs = MultiTaskLoss(TASKS)(Recipe(net)(batch[0]), batch[1]).item()
+    return dict(ours=ours, upstream=theirs, difference=abs(ours - theirs))
+
+
+def alone(what, args):
+    "Measure in a process of its own"
+    cmd = [sys.executable, __file__, '--only', what, '--steps', str(args.steps), '--upstream-steps', str(args.upstream_steps)]
+    done = subprocess.run(cmd + ['--quick']*args.quick + (['--data', args.data] if args.data else []), capture_output=True, text=True)
+    if done.returncode: raise SystemExit(f'{what} failed:\n{done.stderr}')
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == '__main__':
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument('--quick', action='store_true', help='a tiny network and few steps')
+    ap.add_argument('--data', help='the released validation split')
+    ap.add_argument('--steps', type=int, default=12, help='steps of ours')
+    ap.add_argument('--upstream-steps', type=int, default=2, help="steps of the original's recipe")
+    ap.add_argument('--out', help='JSON file to write')
+    ap.add_argument('--only', choices=('product', 'upstream', 'hiccap', 'frozen', 'losses'), help=argparse.SUPPRESS)
+    a = ap.parse_args()
+    if a.quick: a.steps, a.upstream_steps = 2, 1
+    if a.only:
+        found = (matrix_product(256 if a.quick else 2048) if a.only == 'product' else losses(a.quick, a.data) if a.only == 'losses' else
+                 measure(a.only, a.quick, a.data, a.upstream_steps if a.only == 'upstream' else a.steps*(2 if a.only == 'frozen' else 1)))
+        print(json.dumps(found))
+        sys.exit()
+    before = alone('product', a)
+    r = {k: alone(k, a) for k in ('hiccap', 'upstream', 'frozen', 'losses')}
+    peak = max(before, alone('product', a))
+    up, us, ice = r['upstream'], r['hiccap'], r['frozen']
+    r |= dict(machine=machine(), quick=a.quick, product_operations_a_second=peak,
+              ratios=dict(speed=us['clips_a_second']/up['clips_a_second'], memory=us['peak_memory_mb']/up['peak_memory_mb'], frozen_speed=ice['clips_a_second']/up['clips_a_second'],
+                          frozen_memory=ice['peak_memory_mb']/up['peak_memory_mb'], utilisation=us['operations_a_second']/peak, frozen_utilisation=ice['operations_a_second']/peak))
+    q = r['ratios']
+    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s\n"
+          f"upstream {up['clips_a_second']:.3f} clips/s, {up['peak_memory_mb']:.0f} MB   hiccap {us['clips_a_second']:.3f} clips/s, {us['peak_memory_mb']:.0f} MB   "
+          f"frozen text {ice['clips_a_second']:.3f} clips/s, {ice['peak_memory_mb']:.0f} MB\n"
+          f"ratios to upstream: speed {q['speed']:.2f}, memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f}, memory {q['frozen_memory']:.2f}\n"
+          f"model FLOP utilisation {q['utilisation']:.0%} (frozen text {q['frozen_utilisation']:.0%}); losses {r['losses']['ours']:.6f} and {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart")
+    if a.out:
+        with open(a.out, 'w', encoding='utf-8') as f: json.dump(r, f, indent=1); f.write('\n')

@@ -1,0 +1,139 @@
+"""Frozen text: with the cache and without are the same; what was kept is found by encoder and text alone; nothing damaged is used."""
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from hiccap.data import Clip, ClipDataset, DataError
+from hiccap.frozen import TextCache, encoder_digest, text_digest
+from hiccap.losses import MultiTaskLoss
+from hiccap.model import FeaturesConfig, HICCAP, HICCAPConfig
+from hiccap.padding import collate
+from hiccap.tasks import Task
+
+TASKS = Task('gory'), Task('mood', 3, classes=('sad', 'glad', 'mad'))
+BERT = dict(kind='tokens', config=dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64))
+
+
+def network(seed=0, width=16, **kw):
+    model = HICCAP(HICCAPConfig.tiny(video=FeaturesConfig(8, 6, 2), audio=FeaturesConfig(4, 6, 1), text=BERT, width=width, **kw), TASKS, seed=seed)
+    model.encoders['text'].freeze()
+    return model
+
+
+NETWORKS = {w: network(width=w) for w in (16, 8)}  # with and without a projection after the encoder
+
+
+@st.composite
+def clip_sets(draw):
+    "A few clips of which some say nothing, or the same, or have captions; some lack pictures, sounds or labels"
+    rng, clips = np.random.default_rng(draw(st.integers(0, 2**32))), []
+    for i in range(draw(st.integers(1, 6))):
+        n = draw(st.sampled_from([0, 1, 2, 7, 40]))
+        text = list(clips[0].text) if clips and clips[0].text is not None and draw(st.booleans()) else rng.integers(0, 60, n)
+        seg = rng.integers(0, 2, len(text)) if draw(st.booleans()) and len(text) else None
+        video, audio = (rng.normal(size=(draw(st.integers(0, 4)), w)) for w in (8, 4))
+        clips.append(Clip(f'c{i}', torch.as_tensor(np.asarray(text)), video, audio, {t.name: int(rng.integers(t.n_classes)) for t in TASKS if draw(st.booleans())}, seg))
+    return ClipDataset.from_clips(clips, TASKS)
+
+
+def step(model, clips, seed):
+    "Loss and gradients of a training step with dropout"
+    torch.manual_seed(seed)
+    model.train().zero_grad(set_to_none=True)
+    inputs, targets = collate(clips, TASKS)
+    loss = MultiTaskLoss(TASKS)(model(inputs), targets)
+    if loss.requires_grad: loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@given(clip_sets(), st.sampled_from([16, 8]), st.integers(0, 9))
+def test_with_the_cache_and_without_are_the_same(ds, width, seed):
+    model = NETWORKS[width]
+    with tempfile.TemporaryDirectory() as folder: compare(model, ds, TextCache(model.encoders['text'], folder, file_bytes=4000).dataset(ds), seed)
+
+
+def compare(model, ds, kept, seed):
+    assert 'segments' not in kept.columns and (kept.lengths('text') == ds.lengths('text')).all()
+    (loss, grads), (loss_kept, grads_kept) = (step(model, [o[i] for i in range(len(ds))], seed) for o in (ds, kept))
+    assert torch.allclose(loss, loss_kept, atol=1e-5, equal_nan=True)
+    assert set(grads) == set(grads_kept) and not any('backbone' in n for n in grads)
+    if grads: assert torch.allclose(*(torch.cat([g[n].flatten() for n in grads]) for g in (grads, grads_kept)), atol=2e-5, rtol=1e-3)
+
+
+@given(st.data())
+def test_one_weight_or_one_token_makes_another_key(data):
+    encoder = NETWORKS[16].encoders['text']
+    before, params = encoder_digest(encoder), list(encoder.backbone.parameters())
+    p = data.draw(st.sampled_from(params)).data.view(-1)
+    i = data.draw(st.integers(0, len(p) - 1))
+    was = p[i].clone()
+    p[i] = torch.nextafter(was, torch.tensor(torch.inf))
+    assert encoder_digest(encoder) != before
+    p[i] = was
+    assert encoder_digest(encoder) == before
+    ids, seg = (torch.tensor(data.draw(st.lists(st.integers(0, k), min_size=5, max_size=5))) for k in (59, 1))
+    at, other = data.draw(st.integers(0, 4)), ids.clone()
+    other[at] = (other[at] + 1) % 60
+    flipped = seg.clone()
+    flipped[at] = 1 - flipped[at]
+    assert len({text_digest(ids, seg), text_digest(other, seg), text_digest(ids, flipped), text_digest(ids[:-1], seg[:-1])}) == 4
+
+
+@given(st.data())
+def test_nothing_damaged_is_used(tmp_path_factory, data):
+    model, ds = NETWORKS[16], ClipDataset.from_clips([Clip('a', [5, 6, 7]), Clip('b', [8, 9]), Clip('c', [4]*9)], TASKS)
+    at = tmp_path_factory.mktemp('damaged')
+    encoder = model.encoders['text']
+    kept = TextCache(encoder, at, data.draw(st.sampled_from(['float32', 'float16']))).dataset(ds)
+    good = [kept[i].text for i in range(3)]
+    file, = at.rglob('*.safetensors')
+    precision, raw = file.parent.name.rpartition('-')[2], bytearray(file.read_bytes())
+    kind, i = data.draw(st.sampled_from(['bit', 'cut', 'byte'])), data.draw(st.integers(0, len(raw) - 1))
+    if kind == 'bit': raw[i] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == 'cut': raw = raw[:i]
+    else: raw[i] = data.draw(st.integers(0, 255))
+    changed = bytes(raw) != file.read_bytes()
+    file.unlink()
+    file.write_bytes(raw)
+    cache = TextCache(encoder, at, precision)
+    again = cache.dataset(ds)
+    mended = [again[i].text for i in range(3)]
+    for a, b in zip(good, mended): assert torch.allclose(a, b, atol=1e-6 if precision == 'float32' else 2e-3)
+    if changed and kind == 'cut': assert cache.damaged and str(file) in cache.damaged[0]
+    assert not TextCache(encoder, at, precision).dataset(ds)[0].text.isnan().any()
+
+
+def test_it_is_computed_once(tmp_path):
+    model, ds = network(), ClipDataset.from_clips([Clip(f'c{i}', [i + 1, 7]) for i in range(20)], TASKS)
+    said = []
+    TextCache(model.encoders['text'], tmp_path, write=said.append, file_bytes=1).dataset(ds.subset(range(12)))
+    assert said[-1].startswith('text encoder: 12 of 12')
+    said.clear()
+    TextCache(model.encoders['text'], tmp_path, write=said.append).dataset(ds.subset(range(8, 20)))
+    assert said[-1].startswith('text encoder: 8 of 8')
+    said.clear()
+    TextCache(model.encoders['text'], tmp_path, write=said.append).dataset(ds)
+    assert not said
+    TextCache(network(1).encoders['text'], tmp_path, write=said.append).dataset(ds)
+    assert said[-1].startswith('text encoder: 20 of 20')
+
+
+def test_what_cannot_be_encoded_names_the_clip(tmp_path):
+    cache = TextCache(network().encoders['text'], tmp_path)
+    for text, said in (([60], 'vocabulary has 60'), ([1]*65, '65 tokens'), (np.ones((2, 16)), 'vectors already')):
+        with pytest.raises(DataError, match="clip 'odd'") as e: cache.dataset(ClipDataset.from_clips([Clip('odd', text)], TASKS, name='set'))
+        assert said in str(e.value) and 'set' in str(e.value)
+    assert not list(tmp_path.rglob('*.safetensors'))
+    upstream = HICCAP(HICCAPConfig.upstream('binary', text=BERT, video=FeaturesConfig(8, 6, 1), audio=FeaturesConfig(4, 6, 1), width=12), TASKS)
+    upstream.encoders['text'].freeze()
+    with pytest.raises(ValueError, match='reads padding'): TextCache(upstream.encoders['text'], tmp_path)
+
+
+def test_workers_read_it(tmp_path):
+    from hiccap.learner import ClipDL
+    kept = TextCache(network().encoders['text'], tmp_path).dataset(ClipDataset.from_clips([Clip(f'c{i}', [i + 1]*(i + 1), labels=dict(gory=i % 2)) for i in range(10)], TASKS))
+    alone, helped = ([x['text'] for x, _ in ClipDL(kept, 4, device='cpu', num_workers=n)] for n in (0, 2))
+    for a, b in zip(alone, helped): assert torch.equal(a, b)

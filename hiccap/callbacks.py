@@ -6,7 +6,8 @@
 __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH', 'ACTIONS', 'AddRegularizer', 'global_norm',
            'step_values', 'ClipGradients', 'TensorStats', 'Finding', 'random_state', 'set_random_state', 'diagnose',
            'ReplayError', 'write_sealed', 'read_sealed', 'write_bundle', 'Bundle', 'load_bundle', 'replay',
-           'NonFiniteError', 'NanDetector', 'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
+           'NonFiniteError', 'NanDetector', 'KeepBest', 'StepRecorder', 'AcrossProcesses', 'gathers_rows',
+           'is_interactive', 'ProgressLines']
 
 # %% ../nbs/08_callbacks.ipynb #a696e2e0
 import copy, csv, difflib, inspect, json, math, random, sys, time, warnings
@@ -26,6 +27,7 @@ from .tasks import Task
 from .model import HICCAP, HICCAPConfig
 from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model, save_tensors, whole_folder
 from .losses import MultiTaskLoss, Regularizer
+from .processes import average_gradients, gather_answers, is_main, on_main, rank, same_everywhere, share, share_from, world_size
 
 # %% ../nbs/08_callbacks.ipynb #ca7eaefd
 class AddRegularizer(Callback):
@@ -823,14 +825,26 @@ def explain(self: NanDetector):
                    step=s.step, epoch=m.epoch, batch=m.batch, clips=m.clips), m
 
 @patch
-def write(self: NanDetector, finding, moment):
-    "Write a bundle where one is wanted; its folder or None"
+def agreed(self: NanDetector, finding, moment):
+    "The finding of the first process that knows more than that a gradient is not finite, for all; the batch it is about, and that process"
+    found = share(finding.to_dict())
+    source = min(range(len(found)), key=lambda r: (found[r]['where'] == 'gradient', r))
+    if source == rank(): return finding, moment, source
+    return Finding.from_dict(found[source]), moment, source
+
+@patch
+def write(self: NanDetector, finding, moment, source=0):
+    "Write a bundle where one is wanted, of the batch that the process `source` has; its folder or None"
     if self.folder is None or len(self.bundles) >= self.max_bundles: return None
+    if source: moment = share_from(source, _map(vars(moment), lambda x: x.cpu())); moment = SimpleNamespace(**moment)
+    self.bundles.append(on_main(lambda: self.bundle(finding, moment)))
+    return self.bundles[-1]
+
+@patch
+def bundle(self: NanDetector, finding, moment):
     learn, stem = self.learn, Path(self.learn.path)/self.folder/f'step_{finding.step:06d}'
     folder = next(o for i in range(10**6) if not (o := stem if not i else stem.with_name(f'{stem.name}_{i + 1}')).exists())
-    self.bundles.append(write_bundle(folder, finding, learn.model, moment.xb, moment.yb, learn.loss_func, moment.random, _regularizer(learn),
-                                     learn.opt if finding.where == 'weight' else None))
-    return self.bundles[-1]
+    return write_bundle(folder, finding, learn.model, moment.xb, moment.yb, learn.loss_func, moment.random, _regularizer(learn), learn.opt if finding.where == 'weight' else None)
 
 # %% ../nbs/08_callbacks.ipynb #0ab68ab4
 @patch
@@ -838,8 +852,8 @@ def failed(self: NanDetector, stepping):
     "Say where it arose, keep a bundle, and do as asked"
     s = self.seen
     s.handled = True
-    finding, moment = self.explain()
-    bundle, why = self.write(finding, moment), ''
+    finding, moment, source = self.agreed(*self.explain())
+    bundle, why = self.write(finding, moment, source), ''
     self.findings.append(finding)
     s.in_a_row += 1
     if hasattr(s, 'average'): s.smooth = s.average
@@ -919,12 +933,12 @@ def check_validation(self: NanDetector):
     m = _Moment(learn.xb, learn.yb, state, getattr(learn, 'epoch', 0), learn.iter, _clips(learn.dl, learn.iter))
     found = diagnose(learn.model, m.xb, m.yb, learn.loss_func if len(m.yb) else None, None, state, precision)
     if found is None: found = Finding('gradient', '?', training=False, note='running the validation batch again gave finite values')
-    found = replace(found, step=self.seen.step, epoch=m.epoch, batch=m.batch, clips=m.clips, training=False)
+    found, m, source = self.agreed(replace(found, step=self.seen.step, epoch=m.epoch, batch=m.batch, clips=m.clips, training=False), m)
     self.findings.append(found)
     self.counts['validation'] += 1
-    bundle = self.write(found, m)
+    bundle = self.write(found, m, source)
     if self.action == 'raise': self.stop(found, bundle)
-    warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
+    if is_main(): warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
 
 # %% ../nbs/08_callbacks.ipynb #287c272d
 class KeepBest(Callback):
@@ -957,9 +971,14 @@ def before_fit(self: KeepBest):
         raise ValueError(f"no score is named {self.monitor!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" There are {', '.join(names)}")
     if self.folder is not None and not isinstance(self.learn.model, HICCAP):
         raise ValueError(f"folder= takes a HICCAP, and this network is a {type(self.learn.model).__name__}: leave folder out, and save it yourself")
-    if self.folder is not None and not (self.overwrite or self.wrote) and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
-        raise CheckpointError(f"{self.folder} holds something already; give another folder, or overwrite=True")
+    if self.folder is not None: on_main(self.check_folder)
     if self.reset: self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
+
+@patch
+def check_folder(self: KeepBest):
+    "Raise `CheckpointError` where the folder holds something that may not be replaced"
+    if not (self.overwrite or self.wrote) and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
+        raise CheckpointError(f"{self.folder} holds something already; give another folder, or overwrite=True")
 
 @patch
 def is_better(self: KeepBest,
@@ -978,7 +997,7 @@ def after_epoch(self: KeepBest):
     if not self.is_better(self.scores[-1]): return
     self.best, self.best_epoch = self.scores[-1], self.learn.epoch
     self.weights = {k: v.detach().to('cpu', copy=True) for k, v in self.learn.model.state_dict().items()}
-    if self.folder is not None: save_model(self.learn.model, self.folder, overwrite=self.overwrite or self.wrote); self.wrote = True
+    if self.folder is not None: on_main(lambda: save_model(self.learn.model, self.folder, overwrite=self.overwrite or self.wrote) and None); self.wrote = True
 
 @patch
 def after_fit(self: KeepBest):
@@ -1093,6 +1112,57 @@ def plot(self: StepRecorder,
     if seen := [o for o in epochs if 'valid_loss' in o]: ax.plot([o['step'] for o in seen], [o['valid_loss'] for o in seen], 'k.--', lw=1, label='validation, all tasks')
     ax.set(xlabel='step', ylabel='loss'); ax.legend(fontsize=8)
     return ax
+
+# %% ../nbs/08_callbacks.ipynb #dfe0208f
+class AcrossProcesses(Callback):
+    "Several processes, each with its rows of every batch, train as one would: answers are gathered, gradients averaged"
+    order, remove_on_fetch = 7, False
+    def __init__(self): self.logger = None
+
+    def before_fit(self):
+        if world_size() == 1: return
+        self.check()
+        same_everywhere([*self.learn.model.parameters(), *self.learn.model.buffers()])
+        if is_main(): return
+        self.logger, self.learn.logger = self.learn.logger, noop
+        if hasattr(self.learn, 'progress'): self.learn.progress.run = False
+
+    def before_validate(self):
+        if not is_main() and hasattr(self.learn, 'progress'): self.learn.progress.run = False
+
+    def after_fit(self):
+        if self.logger is not None: self.learn.logger, self.logger = self.logger, None
+
+    def check(self):
+        "Raise `ValueError` for what several processes cannot train as one would"
+        n = getattr(self.learn.dls.train, 'world_size', 1)
+        if n != world_size(): raise ValueError(f"the training loader deals its rows out to {n} processes, and there are {world_size()}: make it by clip_dls or pretraining_learner, or give it rank and world_size")
+        for k, m in self.learn.model.named_modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in m.parameters()):
+                raise ValueError(f"{k} is a {type(m).__name__}, which would learn from the rows of one process only: use LayerNorm, as HICCAPConfig(head='mlp') does, or train in one process")
+
+# %% ../nbs/08_callbacks.ipynb #79fc9225
+@patch
+def after_pred(self: AcrossProcesses):
+    "The whole batch's answers and targets, in training and validation"
+    learn, dl = self.learn, self.learn.dl
+    if world_size() == 1 or getattr(dl, 'world_size', 1) == 1: return
+    n = dl.batch_rows(learn.iter)
+    single = not isinstance(learn.pred, Mapping)
+    targets = learn.yb[0] if learn.yb else {}
+    pred = {'': learn.pred} if single else {k: learn.pred[k] for k in (targets if isinstance(targets, Mapping) and targets else learn.pred) if k in learn.pred}
+    answers, known = gather_answers(pred, targets if isinstance(targets, Mapping) else {'': targets}, n)
+    learn.pred = answers[''] if single else answers
+    if learn.yb: learn.yb = (known if isinstance(targets, Mapping) else known[''],)
+
+@patch
+def before_step(self: AcrossProcesses): average_gradients([p for ps in self.opt.param_lists for p in ps])
+
+def gathers_rows(
+    learn # a fastai `Learner`
+) -> bool:
+    "Whether predictions and targets are those of the whole batch, though there are several processes"
+    return world_size() > 1 and any(isinstance(cb, AcrossProcesses) for cb in learn.cbs)
 
 # %% ../nbs/08_callbacks.ipynb #eaed1222
 def is_interactive() -> bool:

@@ -747,13 +747,28 @@ def in_folder(
     kind: str='run'  # see `check_folder`
 ): # what `work` gives; None where the run was finished before
     "Do a run in a folder that is whole at the end, from its beginning or from where it was interrupted; nothing is written before all is read and checked"
-    part, begun = part_of(out), begun_in(out, run, overwrite, resume, kind)
-    if resume and not begun and is_finished(out, run, overwrite, kind): write(f"{out} holds this run, finished: there is nothing left to do"); return
-    check_folder(out, overwrite or bool(begun), kind)
-    data, digests = read()
-    if begun and not is_same_data(begun, digests, part, overwrite): begun = {}
+    from hiccap.processes import on_main, together
+    def there():
+        begun = begun_in(out, run, overwrite, resume, kind)
+        if resume and not begun and is_finished(out, run, overwrite, kind): return None
+        check_folder(out, overwrite or bool(begun), kind)
+        return begun
+    part, begun = part_of(out), on_main(there)
+    if begun is None: write(f"{out} holds this run, finished: there is nothing left to do"); return
+    data, digests = together(read)
+    if begun and not on_main(lambda: is_same_data(begun, digests, part, overwrite)): begun = {}
     if begun: say_going_on(begun, part, write)
-    with new_folder(out, overwrite or bool(begun), kind, bool(begun)) as folder: return work(folder, data, digests)
+    with _folder_here(out, overwrite or bool(begun), kind, bool(begun)) as folder: return work(folder, data, digests)
+
+@contextmanager
+def _folder_here(out, overwrite, kind, go_on):
+    "`new_folder` in the main process; a folder that goes again in others, so that there is one set of files"
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+    from hiccap.processes import is_main, on_main
+    with ExitStack() as stack:
+        folder = on_main(lambda: stack.enter_context(new_folder(out, overwrite, kind, go_on)))
+        yield folder if is_main() else Path(stack.enter_context(TemporaryDirectory()))
 
 def train_run(
     run: Run, # what is run
@@ -763,7 +778,8 @@ def train_run(
     resume: bool=False      # go on with a run that was interrupted; one that is finished is left as it is
 ) -> Result|None: # None where the run was finished before
     "Read, check, train, score and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
-    begin = time.perf_counter()
+    from hiccap.processes import is_main
+    begin, write = time.perf_counter(), write if is_main() else lambda line: None
     def read():
         tokenizer = run_tokenizer(run)
         splits = read_splits(run, tokenizer)
@@ -777,8 +793,11 @@ def interrupted_run(
     out # folder of a run
 ) -> Run|None: # None where none was interrupted or finished there
     "The run that `train_run` would go on with, or leave as it is"
-    for at in (part_of(out), Path(out)):
-        if 'run' in (config := _json(at/'config.json')) and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
+    from hiccap.processes import on_main
+    def there():
+        for at in (part_of(out), Path(out)):
+            if 'run' in (config := _json(at/'config.json')) and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
+    return on_main(there)
 
 def say_going_on(
     begun: dict, # of `begun_in`
@@ -792,6 +811,7 @@ def say_going_on(
 def _train_into(out, run, splits, tokenizer, digests, write, begin):
     "Train and report into a folder, which may hold the beginning"
     from hiccap.checkpoints import save_model
+    from hiccap.processes import is_main
     notes = list(dict.fromkeys(n for ds in splits[0] for n in ds.notes))
     write_json(out/'config.json', dict(run=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in splits[0][0].tasks], data=digests))
     if tokenizer is not None: tokenizer.save_pretrained(out/'tokenizer')
@@ -805,10 +825,11 @@ def _train_into(out, run, splits, tokenizer, digests, write, begin):
         model = build_model(run, train)
         if not i: write(f"{sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters, {run.epochs} passes of {-(-len(train)//run.bs)} steps")
         folds.append(train_fold(run, train, valid, test, model, tokenizer, out, None if i else out, write, work))
+        if not is_main(): continue
         save_model(model, out/'model'/f'fold_{i + 1}' if run.folds else out/'model', overwrite=True)
         _write_fold(work, folds[-1])
     scores, others = score_folds(folds)
-    _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
+    if is_main(): _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
     return scores, others, folds
 
 KEPT_OF_FOLD = ('probs', 'verdicts', 'plain', 'best', 'seconds', 'sizes', 'counts', 'clipped')
@@ -825,9 +846,11 @@ def _read_fold(work, test, write):
     from hiccap.checkpoints import CheckpointError
     from hiccap.metrics import Thresholds
     from hiccap.resuming import load_state
-    if not (work/'finished').exists(): return None
-    try: s = load_state(work/'finished')
-    except CheckpointError as e: write(f'{e}. The fold is trained again'); return None
+    from hiccap.processes import on_main
+    def read():
+        try: return load_state(work/'finished') if (work/'finished').exists() else None
+        except CheckpointError as e: write(f'{e}. The fold is trained again')
+    if (s := on_main(read)) is None: return None
     write(f"{work.name.replace('_', ' ')} was finished before")
     return Fold(test, thresholds=Thresholds(**s['thresholds']), history=pd.DataFrame(s['history']), **{k: s[k] for k in KEPT_OF_FOLD})
 

@@ -22,7 +22,7 @@ from .losses import MultiTaskLoss
 from .metrics import evaluate
 from .processes import part_of, rank, world_size
 from .checkpoints import save_model
-from .callbacks import AcrossProcesses
+from .callbacks import AcrossProcesses, gathers_rows
 
 # %% ../nbs/09_learner.ipynb #27c41c4c
 class ClipDL(DataLoader):
@@ -251,6 +251,10 @@ class HICCAPLearner(Learner):
             torch.manual_seed(int(np.random.default_rng([self.seed, self.fits, *([rank()] if rank() else [])]).integers(2**62)))
             self.fits, self.first_epoch, self.at_first_batch = self.fits + 1, 0, None
             return super().fit(*args, **kwargs)
+
+    def to_detach(self, b, cpu=True, gather=True):
+        "As fastai's, which gathers the rows of all processes, where they are not gathered already"
+        return super().to_detach(b, cpu, gather and not gathers_rows(self))
 
     def _do_fit(self):
         "As fastai's, from `first_epoch` on, which a callback may set before the fit"

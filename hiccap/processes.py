@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUCKET', 'rank', 'world_size', 'is_main', 'launched', 'processes', 'OtherProcessError', 'share', 'share_from',
-           'on_main', 'together', 'part_of', 'own_rows', 'gather_rows', 'gather_answers', 'average_gradients',
-           'same_everywhere']
+           'on_main', 'together', 'part_of', 'own_rows', 'gather_rows', 'average_gradients', 'same_everywhere']
 
 # %% ../nbs/07a_processes.ipynb #49352f9d
 import os
@@ -120,7 +119,7 @@ def own_rows(
     "How many of its rows count"
     return len(range(rank() if r is None else r, n, world_size() if w is None else w))
 
-# %% ../nbs/07a_processes.ipynb #8f08d906
+# %% ../nbs/07a_processes.ipynb #00b7a532
 def _interleaved(x, n):
     "The rows of all processes, (n, …)"
     d, w = _group(), world_size()
@@ -132,41 +131,38 @@ def _interleaved(x, n):
     return out
 
 class _Gather(torch.autograd.Function):
-    "`_interleaved`, whose gradient is that of this process's rows, times the number of processes"
+    "`_interleaved` of several tensors at once, whose gradients are those of this process's rows, times the number of processes; a tensor that nothing follows from gets none"
     @staticmethod
-    def forward(ctx, x, n, anchor):
-        ctx.shape = x.shape
-        return _interleaved(x, n)
+    def forward(ctx, n, anchor, *xs):
+        ctx.shapes = [x.shape for x in xs]
+        ctx.set_materialize_grads(False)
+        return tuple(_together(xs, n))
     @staticmethod
-    def backward(ctx, grad):
-        out = grad.new_zeros(ctx.shape)
-        mine = grad[rank()::world_size()]
-        out[:len(mine)] = mine*world_size()
-        return out, None, None
+    def backward(ctx, *grads): return None, None, *map(_own, grads, ctx.shapes)
+
+def _own(grad, shape):
+    "The gradient of this process's rows"
+    if grad is None: return None
+    out, mine = grad.new_zeros(shape), grad[rank()::world_size()]
+    out[:len(mine)] = mine*world_size()
+    return out
+
+def _together(xs, n):
+    "Many small tensors travel as one"
+    flat = _interleaved(torch.cat([x.reshape(len(x), -1) for x in xs], 1), n).split([x[:1].numel() for x in xs], 1)
+    return [f.reshape(n, *x.shape[1:]) for f, x in zip(flat, xs)]
 
 def gather_rows(
-    x, # (rows here, …) tensor of this process, on the same device in all; the row of a process that stands in is left out
-    n: int # rows of the whole batch
-): # (n, …), in the order of the batch
+    rows: dict, # name -> (rows here, …) tensor of this process, of one type and on the same device in all processes; the row of a process that stands in is left out
+    n: int      # rows of the whole batch
+) -> dict: # name -> (n, …), in the order of the batch
     "The rows of all processes. A gradient reaches this process's rows, times the number of processes: average the gradients of the weights"
-    if not _group(): return x
-    if len(x) != len(part_of(n)): raise ValueError(f"process {rank()} has {len(x)} rows of a batch of {n}, not {len(part_of(n))}: a network must answer each row")
-    if not x.is_floating_point(): return _interleaved(x, n)
-    return _Gather.apply(x, n, x.new_zeros((), requires_grad=torch.is_grad_enabled()))  # with a graph in all processes, or in none
-
-# %% ../nbs/07a_processes.ipynb #e5e8d79b
-def gather_answers(
-    answers: dict, # name -> (rows here, …) float tensor
-    targets: dict, # name -> (rows here, …) tensor of whole numbers
-    n: int         # rows of the whole batch
-) -> tuple: # both, (n, …)
-    "What all processes answered, and what they should have"
-    def joined(d):
-        if not d: return {}
-        names = sorted(d)  # in one order everywhere
-        flat = gather_rows(torch.cat([d[k].reshape(len(d[k]), -1) for k in names], 1), n).split([d[k][:1].numel() for k in names], 1)
-        return {k: f.reshape(n, *d[k].shape[1:]) for k, f in zip(names, flat)}
-    return joined({k: v.float() for k, v in answers.items()}), joined(targets)
+    if not _group() or not rows: return rows
+    names = sorted(rows)  # in one order everywhere
+    xs = [rows[k] for k in names]
+    if odd := [k for k, x in zip(names, xs) if len(x) != len(part_of(n))]: raise ValueError(f"process {rank()} has {len(rows[odd[0]])} rows of {odd[0]!r}, not {len(part_of(n))}, its part of {n}: a network must answer each row")
+    if not xs[0].is_floating_point(): return dict(zip(names, _together(xs, n)))
+    return dict(zip(names, _Gather.apply(n, xs[0].new_zeros((), requires_grad=torch.is_grad_enabled()), *xs)))  # with a graph in all processes, or in none
 
 # %% ../nbs/07a_processes.ipynb #e4cec1bc
 BUCKET = 1 << 24 # values that travel as one

@@ -14,8 +14,8 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastcore.basics import patch
-from .checkpoints import CheckpointError
-from .callbacks import _device, _is_plain, _named_tensors, _optimizer_state, _pack, _some, _unpack, _versions, random_state, read_sealed, set_random_state, write_sealed
+from .checkpoints import CheckpointError, some_of
+from .callbacks import device_of, is_plain, named_tensors, optimizer_state, pack_state, unpack_state, library_versions, random_state, read_sealed, set_random_state, write_sealed
 from .processes import is_main, on_main, rank, share, share_from, world_size, same_everywhere
 from .learner import HICCAPLearner
 
@@ -28,7 +28,7 @@ def save_state(
 ) -> Path: # the folder
     "Write a state, all or nothing, and wait until it is on disk; raises `OSError` where the disk is full"
     tensors = {}
-    d = dict(format=STATE_FORMAT, versions=_versions(), state=_pack(state, tensors, 't'))
+    d = dict(format=STATE_FORMAT, versions=library_versions(), state=pack_state(state, tensors, 't'))
     write_sealed(folder, STATE, d, {TENSORS: tensors})
     return Path(folder)
 
@@ -37,7 +37,7 @@ def load_state(
 ) -> dict:
     "The state as it was; raises `CheckpointError` for one that is cut short or changed, and names the file"
     d, files = read_sealed(folder, STATE, (TENSORS,), STATE_FORMAT, 'a state that hiccap wrote')
-    try: return _unpack(d['state'], files[TENSORS])
+    try: return unpack_state(d['state'], files[TENSORS])
     except (KeyError, TypeError, AttributeError, ValueError) as e: raise CheckpointError(f"{folder} does not hold what a state holds ({type(e).__name__}: {e}); delete the folder") from e
 
 # %% ../nbs/09a_resuming.ipynb #3eabe2c9
@@ -49,12 +49,12 @@ def _scaler(learn): return getattr(learn, 'scaler', None)
 
 def _random_states(model):
     "The generators; where there are several processes a list, one each"
-    own = random_state(_device(model))
+    own = random_state(device_of(model))
     return own if world_size() == 1 else share(own)
 
 def _metric_state(m):
     "What a metric has gathered: its tensors, numbers and lists of them, and its parts'"
-    def kept(v): return isinstance(v, torch.Tensor) or _is_plain(v) or isinstance(v, (list, tuple)) and all(map(kept, v))
+    def kept(v): return isinstance(v, torch.Tensor) or is_plain(v) or isinstance(v, (list, tuple)) and all(map(kept, v))
     return {k: v for k, v in vars(m).items() if kept(v)} | {k: list(map(_metric_state, v)) for k, v in vars(m).items() if k == 'parts'}
 
 def _load_metric(m, d):
@@ -73,7 +73,7 @@ def learner_state(
     model = _bare(learn.model)
     return dict(
         at=dict(epoch=learn.epoch + (not batch), batch=batch, epochs=learn.n_epoch, step=learn.train_iter, share=learn.pct_train, fits=learn.fits),
-        weights=_named_tensors(model), optimizer=_optimizer_state(learn.opt), loss=learn.loss_func.state_dict() if isinstance(learn.loss_func, torch.nn.Module) else {},
+        weights=named_tensors(model), optimizer=optimizer_state(learn.opt), loss=learn.loss_func.state_dict() if isinstance(learn.loss_func, torch.nn.Module) else {},
         scaler=_scaler(learn).state_dict() if _scaler(learn) is not None else None, random=_random_states(model), loader=learn.dls.train.state_dict(),
         recorder=_recorder_state(learn.recorder), schedules=[{k: list(map(_number, v)) for k, v in cb.hps.items()} for cb in _schedules(learn)],
         callbacks={k: cb.state_dict() for k, cb in _named_callbacks(learn).items()})
@@ -81,11 +81,11 @@ def learner_state(
 # %% ../nbs/09a_resuming.ipynb #56d667b0
 def _refuse_other(learn, s):
     "Raise `CheckpointError` where a state was taken from another fit"
-    ours, theirs = _named_tensors(_bare(learn.model)), s['weights']
+    ours, theirs = named_tensors(_bare(learn.model)), s['weights']
     if odd := sorted(ours.keys() ^ theirs.keys()) or sorted(k for k in ours if ours[k].shape != theirs[k].shape or ours[k].dtype != theirs[k].dtype):
-        raise CheckpointError(f"the state is of another network: {_some(odd)} is not as here")
+        raise CheckpointError(f"the state is of another network: {some_of(odd)} is not as here")
     if s['at']['epochs'] != learn.n_epoch: raise CheckpointError(f"the state is of a fit of {s['at']['epochs']} epochs, this one has {learn.n_epoch}: the schedule would be another")
-    if odd := sorted(_named_callbacks(learn).keys() ^ s['callbacks'].keys()): raise CheckpointError(f"the state is of a fit with other callbacks: {_some(odd)}")
+    if odd := sorted(_named_callbacks(learn).keys() ^ s['callbacks'].keys()): raise CheckpointError(f"the state is of a fit with other callbacks: {some_of(odd)}")
     if (_scaler(learn) is None) != (s['scaler'] is None): raise CheckpointError('the state is of a fit in another precision')
 
 def _load_recorder(learn, s):
@@ -104,7 +104,7 @@ def load_learner_state(
     _refuse_other(learn, s)
     learn.dls.train.load_state_dict(s['loader'])
     with torch.no_grad():
-        for k, t in _named_tensors(_bare(learn.model)).items(): t.copy_(s['weights'][k])
+        for k, t in named_tensors(_bare(learn.model)).items(): t.copy_(s['weights'][k])
     getattr(learn.opt, 'opt', learn.opt).load_state_dict(s['optimizer'])
     if s['loss']: learn.loss_func.load_state_dict(s['loss'])
     if s['scaler'] is not None: _scaler(learn).load_state_dict(s['scaler'])
@@ -173,14 +173,14 @@ def state_from_main(
     "A state, for all processes; none of them but the main one need see its file"
     if world_size() == 1: return state
     tensors = {}
-    packed = share_from(0, state and (_pack(state, tensors, 't'), [(k, v.shape, v.dtype) for k, v in tensors.items()]))
+    packed = share_from(0, state and (pack_state(state, tensors, 't'), [(k, v.shape, v.dtype) for k, v in tensors.items()]))
     if packed is None: return None
     device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
     for k, shape, dtype in packed[1]:
         x = tensors[k].to(device) if is_main() else torch.empty(shape, dtype=dtype, device=device)
         same_everywhere([x])
         if not is_main(): tensors[k] = x.cpu()
-    return state if is_main() else _unpack(packed[0], tensors)
+    return state if is_main() else unpack_state(packed[0], tensors)
 
 @patch
 def due(self: Checkpoint) -> bool:
@@ -199,7 +199,7 @@ def begun(self: Checkpoint) -> dict|None:
 def take_up(self: Checkpoint, s: dict):
     "Go on with the generators of a state; with another number of processes dropout is drawn anew"
     states = s['random'] if isinstance(s['random'], list) else [s['random']]
-    if len(states) == world_size(): set_random_state(states[rank()], _device(self.learn.model)); return
+    if len(states) == world_size(): set_random_state(states[rank()], device_of(self.learn.model)); return
     torch.manual_seed(int(np.random.default_rng([self.learn.seed, self.learn.fits, s['at']['step'], rank()]).integers(2**62)))
     self.say(f"the state is of {len(states)} process{'es'*(len(states) > 1)}, here there {'are' if world_size() > 1 else 'is'} {world_size()}: what dropout leaves out differs from here on")
 

@@ -626,6 +626,12 @@ class Bundle:
     spec: dict          # `replay.json`
 
 # %% ../nbs/08_callbacks.ipynb #4faf68a9
+def _are_states(state):
+    "Raise where these are no states of the global generators"
+    now = random_state()
+    try: set_random_state(state)
+    finally: set_random_state(now)
+
 def load_bundle(
     folder # that `NanDetector` or `write_bundle` wrote
 ) -> Bundle:
@@ -635,8 +641,9 @@ def load_bundle(
     d, tensors = read_sealed(folder, REPLAY, (REPLAY_WEIGHTS, REPLAY_BATCH), BUNDLE_FORMAT, 'a replay bundle', ReplayError)
     try:
         packed = {k: unpack_state(d[k], tensors[REPLAY_BATCH]) for k in ('inputs', 'targets', 'random', 'optimizer')}
+        _are_states(packed['random'])
         return Bundle(folder, Finding.from_dict(d['finding']), d['versions'], tensors[REPLAY_WEIGHTS], spec=d, **packed)
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as e:
         raise ReplayError(f"{folder} does not hold what a replay bundle of format {BUNDLE_FORMAT} holds ({type(e).__name__}: {e}); have it written again") from e
 
 # %% ../nbs/08_callbacks.ipynb #2aa59d9c
@@ -682,7 +689,8 @@ def run(self: Bundle,
     f, net, fn, reg = self.finding, self.network(model), self.loss(loss_func), self.spec['regularizer']
     dev = device_of(net)
     inputs, targets = (_map(o, lambda x: x.to(dev)) for o in (self.inputs, self.targets))
-    found = diagnose(net, inputs, targets, fn, Regularizer(**reg).penalty if reg else None, self.random, f.precision, f.scale)
+    try: found = diagnose(net, inputs, targets, fn, Regularizer(**reg).penalty if reg else None, self.random, f.precision, f.scale)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as e: raise ReplayError(f"{self.folder}: the network cannot be run on the batch in it ({type(e).__name__}: {' '.join(str(e).split())[:200]}); give the run's own network and loss") from e
     return found and replace(found, training=f.training, step=f.step, epoch=f.epoch, batch=f.batch, clips=f.clips)
 
 def replay(

@@ -299,7 +299,7 @@ def _read_description(folder):
     path = folder/CONFIG
     if not path.is_file(): raise CheckpointError(f"{folder} holds no {CONFIG}; give a folder that save_model wrote")
     try: d = json.loads(path.read_bytes())
-    except ValueError as e: raise CheckpointError(f"{path} is cut short or damaged ({e}); copy the folder again") from e
+    except (ValueError, RecursionError) as e: raise CheckpointError(f"{path} is cut short or damaged ({e}); copy the folder again") from e
     if not isinstance(d, dict) or 'format' not in d: raise CheckpointError(f"{path} describes no model of this library; give a folder that save_model wrote")
     if d['format'] != FORMAT: raise CheckpointError(f"{path} has format {d['format']!r}, this version of hiccap reads {FORMAT}; install a newer hiccap")
     if seal({k: v for k, v in d.items() if k != 'checksum'}) != d:
@@ -324,8 +324,8 @@ def _open_folder(folder):
 def _buildable(d, folder):
     "An error in what a description says of its network is a `CheckpointError`"
     try: yield
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({e}); install the hiccap that wrote it, {d.get('hiccap')}, "
+    except Exception as e:  # whatever libraries of encoders raise, memory that there is not included
+        raise CheckpointError(f"{Path(folder)/CONFIG} describes a network that cannot be built here ({' '.join(str(e).split())[:300]}); install the hiccap that wrote it, {d.get('hiccap')}, "
                               "or register what it names") from e
 
 def _spelled(config, d): return replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()})

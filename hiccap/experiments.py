@@ -120,7 +120,8 @@ def from_dict(cls:Run,
     names = [f.name for f in fields(cls)]
     for k in d:
         if k not in names: raise ValueError(f"{where} has no field {k!r}" + (f"; did you mean {near[0]!r}?" if (near := get_close_matches(str(k), names, 1, .5)) else f"; there are {', '.join(names)}"))
-    return cls(**d)
+    try: return cls(**d)
+    except ValueError as e: raise ValueError(str(e) if where == 'A run' else f"{where}: {e}") from None
 
 def read_yaml(
     path # a YAML file of a run or a pretraining run
@@ -129,7 +130,7 @@ def read_yaml(
     import yaml
     try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise ValueError(f"{path} is no readable YAML ({' '.join(str(e).split())})") from None
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e: raise ValueError(f"{path} is no readable YAML ({' '.join(str(e).split())})") from None
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return d
 
@@ -511,7 +512,7 @@ def holds_work(
 
 def _json(path):
     try: out = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, FileNotFoundError, NotADirectoryError): return {}
+    except (ValueError, OSError, RecursionError): return {}
     return out if isinstance(out, dict) else {}
 
 def write_json(
@@ -899,7 +900,8 @@ def load_run(
     run = Run.from_dict(config['run'], str(folder/'config.json'))
     models = [load_model(folder/'model'/f'fold_{i + 1}') for i in range(run.folds)] or [load_model(folder/'model')]
     ts = metrics['thresholds']
-    values = {k: sum(t[k] for t in ts)/len(ts) for k in ts[0]}
+    try: values = {k: sum(t[k] for t in ts)/len(ts) for k in ts[0]}
+    except (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError): raise ValueError(f"{folder/'metrics.json'} holds no thresholds that a run wrote: it was changed or damaged; copy the folder again") from None
     return Trained(folder, run, models, models[0].tasks, get_tokenizer(folder/'tokenizer') if (folder/'tokenizer').is_dir() else None, Thresholds(values, f'validation data of {folder.name}'))
 
 @patch

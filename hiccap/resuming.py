@@ -38,7 +38,7 @@ def load_state(
     "The state as it was; raises `CheckpointError` for one that is cut short or changed, and names the file"
     d, files = read_sealed(folder, STATE, (TENSORS,), STATE_FORMAT, 'a state that hiccap wrote')
     try: return unpack_state(d['state'], files[TENSORS])
-    except (KeyError, TypeError, AttributeError, ValueError) as e: raise CheckpointError(f"{folder} does not hold what a state holds ({type(e).__name__}: {e}); delete the folder") from e
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as e: raise CheckpointError(f"{folder} does not hold what a state holds ({type(e).__name__}: {e}); delete the folder") from e
 
 # %% ../nbs/09a_resuming.ipynb #3eabe2c9
 def _named_callbacks(learn): return {cb.name: cb for cb in learn.cbs if hasattr(type(cb), 'state_dict') and hasattr(type(cb), 'load_state_dict')}

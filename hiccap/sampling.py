@@ -410,10 +410,11 @@ def made_by_name(
 ): # an object of the class
     "What a name stands for. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is."
     key = str(name).lower().replace('-', '_').replace(' ', '_') if loose else name
-    if key not in known: raise ValueError(f"no {what} {name!r}. {nearest_name(key, known)}")
+    if key not in list(known): raise ValueError(f"no {what} {name!r}. {nearest_name(key, known)}")
     takes = [f.name for f in fields(known[key])]
     if odd := [k for k in kwargs if k not in takes]: raise ValueError(f"{what} {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], takes) if takes else 'It has none'))
-    return known[key](**kwargs)
+    try: return known[key](**kwargs)
+    except TypeError as e: raise ValueError(f"{what} {key!r} cannot be made with {kwargs}: {e}") from None
 
 def policy(
     name: str, # a key of `POLICIES`

@@ -10,6 +10,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
 import torch
+import yaml
 from fastai.basics import DataLoaders
 from fastai.callback.core import Callback
 from fastcore.foundation import L
@@ -32,7 +33,7 @@ from hiccap.tasks import Task
 from hiccap.weighting import FixedWeights, Weigh
 
 TASKS = [Task('loud', class_weights=(1., 3.)), Task('said'), Task('rare')]
-SMALL = dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)), width=16, heads=2, head_widths=[16],
+SMALL = dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)), width=16, heads=2, head_widths=[16],
              video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1), dropout=0., state_dropout=0., head_dropout=0.)
 
 
@@ -135,16 +136,15 @@ def pretraining(folder):
 
 
 class Spoil(Callback):
-    "An infinite output, in the process that has a certain clip"
+    "Infinite outputs of one process"
     order = 2
     def __init__(self, steps): self.steps = steps
     def after_pred(self):
-        if not self.training or self.learn.train_iter not in self.steps or self.learn.train_iter in getattr(self, 'done', ()): return
-        ids = self.dls.train.batch_ids(self.iter)
+        if not self.training or self.learn.train_iter not in self.steps: return
         if world_size() == 1 or rank() == 1: self.learn.pred = {k: v*float('inf') for k, v in self.pred.items()}
 
 def spoiled(action):
-    learn = learner([found := NanDetector(action, folder=None, keep_every=2), Spoil({3, 5})])
+    learn = learner([found := NanDetector(action, folder=None, keep_every=2), Spoil({1, 5} if action == 'skip' else {2, 5})])
     fit(learn)
     return came_of(learn) | dict(counts=found.counts, n=len(found.findings), history=[])
 
@@ -205,7 +205,7 @@ def commands(folder):
     on_main(lambda: write_inputs(home))
     train = lambda *more: hiccap.cli.train(['--run', str(home/'run.yaml'), '--out', str(home/f'train_{world_size()}'), *more])
     out = dict(train=train(), again=train(), resume=train('--resume'), other=train('--resume', '--seed', '3'))
-    out['pretrain'] = hiccap.cli.pretrain([str(home/'mixture'/'mixture.yaml'), '--epochs', '2', '--bs', '16', '--out', str(home/f'pretrain_{world_size()}'), '--set', 'dropout=0', 'state_dropout=0', 'head_dropout=0'])
+    out['pretrain'] = hiccap.cli.pretrain([str(home/'mixture'/'mixture.yaml'), '--epochs', '2', '--bs', '16', '--out', str(home/f'pretrain_{world_size()}')])
     read = hiccap.experiments.read_splits
     def odd(*args):
         if rank() == world_size() - 1: hiccap.experiments.Run(epochs=0)
@@ -218,7 +218,9 @@ def commands(folder):
 def write_inputs(home):
     from hiccap.pretraining_runs import write_example
     run = hiccap.experiments.Run('synthetic', synthetic=dict(n=100, scale=.1), epochs=2, bs=8, threads=1, checkpoint_every=0, config=SMALL, folds=2)
-    if not (home/'run.yaml').exists(): (home/'run.yaml').write_text(run.to_yaml()); write_example(home/'mixture', n=150)
+    (home/'run.yaml').write_text(run.to_yaml())
+    mixture = write_example(home/'mixture', n=150)
+    mixture.write_text(yaml.safe_dump({**yaml.safe_load(mixture.read_text()), 'config': SMALL}))
 
 
 EQUAL = [a_fit, a_fit_with_workers, a_fit_with_penalty, an_accumulated_fit, fixed_weights, the_best_epoch, batches_smaller_than_the_processes, a_batch_of_odd_size, a_mixture, pretraining, a_skipped_step, a_step_rolled_back]

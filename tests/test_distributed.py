@@ -13,6 +13,7 @@ import pytest
 pd = pytest.importorskip('pandas')
 import distributed_cases as cases
 
+pytestmark = pytest.mark.hard
 TOLERANCE = 1e-5
 CASES = Path(cases.__file__)
 

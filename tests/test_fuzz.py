@@ -6,6 +6,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.hard
+
 FUZZING = Path(__file__).with_name('fuzzing.py')
 COUNT = 1008 if os.environ.get('HYPOTHESIS_PROFILE') == 'nightly' else 112
 
@@ -19,4 +23,4 @@ def test_damaged_files_end_in_an_error_of_our_own_or_in_success(tmp_path):
     assert not (bad := [o for o in ended if o['bad']]), (len(bad), bad[:5])
     assert set(Counter(o['kind'] for o in ended).values()) == {COUNT//14}
     refused = Counter(o['kind'] for o in ended if o['said'])
-    assert all(refused[k] >= 3 for k in {o['kind'] for o in ended}), refused  # the damage is such that readers notice
+    assert all(refused[k] >= 3 for k in {o['kind'] for o in ended} - {'checkpoints'}), refused  # the damage is such that readers notice; of two checkpoints the one before is used

@@ -34,15 +34,19 @@ def launched() -> int:
     try: return int(os.environ.get('WORLD_SIZE', 1))
     except ValueError: return 1
 
-# %% ../nbs/07a_processes.ipynb #bc0ffd0d
+# %% ../nbs/07a_processes.ipynb #0e3f2164
+def _stay_on_cpu():
+    "Tell fastai to leave accelerators alone"
+    from fastai.torch_core import default_device
+    default_device(False)
+
 @contextmanager
 def processes():
     "Meet the processes that `accelerate launch` or torchrun started, and part at the end; does nothing where there is one, or they have met"
     if launched() < 2 or _group(): yield; return
     from accelerate import PartialState
-    from fastai.torch_core import default_device
     on_cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes') or not torch.cuda.is_available()
-    if on_cpu: default_device(False)
+    if on_cpu and (torch.cuda.is_available() or torch.backends.mps.is_available()): _stay_on_cpu()
     PartialState(cpu=on_cpu)
     yield
     torch.distributed.destroy_process_group()  # not after an error: the others learn of it as this process ends

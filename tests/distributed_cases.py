@@ -34,7 +34,7 @@ from hiccap.weighting import FixedWeights, Weigh
 
 TASKS = [Task('loud', class_weights=(1., 3.)), Task('said'), Task('rare')]
 SMALL = dict(text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)), width=16, heads=2, head_widths=[16],
-             video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1), dropout=0., state_dropout=0., head_dropout=0.)
+             video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1), dropout=0., attention_dropout=0., state_dropout=0., head_dropout=0.)
 
 
 def clips(n, seed, start=0, bad=()):
@@ -233,8 +233,6 @@ if __name__ == '__main__':
         found = {}
         for f in EQUAL + OTHER:
             if names and f.__name__ not in names: continue
-            import time; t = time.time()
             on_main(lambda: (home/f.__name__).mkdir(exist_ok=True))
             found[f.__name__] = f(home/f.__name__)
-            if is_main(): print(f.__name__, round(time.time() - t, 1), flush=True)
         (home/f'{rank()}.json').write_text(json.dumps(found))

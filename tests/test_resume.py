@@ -154,6 +154,24 @@ class KillAt(Callback):
         if self.learn.training and self.learn.train_iter == self.step: raise Killed()
 
 
+def test_the_folder_of_the_best_weights_is_gone_on_with(tmp_path):
+    "Where a fit is gone on with, without overwrite; a folder that was there before it is not its own"
+    from hiccap.checkpoints import load_model, save_model
+    from hiccap.model import HICCAP, HICCAPConfig
+    def start(saved, keep, stop=math.inf):
+        net = HICCAP(HICCAPConfig.from_dict(dict(text=dict(kind='features', width=4, hidden=4, layers=1), video=dict(kind='features', width=4, hidden=4, layers=1), audio=dict(kind='features', width=4, hidden=4, layers=1), width=8, heads=2, head_widths=[8])), TASKS, seed=0)
+        video = [ClipDataset.from_clips([Clip(o.ids[i], video=o[i].video, labels=o[i].labels) for i in range(len(o))], TASKS) for o in (TRAIN, VALID)]
+        learn = hiccap_learner(clip_dls(*video, bs=4, device='cpu'), net, MultiTaskLoss(TASKS), lr=.05, seed=3, cbs=[KeepBest('valid_loss', folder=keep), KillAt(stop)])
+        return fit(learn, Checkpoint(saved, every=1, resume=True, write=lambda o: None))
+    with pytest.raises(Killed): start(tmp_path/'c', tmp_path/'best', 6)
+    assert (tmp_path/'best').exists()
+    learn = start(tmp_path/'c', tmp_path/'best')
+    best = load_model(tmp_path/'best').state_dict()
+    assert all(torch.equal(v, best[k]) for k, v in learn.model.state_dict().items())
+    save_model(learn.model, tmp_path/'other')
+    with pytest.raises(CheckpointError, match='holds something already'): start(tmp_path/'d', tmp_path/'other')
+
+
 def test_only_so_many_stay_and_minutes_count(tmp_path):
     now = [0.]
     class Ticking(Callback):

@@ -132,7 +132,8 @@ def pretraining(folder):
     learn = pretraining_learner(mix, net, valid, steps=8, cbs=[ClipGradients(1.), StepRecorder(), NanDetector(folder=None)], seed=2, device='cpu', lr=.01)
     fit(learn)
     r, feedback = learn.recorder, learn.cbs[[o.name for o in learn.cbs].index('mixture_feedback')]
-    return plain(dict(losses=torch.stack(r.losses), values=r.values, weights=dict(learn.model.state_dict()), shares=[[o['share'], o['quota'], o['loss']] for o in feedback.records], valid=feedback.valid))
+    weights = {k: v for k, v in learn.model.state_dict().items() if not k.endswith('key.bias')}  # a softmax is blind to it: its gradient is rounding, which Adam makes a step of
+    return plain(dict(losses=torch.stack(r.losses), values=r.values, weights=weights, shares=[[o['share'], o['quota'], o['loss']] for o in feedback.records], valid=feedback.valid))
 
 
 class Spoil(Callback):

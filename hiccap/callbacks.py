@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH', 'ACTIONS', 'AddRegularizer', 'global_norm',
-           'step_values', 'ClipGradients', 'TensorStats', 'Finding', 'random_state', 'set_random_state', 'diagnose',
-           'ReplayError', 'write_sealed', 'read_sealed', 'write_bundle', 'Bundle', 'load_bundle', 'replay',
-           'NonFiniteError', 'NanDetector', 'KeepBest', 'StepRecorder', 'is_interactive', 'ProgressLines']
+           'step_values', 'ClipGradients', 'TensorStats', 'Finding', 'random_state', 'set_random_state', 'device_of',
+           'untouched', 'diagnose', 'ReplayError', 'pack_state', 'is_plain', 'unpack_state', 'write_sealed',
+           'read_sealed', 'library_versions', 'named_tensors', 'optimizer_state', 'write_bundle', 'Bundle',
+           'load_bundle', 'replay', 'NonFiniteError', 'NanDetector', 'precision_of', 'KeepBest', 'StepRecorder',
+           'AcrossProcesses', 'gathers_rows', 'is_interactive', 'ProgressLines']
 
 # %% ../nbs/08_callbacks.ipynb #a696e2e0
 import copy, csv, difflib, inspect, json, math, random, sys, time, warnings
@@ -24,8 +26,9 @@ from fastcore.basics import patch
 from fastcore.imports import in_notebook
 from .tasks import Task
 from .model import HICCAP, HICCAPConfig
-from .checkpoints import CheckpointError, _file_sha, _read_file, _seal, save_model, save_tensors, whole_folder
+from .checkpoints import CheckpointError, file_sha, read_file, seal, save_model, save_tensors, some_of, whole_folder
 from .losses import MultiTaskLoss, Regularizer
+from .processes import average_gradients, gather_rows, is_main, on_main, rank, same_everywhere, share, share_from, world_size
 
 # %% ../nbs/08_callbacks.ipynb #ca7eaefd
 class AddRegularizer(Callback):
@@ -180,7 +183,7 @@ class Finding:
     clips: tuple|None=None # ids of the batch's clips, row by row; None where the loader has none
 
 # %% ../nbs/08_callbacks.ipynb #ae11ebde
-def _some(names, n=6): return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
+_some = partial(some_of, n=6)
 
 @patch(as_prop=True)
 def clips_concerned(self: Finding) -> tuple|None: # ids, or None where they cannot be told
@@ -389,12 +392,19 @@ def set_random_state(
     torch.set_rng_state(state['torch']); random.setstate(state['python']); np.random.set_state(state['numpy'])
     if 'cuda' in state and device is not None and torch.device(device).type == 'cuda': torch.cuda.set_rng_state(state['cuda'], device)
 
-def _device(model): return next((p.device for p in model.parameters()), torch.device('cpu'))
+def device_of(
+    model: nn.Module # a network
+) -> torch.device: # of its first weight; the processor where it has none
+    "Where a network is"
+    return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 @contextmanager
-def _untouched(model, loss_func):
+def untouched(
+    model: nn.Module, # that is run in the block
+    loss_func=None    # that is called in the block; its `per_task` is kept too
+): # yields the parameters
     "Leave buffers, gradients, random states and the loss's record as they were"
-    dev, ps, bs, told = _device(model), list(model.parameters()), list(model.buffers()), getattr(loss_func, 'per_task', None)
+    dev, ps, bs, told = device_of(model), list(model.parameters()), list(model.buffers()), getattr(loss_func, 'per_task', None)
     state, grads, was = random_state(dev), [p.grad for p in ps], [b.clone() for b in bs]
     try: yield ps
     finally:
@@ -440,8 +450,8 @@ def diagnose(
 ) -> Finding|None: # None where everything is finite
     "Run one batch and say where values first are non-finite. Weights, buffers, gradients and random states are left as they were"
     xb, yb, model = _tuple(inputs), _tuple(targets), getattr(model, '_orig_mod', model)
-    n, dev = next((len(x) for _, x in _tensors((*yb, *xb)) if x.ndim), 0), _device(model)
-    with _untouched(model, loss_func) as weights:
+    n, dev = next((len(x) for _, x in _tensors((*yb, *xb)) if x.ndim), 0), device_of(model)
+    with untouched(model, loss_func) as weights:
         if found := _bad_before(model, xb, n): return found
         for p in weights: p.grad = None
         if random is not None: set_random_state(random, dev)
@@ -467,35 +477,44 @@ REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH = 'replay.json', 'weights.safetensors', 'ba
 class ReplayError(CheckpointError):
     "A replay bundle that cannot be read; the message names the file and the mend"
 
-def _pack(x, out, name):
-    "`x` as plain JSON values; its tensors go to `out` under names that begin with `name`"
+def pack_state(
+    x,        # tensors, arrays, numbers and texts, in nested dicts, lists and tuples
+    out: dict, # gets the tensors, name -> tensor
+    name: str # with which these names begin
+) -> dict: # of plain values, as JSON has them
+    "`x` without its tensors; `unpack_state` puts both together. Raises `TypeError` for anything else"
     if isinstance(x, torch.Tensor):
         key = f'{name}.{len(out)}'
         out[key] = x.detach()
         return dict(tensor=key)
-    if isinstance(x, np.ndarray): return dict(array=_pack(torch.as_tensor(x if x.dtype.kind == 'f' else x.astype(np.int64)), out, name), dtype=str(x.dtype))
+    if isinstance(x, np.ndarray): return dict(array=pack_state(torch.as_tensor(x if x.dtype.kind == 'f' else x.astype(np.int64)), out, name), dtype=str(x.dtype))
     if isinstance(x, np.generic): x = x.item()
-    if _is_plain(x): return dict(value=x)
-    if isinstance(x, Mapping): return dict(dict=[[k, _pack(v, out, name)] for k, v in x.items()])
-    if isinstance(x, tuple) and len(x) > 100: return dict(long=_pack(torch.tensor(x), out, name))
-    if isinstance(x, (list, tuple)): return {type(x).__name__ if type(x) in (list, tuple) else 'list': [_pack(v, out, name) for v in x]}
+    if is_plain(x): return dict(value=x)
+    if isinstance(x, Mapping): return dict(dict=[[k, pack_state(v, out, name)] for k, v in x.items()])
+    if isinstance(x, tuple) and len(x) > 100: return dict(long=pack_state(torch.tensor(x), out, name))
+    if isinstance(x, (list, tuple)): return {type(x).__name__ if type(x) in (list, tuple) else 'list': [pack_state(v, out, name) for v in x]}
     if isinstance(x, (int, float, str)): return dict(value=x)
     raise TypeError(f"a {type(x).__name__} cannot be kept in a file: it takes tensors, arrays, numbers, texts, and dicts and lists of them")
 
-def _is_plain(x):
+def is_plain(
+    x # anything
+) -> bool:
     "Whether JSON gives `x` back as it is"
-    if type(x) is list: return all(map(_is_plain, x))
-    if type(x) is dict: return all(type(k) is str and _is_plain(v) for k, v in x.items())
+    if type(x) is list: return all(map(is_plain, x))
+    if type(x) is dict: return all(type(k) is str and is_plain(v) for k, v in x.items())
     return x is None or type(x) in (bool, int, float, str)
 
-def _unpack(d, tensors):
-    "What `_pack` packed"
+def unpack_state(
+    d: dict,      # of `pack_state`
+    tensors: dict # name -> tensor
+):
+    "What `pack_state` packed"
     (kind, v), *rest = d.items()
     if kind == 'tensor': return tensors[v]
-    if kind == 'array': return _unpack(v, tensors).numpy().astype(d['dtype'])
-    if kind == 'dict': return {k: _unpack(o, tensors) for k, o in v}
-    if kind == 'long': return tuple(_unpack(v, tensors).tolist())
-    return v if kind == 'value' else dict(list=list, tuple=tuple)[kind](_unpack(o, tensors) for o in v)
+    if kind == 'array': return unpack_state(v, tensors).numpy().astype(d['dtype'])
+    if kind == 'dict': return {k: unpack_state(o, tensors) for k, o in v}
+    if kind == 'long': return tuple(unpack_state(v, tensors).tolist())
+    return v if kind == 'value' else dict(list=list, tuple=tuple)[kind](unpack_state(o, tensors) for o in v)
 
 # %% ../nbs/08_callbacks.ipynb #15b9fba0
 def write_sealed(
@@ -509,8 +528,8 @@ def write_sealed(
     "Write a folder of one JSON file and some of tensors, with checksums, all or nothing; raises `OSError` where the disk is full"
     with whole_folder(folder, (head, *files), error) as part:
         for k, tensors in files.items(): save_tensors(tensors, part/k)
-        d = dict(d, checksums={k: _file_sha(part/k) for k in files})
-        (part/head).write_text(json.dumps(_seal(json.loads(json.dumps(d))), indent=indent))
+        d = dict(d, checksums={k: file_sha(part/k) for k in files})
+        (part/head).write_text(json.dumps(seal(json.loads(json.dumps(d))), indent=indent))
 
 def read_sealed(
     folder,     # that `write_sealed` wrote
@@ -525,9 +544,9 @@ def read_sealed(
     d, tensors = _read_head(folder/head, format, what, error), {}
     for k in files:
         if not (folder/k).is_file(): raise error(f"{folder} lacks {k}; copy the folder again")
-        if not isinstance(d.get('checksums'), dict) or _file_sha(folder/k) != d['checksums'].get(k):
+        if not isinstance(d.get('checksums'), dict) or file_sha(folder/k) != d['checksums'].get(k):
             raise error(f"{folder/k} does not agree with the checksum in {head}: it is cut short, changed or damaged; copy the folder again")
-        tensors[k] = _read_file(folder/k)
+        tensors[k] = read_file(folder/k)
     return d, tensors
 
 def _read_head(path, format, what, error):
@@ -539,11 +558,12 @@ def _read_head(path, format, what, error):
     if d['format'] != format:
         by = d['versions'].get('hiccap') if isinstance(d.get('versions'), dict) else None
         raise error(f"{path} has format {d['format']!r}{f', written by hiccap {by}' if by else ''}; this hiccap reads format {format}: install {'that version' if by else 'the version that wrote it'}")
-    if _seal({k: v for k, v in d.items() if k != 'checksum'}) != d: raise error(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
+    if seal({k: v for k, v in d.items() if k != 'checksum'}) != d: raise error(f"{path} does not agree with its own checksum: it was changed or damaged; copy the folder again")
     return d
 
 # %% ../nbs/08_callbacks.ipynb #4a2813ba
-def _versions():
+def library_versions() -> dict: # library -> version
+    "What a file of ours was written by"
     from hiccap import __version__
     return dict(hiccap=__version__, torch=torch.__version__, numpy=np.__version__, python='.'.join(map(str, sys.version_info[:3])))
 
@@ -558,8 +578,16 @@ def _loss_spec(loss_func):
     if type(loss_func) is not MultiTaskLoss: return None
     return dict(tasks=[asdict(t) for t in loss_func.tasks], weights=loss_func.weights, label_smoothing=loss_func.label_smoothing, reduction=loss_func.reduction)
 
-def _named_tensors(model): return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-def _optimizer_state(opt): return getattr(opt, 'opt', opt).state_dict()
+def named_tensors(
+    model: nn.Module # a network
+) -> dict: # name -> tensor, a tensor of several names under each
+    "Parameters and buffers, those that are not saved included"
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+def optimizer_state(
+    opt # fastai's or PyTorch's
+) -> dict:
+    "The state of an optimizer, as PyTorch has it"
+    return getattr(opt, 'opt', opt).state_dict()
 
 # %% ../nbs/08_callbacks.ipynb #d36ea7df
 def write_bundle(
@@ -575,12 +603,12 @@ def write_bundle(
     "Write a replay bundle, all or nothing; raises `ReplayError` where `folder` exists"
     folder, model, batch = Path(folder), getattr(model, '_orig_mod', model), {}
     if folder.exists(): raise ReplayError(f"{folder} is there already; give another folder")
-    packed = dict(inputs=_tuple(inputs), targets=_tuple(targets), random=random or random_state(_device(model)), optimizer=optimizer and _optimizer_state(optimizer))
-    d = dict(format=BUNDLE_FORMAT, versions=_versions(), finding=finding.to_dict(), model=_model_spec(model), network=type(model).__name__, loss=_loss_spec(loss_func),
-             loss_name=type(loss_func).__name__, regularizer=regularizer and dict(kind=regularizer.kind, strength=regularizer.strength), device=str(_device(model)),
+    packed = dict(inputs=_tuple(inputs), targets=_tuple(targets), random=random or random_state(device_of(model)), optimizer=optimizer and optimizer_state(optimizer))
+    d = dict(format=BUNDLE_FORMAT, versions=library_versions(), finding=finding.to_dict(), model=_model_spec(model), network=type(model).__name__, loss=_loss_spec(loss_func),
+             loss_name=type(loss_func).__name__, regularizer=regularizer and dict(kind=regularizer.kind, strength=regularizer.strength), device=str(device_of(model)),
              training=[k for k, m in model.named_modules() if m.training], frozen=[k for k, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
-             **{k: _pack(v, batch, k) for k, v in packed.items()})
-    write_sealed(folder, REPLAY, d, {REPLAY_WEIGHTS: _named_tensors(model), REPLAY_BATCH: batch}, ReplayError, indent=1)
+             **{k: pack_state(v, batch, k) for k, v in packed.items()})
+    write_sealed(folder, REPLAY, d, {REPLAY_WEIGHTS: named_tensors(model), REPLAY_BATCH: batch}, ReplayError, indent=1)
     return folder
 
 # %% ../nbs/08_callbacks.ipynb #7110909e
@@ -598,6 +626,12 @@ class Bundle:
     spec: dict          # `replay.json`
 
 # %% ../nbs/08_callbacks.ipynb #4faf68a9
+def _are_states(state):
+    "Raise where these are no states of the global generators"
+    now = random_state()
+    try: set_random_state(state)
+    finally: set_random_state(now)
+
 def load_bundle(
     folder # that `NanDetector` or `write_bundle` wrote
 ) -> Bundle:
@@ -606,15 +640,16 @@ def load_bundle(
     if not folder.is_dir(): raise ReplayError(f"{folder}: there is no such folder; give one that NanDetector wrote")
     d, tensors = read_sealed(folder, REPLAY, (REPLAY_WEIGHTS, REPLAY_BATCH), BUNDLE_FORMAT, 'a replay bundle', ReplayError)
     try:
-        packed = {k: _unpack(d[k], tensors[REPLAY_BATCH]) for k in ('inputs', 'targets', 'random', 'optimizer')}
+        packed = {k: unpack_state(d[k], tensors[REPLAY_BATCH]) for k in ('inputs', 'targets', 'random', 'optimizer')}
+        _are_states(packed['random'])
         return Bundle(folder, Finding.from_dict(d['finding']), d['versions'], tensors[REPLAY_WEIGHTS], spec=d, **packed)
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as e:
         raise ReplayError(f"{folder} does not hold what a replay bundle of format {BUNDLE_FORMAT} holds ({type(e).__name__}: {e}); have it written again") from e
 
 # %% ../nbs/08_callbacks.ipynb #2aa59d9c
 def _fill(model, b):
     "Give `model` the bundle's weights, modes and frozen parameters; raises `ReplayError` where they do not fit"
-    ours = _named_tensors(model)
+    ours = named_tensors(model)
     wrong = sorted(ours.keys() ^ b.weights.keys()) or sorted(k for k, t in ours.items() if t.shape != b.weights[k].shape)
     if wrong: raise ReplayError(f"{b.folder} was written by a {b.spec['network']} whose {_some(wrong)} is not as in this network; give model= the network of the run")
     for k, t in ours.items(): t.data = b.weights[k].to(t.device, copy=True)
@@ -652,9 +687,10 @@ def run(self: Bundle,
 ) -> Finding|None: # None where nothing is non-finite this time
     "Run the batch again; with the same libraries on the same kind of machine this finds what was recorded"
     f, net, fn, reg = self.finding, self.network(model), self.loss(loss_func), self.spec['regularizer']
-    dev = _device(net)
+    dev = device_of(net)
     inputs, targets = (_map(o, lambda x: x.to(dev)) for o in (self.inputs, self.targets))
-    found = diagnose(net, inputs, targets, fn, Regularizer(**reg).penalty if reg else None, self.random, f.precision, f.scale)
+    try: found = diagnose(net, inputs, targets, fn, Regularizer(**reg).penalty if reg else None, self.random, f.precision, f.scale)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as e: raise ReplayError(f"{self.folder}: the network cannot be run on the batch in it ({type(e).__name__}: {' '.join(str(e).split())[:200]}); give the run's own network and loss") from e
     return found and replace(found, training=f.training, step=f.step, epoch=f.epoch, batch=f.batch, clips=f.clips)
 
 def replay(
@@ -733,7 +769,7 @@ def before_fit(self: NanDetector):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     s = self.seen
     s.window, s.handled, s.good, s.smooth, s.rates, s.factor = [], False, None, None, None, 1.
-    s.buffers, s.device = list(self.learn.model.buffers()), _device(self.learn.model)
+    s.buffers, s.device = list(self.learn.model.buffers()), device_of(self.learn.model)
     s.saved = [b.clone() for b in s.buffers]
     self.learn._step_values, self.learn._step_watch = None, []
 
@@ -795,7 +831,9 @@ def after_cancel_step(self: NanDetector):
     if scaler.get_scale()*scaler.get_backoff_factor() < self.min_scale: self.failed(stepping=False)
     else: self.counts['scaler'] += 1
 
-def _precision(learn):
+def precision_of(
+    learn # a fastai `Learner`
+) -> tuple:
     "'float16', 'bfloat16' or None, and the loss scale"
     for cb in learn.cbs:
         if (cast := cb.__dict__.get('autocast')) is not None:
@@ -810,7 +848,7 @@ def _regularizer(learn): return next((cb.regularizer for cb in learn.cbs if isin
 def explain(self: NanDetector):
     "(finding, the batch that it is about) of the step in progress"
     learn, s = self.learn, self.seen
-    precision, scale = _precision(learn)
+    precision, scale = precision_of(learn)
     reg = _regularizer(learn)
     with torch.no_grad():
         for b, o in zip(s.buffers, s.saved): b.copy_(o)
@@ -823,14 +861,26 @@ def explain(self: NanDetector):
                    step=s.step, epoch=m.epoch, batch=m.batch, clips=m.clips), m
 
 @patch
-def write(self: NanDetector, finding, moment):
-    "Write a bundle where one is wanted; its folder or None"
+def agreed(self: NanDetector, finding, moment):
+    "The finding of the first process that knows more than that a gradient is not finite, for all; the batch it is about, and that process"
+    found = share(finding.to_dict())
+    source = min(range(len(found)), key=lambda r: (found[r]['where'] == 'gradient', r))
+    if source == rank(): return finding, moment, source
+    return Finding.from_dict(found[source]), moment, source
+
+@patch
+def write(self: NanDetector, finding, moment, source=0):
+    "Write a bundle where one is wanted, of the batch that the process `source` has; its folder or None"
     if self.folder is None or len(self.bundles) >= self.max_bundles: return None
+    if source: moment = share_from(source, _map(vars(moment), lambda x: x.cpu())); moment = SimpleNamespace(**moment)
+    self.bundles.append(on_main(lambda: self.bundle(finding, moment)))
+    return self.bundles[-1]
+
+@patch
+def bundle(self: NanDetector, finding, moment):
     learn, stem = self.learn, Path(self.learn.path)/self.folder/f'step_{finding.step:06d}'
     folder = next(o for i in range(10**6) if not (o := stem if not i else stem.with_name(f'{stem.name}_{i + 1}')).exists())
-    self.bundles.append(write_bundle(folder, finding, learn.model, moment.xb, moment.yb, learn.loss_func, moment.random, _regularizer(learn),
-                                     learn.opt if finding.where == 'weight' else None))
-    return self.bundles[-1]
+    return write_bundle(folder, finding, learn.model, moment.xb, moment.yb, learn.loss_func, moment.random, _regularizer(learn), learn.opt if finding.where == 'weight' else None)
 
 # %% ../nbs/08_callbacks.ipynb #0ab68ab4
 @patch
@@ -838,8 +888,8 @@ def failed(self: NanDetector, stepping):
     "Say where it arose, keep a bundle, and do as asked"
     s = self.seen
     s.handled = True
-    finding, moment = self.explain()
-    bundle, why = self.write(finding, moment), ''
+    finding, moment, source = self.agreed(*self.explain())
+    bundle, why = self.write(finding, moment, source), ''
     self.findings.append(finding)
     s.in_a_row += 1
     if hasattr(s, 'average'): s.smooth = s.average
@@ -864,7 +914,10 @@ def keep_state(self: NanDetector):
     "Remember the weights before this step, which has a finite loss and gradient"
     s, learn = self.seen, self.learn
     s.good = dict(step=s.step, weights=[p.detach().clone() for p in learn.model.parameters()], buffers=[b.clone() for b in s.saved],
-                  opt=copy.deepcopy(_optimizer_state(learn.opt)))
+                  opt=copy.deepcopy(optimizer_state(learn.opt)), callbacks={k: copy.deepcopy(cb.good_state()) for k, cb in self.who_go_back().items()})
+
+@patch
+def who_go_back(self: NanDetector): return {cb.name: cb for cb in self.learn.cbs if hasattr(type(cb), 'good_state')}
 
 @patch
 def roll_back(self: NanDetector):
@@ -874,6 +927,7 @@ def roll_back(self: NanDetector):
     with torch.no_grad():
         for p, o in zip((*self.learn.model.parameters(), *s.buffers), (*s.good['weights'], *s.good['buffers'])): p.copy_(o)
     getattr(opt, 'opt', opt).load_state_dict(copy.deepcopy(s.good['opt']))
+    for k, cb in self.who_go_back().items(): cb.go_back(copy.deepcopy(s.good['callbacks'][k]))
     opt.set_hypers(lr=now)  # of this step still; the next one lowers it
     s.factor *= self.lower
 
@@ -915,16 +969,16 @@ def check_validation(self: NanDetector):
     learn = self.learn
     watch = _watched(learn)
     if not watch or all(map(math.isfinite, torch.stack([o.float() for o in watch]).tolist())): return
-    precision, state = _precision(learn)[0], random_state(_device(learn.model))
+    precision, state = precision_of(learn)[0], random_state(device_of(learn.model))
     m = _Moment(learn.xb, learn.yb, state, getattr(learn, 'epoch', 0), learn.iter, _clips(learn.dl, learn.iter))
     found = diagnose(learn.model, m.xb, m.yb, learn.loss_func if len(m.yb) else None, None, state, precision)
     if found is None: found = Finding('gradient', '?', training=False, note='running the validation batch again gave finite values')
-    found = replace(found, step=self.seen.step, epoch=m.epoch, batch=m.batch, clips=m.clips, training=False)
+    found, m, source = self.agreed(replace(found, step=self.seen.step, epoch=m.epoch, batch=m.batch, clips=m.clips, training=False), m)
     self.findings.append(found)
     self.counts['validation'] += 1
-    bundle = self.write(found, m)
+    bundle = self.write(found, m, source)
     if self.action == 'raise': self.stop(found, bundle)
-    warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
+    if is_main(): warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
 
 # %% ../nbs/08_callbacks.ipynb #287c272d
 class KeepBest(Callback):
@@ -944,7 +998,9 @@ class KeepBest(Callback):
         self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
 
     def state_dict(self): return dict(best=self.best, best_epoch=self.best_epoch, scores=list(self.scores), weights=self.weights)
-    def load_state_dict(self, state): self.best, self.best_epoch, self.scores, self.weights = state['best'], state['best_epoch'], list(state['scores']), state['weights']
+    def load_state_dict(self, state):
+        self.best, self.best_epoch, self.scores, self.weights = state['best'], state['best_epoch'], list(state['scores']), state['weights']
+        self.wrote = True  # what the folder holds is of the fit that is gone on with
 
 # %% ../nbs/08_callbacks.ipynb #ef60f9ae
 @patch
@@ -957,9 +1013,21 @@ def before_fit(self: KeepBest):
         raise ValueError(f"no score is named {self.monitor!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" There are {', '.join(names)}")
     if self.folder is not None and not isinstance(self.learn.model, HICCAP):
         raise ValueError(f"folder= takes a HICCAP, and this network is a {type(self.learn.model).__name__}: leave folder out, and save it yourself")
-    if self.folder is not None and not (self.overwrite or self.wrote) and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
-        raise CheckpointError(f"{self.folder} holds something already; give another folder, or overwrite=True")
+    self.begun = False
     if self.reset: self.best, self.best_epoch, self.scores, self.weights = None, None, [], None
+
+@patch
+def before_epoch(self: KeepBest):
+    "The first: whether the fit is one that is gone on with is known by now"
+    if not self.run or self.begun: return
+    self.begun = True
+    if self.folder is not None: on_main(self.check_folder)
+
+@patch
+def check_folder(self: KeepBest):
+    "Raise `CheckpointError` where the folder holds something that may not be replaced"
+    if not (self.overwrite or self.wrote) and Path(self.folder).exists() and any(Path(self.folder).iterdir()):
+        raise CheckpointError(f"{self.folder} holds something already; give another folder, or overwrite=True")
 
 @patch
 def is_better(self: KeepBest,
@@ -978,7 +1046,7 @@ def after_epoch(self: KeepBest):
     if not self.is_better(self.scores[-1]): return
     self.best, self.best_epoch = self.scores[-1], self.learn.epoch
     self.weights = {k: v.detach().to('cpu', copy=True) for k, v in self.learn.model.state_dict().items()}
-    if self.folder is not None: save_model(self.learn.model, self.folder, overwrite=self.overwrite or self.wrote); self.wrote = True
+    if self.folder is not None: on_main(lambda: save_model(self.learn.model, self.folder, overwrite=self.overwrite or self.wrote) and None); self.wrote = True
 
 @patch
 def after_fit(self: KeepBest):
@@ -1093,6 +1161,57 @@ def plot(self: StepRecorder,
     if seen := [o for o in epochs if 'valid_loss' in o]: ax.plot([o['step'] for o in seen], [o['valid_loss'] for o in seen], 'k.--', lw=1, label='validation, all tasks')
     ax.set(xlabel='step', ylabel='loss'); ax.legend(fontsize=8)
     return ax
+
+# %% ../nbs/08_callbacks.ipynb #dfe0208f
+class AcrossProcesses(Callback):
+    "Several processes, each with its rows of every batch, train as one would: answers are gathered, gradients averaged"
+    order, remove_on_fetch = 7, False
+    def __init__(self): self.logger = None
+
+    def before_fit(self):
+        if world_size() == 1: return
+        self.check()
+        same_everywhere([*self.learn.model.parameters(), *self.learn.model.buffers()])
+        if is_main(): return
+        self.logger, self.learn.logger = self.learn.logger, noop
+        if hasattr(self.learn, 'progress'): self.learn.progress.run = False
+
+    def before_validate(self):
+        if not is_main() and hasattr(self.learn, 'progress'): self.learn.progress.run = False
+
+    def after_fit(self):
+        if self.logger is not None: self.learn.logger, self.logger = self.logger, None
+
+    def check(self):
+        "Raise `ValueError` for what several processes cannot train as one would"
+        n = getattr(self.learn.dls.train, 'world_size', 1)
+        if n != world_size(): raise ValueError(f"the training loader deals its rows out to {n} processes, and there are {world_size()}: make it by clip_dls or pretraining_learner, or give it rank and world_size")
+        for k, m in self.learn.model.named_modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in m.parameters()):
+                raise ValueError(f"{k} is a {type(m).__name__}, which would learn from the rows of one process only: use LayerNorm, as HICCAPConfig(head='mlp') does, or train in one process")
+
+# %% ../nbs/08_callbacks.ipynb #79fc9225
+@patch
+def after_pred(self: AcrossProcesses):
+    "The whole batch's answers and targets, in training and validation"
+    learn, dl = self.learn, self.learn.dl
+    if world_size() == 1 or getattr(dl, 'world_size', 1) == 1: return
+    n = dl.batch_rows(learn.iter)
+    single = not isinstance(learn.pred, Mapping)
+    targets = learn.yb[0] if learn.yb else {}
+    pred = {'': learn.pred} if single else {k: learn.pred[k] for k in (targets if isinstance(targets, Mapping) and targets else learn.pred) if k in learn.pred}
+    answers, known = gather_rows({k: v.float() for k, v in pred.items()}, n), gather_rows(targets if isinstance(targets, Mapping) else {'': targets}, n)
+    learn.pred = answers[''] if single else answers
+    if learn.yb: learn.yb = (known if isinstance(targets, Mapping) else known[''],)
+
+@patch
+def before_step(self: AcrossProcesses): average_gradients([p for ps in self.opt.param_lists for p in ps])
+
+def gathers_rows(
+    learn # a fastai `Learner`
+) -> bool:
+    "Whether predictions and targets are those of the whole batch, though there are several processes"
+    return world_size() > 1 and any(isinstance(cb, AcrossProcesses) for cb in learn.cbs)
 
 # %% ../nbs/08_callbacks.ipynb #eaed1222
 def is_interactive() -> bool:

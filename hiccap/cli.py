@@ -62,18 +62,33 @@ def run_of(
     return replace(base, **given)
 
 # %% ../nbs/20_cli.ipynb #ab1630df
-def _guarded(f, args):
-    "Call `f`; an error that a user can mend becomes one line, and exit status 2"
+def _guarded(f, args, several=False):
+    "Call `f`, also in `several` processes; an error that a user can mend becomes one line, and exit status 2"
     import warnings
     if not sys.stderr.isatty(): os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1'); os.environ.setdefault('TQDM_DISABLE', '1')
     with warnings.catch_warnings():
         for noise in (dict(category=FutureWarning), dict(message='IProgress not found')): warnings.filterwarnings('ignore', **noise)
-        try: return f(args) or 0
+        try: return _in_processes(f, args, several) or 0
         except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
         except BrokenPipeError: return 141
         except (ValueError, FloatingPointError, OSError) as e:
             if not _is_ours(e): raise
-            print(f"error: {e}", file=sys.stderr); return 2
+            print(f"{_process()}error: {e}", file=sys.stderr); return 2
+        except RuntimeError as e:
+            if type(e).__name__ != 'OtherProcessError': raise
+            if 'has ended' in str(e): print(f"{_process()}{e}", file=sys.stderr)  # else it was told by the one that failed
+            return 2
+
+def _launched(): return os.environ.get('WORLD_SIZE', '1') not in ('', '1')
+def _process(): return f"process {os.environ['RANK']}: " if _launched() and os.environ.get('RANK', '0') != '0' else ''
+
+def _in_processes(f, args, several):
+    "Call `f` in each of the processes that were launched; only the main one speaks"
+    if not _launched(): return f(args)
+    if not several: raise ValueError('this command is one process: start it without accelerate launch. hiccap_train and hiccap_pretrain can be several')
+    from contextlib import redirect_stdout
+    from hiccap.processes import is_main, processes
+    with processes(), open(os.devnull, 'w') as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere): return f(args)
 
 def _is_ours(e):
     "Whether an error was raised by this library, or by the operating system about a file"
@@ -117,7 +132,7 @@ def train(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_train`"
-    return _guarded(_train, train_parser().parse_args(argv))
+    return _guarded(_train, train_parser().parse_args(argv), several=True)
 
 def _train(args):
     from hiccap.experiments import interrupted_run, train_run
@@ -306,7 +321,7 @@ def pretrain(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_pretrain`"
-    return _guarded(_pretrain, pretrain_parser().parse_args(argv))
+    return _guarded(_pretrain, pretrain_parser().parse_args(argv), several=True)
 
 def _pretrain(args):
     from dataclasses import replace

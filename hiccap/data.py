@@ -110,7 +110,7 @@ def npy_header(
             version = np.lib.format.read_magic(f)
             shape, _, dtype = np.lib.format.read_array_header_1_0(f) if version == (1, 0) else np.lib.format.read_array_header_2_0(f)
             start = f.tell()
-    except (ValueError, EOFError, OSError) as e: raise DataError(f"not a readable .npy file ({e})", clip, path, mend='Write it again with numpy.save') from None
+    except Exception as e: raise DataError(f"not a readable .npy file ({' '.join(str(e).split())[:200]})", clip, path, mend='Write it again with numpy.save') from None
     if dtype.hasobject: raise DataError('an array of Python objects, which only pickle could read', clip, path, mend='Save it as one float32 array')
     need = start + int(np.prod(shape, dtype=np.int64))*dtype.itemsize
     if (size := os.path.getsize(path)) < need: raise DataError(f"cut short: {size} of {need} bytes", clip, path, mend='Copy or extract it again')
@@ -528,7 +528,10 @@ def _table_text(path, sep):
 def _column(frame, name, path):
     "A column by name; raises `DataError` with the nearest name"
     from difflib import get_close_matches
-    if name in frame.columns: return frame[name]
+    if name in frame.columns:
+        odd = next(((n, v) for n, v in enumerate(frame[name]) if isinstance(v, (list, dict, tuple, bytes, np.ndarray))), None)
+        if odd: raise DataError(f"row {odd[0]} of column {name!r} holds a {type(odd[1]).__name__}", file=path, mend='Write texts, numbers or nothing')
+        return frame[name]
     near = get_close_matches(str(name), list(map(str, frame.columns)), 1)
     raise DataError(f"no column {name!r}", file=path, mend=''.join(f"Did you mean {o!r}? " for o in near) + f"The columns are {', '.join(map(str, frame.columns))}")
 

@@ -157,7 +157,8 @@ def from_dict(cls:Run,
     names = [f.name for f in fields(cls)]
     for k in d:
         if k not in names: raise ValueError(f"{where} has no field {k!r}" + (f"; did you mean {near[0]!r}?" if (near := get_close_matches(str(k), names, 1, .5)) else f"; there are {', '.join(names)}"))
-    return cls(**d)
+    try: return cls(**d)
+    except ValueError as e: raise ValueError(str(e) if where == 'A run' else f"{where}: {e}") from None
 
 def read_yaml(
     path # a YAML file of a run or a pretraining run
@@ -166,7 +167,7 @@ def read_yaml(
     import yaml
     try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e: raise ValueError(f"{path} is no readable YAML ({' '.join(str(e).split())})") from None
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e: raise ValueError(f"{path} is no readable YAML ({' '.join(str(e).split())})") from None
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return d
 
@@ -678,7 +679,7 @@ def holds_work(
 
 def _json(path):
     try: out = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, FileNotFoundError, NotADirectoryError): return {}
+    except (ValueError, OSError, RecursionError): return {}
     return out if isinstance(out, dict) else {}
 
 def write_json(
@@ -950,13 +951,28 @@ def in_folder(
     kind: str='run'  # see `check_folder`
 ): # what `work` gives; None where the run was finished before
     "Do a run in a folder that is whole at the end, from its beginning or from where it was interrupted; nothing is written before all is read and checked"
-    part, begun = part_of(out), begun_in(out, run, overwrite, resume, kind)
-    if resume and not begun and is_finished(out, run, overwrite, kind): write(f"{out} holds this run, finished: there is nothing left to do"); return
-    check_folder(out, overwrite or bool(begun), kind)
-    data, digests = read()
-    if begun and not is_same_data(begun, digests, part, overwrite): begun = {}
+    from hiccap.processes import on_main, together
+    def there():
+        begun = begun_in(out, run, overwrite, resume, kind)
+        if resume and not begun and is_finished(out, run, overwrite, kind): return None
+        check_folder(out, overwrite or bool(begun), kind)
+        return begun
+    part, begun = part_of(out), on_main(there)
+    if begun is None: write(f"{out} holds this run, finished: there is nothing left to do"); return
+    data, digests = together(read)
+    if begun and not on_main(lambda: is_same_data(begun, digests, part, overwrite)): begun = {}
     if begun: say_going_on(begun, part, write)
-    with new_folder(out, overwrite or bool(begun), kind, bool(begun)) as folder: return work(folder, data, digests)
+    with _folder_here(out, overwrite or bool(begun), kind, bool(begun)) as folder: return work(folder, data, digests)
+
+@contextmanager
+def _folder_here(out, overwrite, kind, go_on):
+    "`new_folder` in the main process; a folder that goes again in others, so that there is one set of files"
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+    from hiccap.processes import is_main, on_main
+    with ExitStack() as stack:
+        folder = on_main(lambda: stack.enter_context(new_folder(out, overwrite, kind, go_on)))
+        yield folder if is_main() else Path(stack.enter_context(TemporaryDirectory()))
 
 def train_run(
     run: Run, # what is run
@@ -967,7 +983,8 @@ def train_run(
 ) -> Result|None: # None where the run was finished before
     "Read, check, train, score and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
     from hiccap.tracking import check_trackers
-    begin = time.perf_counter()
+    from hiccap.processes import is_main
+    begin, write = time.perf_counter(), write if is_main() else lambda line: None
     def read():
         check_trackers(run.track)
         tokenizer = run_tokenizer(run)
@@ -982,8 +999,11 @@ def interrupted_run(
     out # folder of a run
 ) -> Run|None: # None where none was interrupted or finished there
     "The run that `train_run` would go on with, or leave as it is"
-    for at in (part_of(out), Path(out)):
-        if 'run' in (config := _json(at/'config.json')) and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
+    from hiccap.processes import on_main
+    def there():
+        for at in (part_of(out), Path(out)):
+            if 'run' in (config := _json(at/'config.json')) and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
+    return on_main(there)
 
 def say_going_on(
     begun: dict, # of `begun_in`
@@ -997,6 +1017,7 @@ def say_going_on(
 def _train_into(out, run, splits, tokenizer, digests, write, begin):
     "Train and report into a folder, which may hold the beginning"
     from hiccap.checkpoints import save_model
+    from hiccap.processes import is_main
     notes = list(dict.fromkeys(n for ds in splits[0] for n in ds.notes))
     write_json(out/'config.json', dict(run=run.to_dict(), versions=versions(), tasks=[asdict(t) for t in splits[0][0].tasks], data=digests))
     if tokenizer is not None: tokenizer.save_pretrained(out/'tokenizer')
@@ -1010,10 +1031,11 @@ def _train_into(out, run, splits, tokenizer, digests, write, begin):
         model = build_model(run, train)
         if not i: write(f"{sum(p.numel() for p in model.parameters())/1e6:.1f}M parameters, {run.epochs} passes of {-(-len(train)//run.bs)} steps")
         folds.append(train_fold(run, train, valid, test, model, tokenizer, out, None if i else out, write, work))
+        if not is_main(): continue
         save_model(model, out/'model'/f'fold_{i + 1}' if run.folds else out/'model', overwrite=True)
         _write_fold(work, folds[-1])
     scores, others = score_folds(folds)
-    _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
+    if is_main(): _finish_folder(out, run, folds, scores, others, notes, time.perf_counter() - begin)
     return scores, others, folds
 
 KEPT_OF_FOLD = ('probs', 'verdicts', 'plain', 'best', 'seconds', 'sizes', 'counts', 'clipped', 'affinity')
@@ -1030,9 +1052,11 @@ def _read_fold(work, test, write):
     from hiccap.checkpoints import CheckpointError
     from hiccap.metrics import Thresholds
     from hiccap.resuming import load_state
-    if not (work/'finished').exists(): return None
-    try: s = load_state(work/'finished')
-    except CheckpointError as e: write(f'{e}. The fold is trained again'); return None
+    from hiccap.processes import on_main
+    def read():
+        try: return load_state(work/'finished') if (work/'finished').exists() else None
+        except CheckpointError as e: write(f'{e}. The fold is trained again')
+    if (s := on_main(read)) is None: return None
     write(f"{work.name.replace('_', ' ')} was finished before")
     return Fold(test, thresholds=Thresholds(**s['thresholds']), history=pd.DataFrame(s['history']), **{k: s[k] for k in KEPT_OF_FOLD})
 
@@ -1083,7 +1107,8 @@ def load_run(
     run = Run.from_dict(config['run'], str(folder/'config.json'))
     models = [load_model(folder/'model'/f'fold_{i + 1}') for i in range(run.folds)] or [load_model(folder/'model')]
     ts = metrics['thresholds']
-    values = {k: sum(t[k] for t in ts)/len(ts) for k in ts[0]}
+    try: values = {k: sum(t[k] for t in ts)/len(ts) for k in ts[0]}
+    except (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError): raise ValueError(f"{folder/'metrics.json'} holds no thresholds that a run wrote: it was changed or damaged; copy the folder again") from None
     return Trained(folder, run, models, models[0].tasks, get_tokenizer(folder/'tokenizer') if (folder/'tokenizer').is_dir() else None, Thresholds(values, f'validation data of {folder.name}'))
 
 @patch

@@ -20,7 +20,9 @@ from .data import ClipDataset, MODALITIES, digest
 from .padding import LengthSampler, collate
 from .losses import MultiTaskLoss
 from .metrics import evaluate
+from .processes import part_of, rank, world_size
 from .checkpoints import save_model
+from .callbacks import AcrossProcesses, gathers_rows
 
 # %% ../nbs/09_learner.ipynb #27c41c4c
 class ClipDL(DataLoader):
@@ -37,9 +39,12 @@ class ClipDL(DataLoader):
         num_workers: int=0,    # processes that read clips; the order does not depend on it
         device=None,           # where batches go
         drop_last: bool=False, # leave a short last batch out of each pass
+        rank: int=0,           # this process
+        world_size: int=1,     # processes; each gets its part of the `bs` rows of a batch
         **kwargs               # what fastai's `DataLoader` takes
     ):
-        self.clip_tasks = check_tasks(dataset.tasks if tasks is None else tasks)
+        if not 0 <= rank < world_size: raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+        self.clip_tasks, self.rank, self.world_size = check_tasks(dataset.tasks if tasks is None else tasks), rank, world_size
         self.seed, self.pool, self.side, self.pad_to = seed, pool, side, pad_to
         self.sampler = LengthSampler(sum(dataset.lengths(m) for m in MODALITIES), bs, seed, shuffle, pool)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, device=device, drop_last=drop_last, **kwargs)
@@ -51,6 +56,9 @@ class ClipDL(DataLoader):
         return self.rows[self.used*self.bs:].tolist()
 
     def after_iter(self): self.sampler.epoch += 1; self.used = 0
+    def create_batches(self, rows):
+        if self.world_size == 1: yield from super().create_batches(rows); return
+        for batch in self.chunkify(iter(rows)): yield self.do_batch([self.do_item(batch[i]) for i in part_of(len(batch), self.rank, self.world_size)])
     def create_batch(self, clips): return collate(clips, self.clip_tasks, self.side, self.pad_to)
     def retain(self, res, b): return res
 
@@ -62,15 +70,23 @@ def new(self:ClipDL,
     **kwargs      # what differs
 ):
     "A loader like this one"
-    same = dict(tasks=self.clip_tasks, seed=self.seed, pool=self.pool, side=self.side, pad_to=self.pad_to)
+    same = dict(tasks=self.clip_tasks, seed=self.seed, pool=self.pool, side=self.side, pad_to=self.pad_to, rank=self.rank, world_size=self.world_size)
     return DataLoader.new(self, dataset, cls, **{**same, **kwargs})
 
 @patch
 def batch_ids(self:ClipDL, 
     i: int # number of a batch of the current pass
 ) -> list: # clip ids, a row each
-    "The clips of batch `i`"
-    return [self.dataset.ids[r] for r in self.rows[i*self.bs:(i + 1)*self.bs]]
+    "The clips of batch `i`, of this process"
+    rows = self.rows[i*self.bs:(i + 1)*self.bs]
+    return [self.dataset.ids[rows[j]] for j in part_of(len(rows), self.rank, self.world_size)]
+
+@patch
+def batch_rows(self:ClipDL,
+    i: int # number of a batch of the current pass
+) -> int:
+    "How many rows batch `i` has in all processes"
+    return min(self.bs, len(self.rows) - i*self.bs)
 
 # %% ../nbs/09_learner.ipynb #f87d0dad
 @patch
@@ -129,7 +145,7 @@ def clip_dls(
     for name, part in (('training', train), ('validation', valid)):
         for t in tasks:
             if not len(part) or (part.targets(t) == IGNORE).all(): raise ValueError(f"task {t.name!r} has no labelled row in {name}: label some clips, or leave the task out")
-    device, kwargs = device or default_device(), dict(bs=bs, tasks=tasks, seed=seed, **kwargs)
+    device, kwargs = device or default_device(), {**dict(bs=bs, tasks=tasks, seed=seed, rank=rank(), world_size=world_size()), **kwargs}
     return DataLoaders(ClipDL(train, shuffle=True, device=device, **kwargs), ClipDL(valid, device=device, **kwargs), path=path, device=device)
 
 # %% ../nbs/09_learner.ipynb #71cfdbaf
@@ -230,11 +246,15 @@ class HICCAPLearner(Learner):
     def to_fp16(self, **kwargs): return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
     def fit(self, *args, **kwargs):
-        "As fastai's; dropout comes from the learner's seed and the number of fits before, the global generators stay as they were"
+        "As fastai's; dropout comes from the learner's seed and the number of fits before (and of the process, after the first), the global generators stay as they were"
         with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.default_rng([self.seed, self.fits]).integers(2**62)))
+            torch.manual_seed(int(np.random.default_rng([self.seed, self.fits, *([rank()] if rank() else [])]).integers(2**62)))
             self.fits, self.first_epoch, self.at_first_batch = self.fits + 1, 0, None
             return super().fit(*args, **kwargs)
+
+    def to_detach(self, b, cpu=True, gather=True):
+        "As fastai's, which gathers the rows of all processes, where they are not gathered already"
+        return super().to_detach(b, cpu, gather and not gathers_rows(self))
 
     def _do_fit(self):
         "As fastai's, from `first_epoch` on, which a callback may set before the fit"
@@ -285,6 +305,7 @@ def get_preds(self:HICCAPLearner,
 ) -> tuple: # probabilities and targets, dicts of (N, C) and (N,)
     "As fastai's, in the data set's order; a `ClipDL` is read sorted and whole, and its own passes are not touched"
     if dl is None: dl = self.dls[ds_idx]
+    if with_input and getattr(dl, 'world_size', 1) > 1: raise ValueError('with_input: each process has the inputs of its own rows only; read them from the data set')
     if isinstance(dl, ClipDL): dl = dl.new(shuffle=False, drop_last=False)
     act = act or (lambda logits: {k: v.float().softmax(1) for k, v in logits.items()})
     cb = GatherDicts(with_input=with_input, with_loss=with_loss, **kwargs)
@@ -320,7 +341,7 @@ def hiccap_learner(
     learn = cls(dls, model, loss_func, opt, lr, splitter, cbs=list(cbs), metrics=score_metrics(tasks) if metrics is None else metrics,
                           wd=wd, wd_bn_bias=True, train_bn=False, **kwargs)
     learn.seed, learn.recorder.loss = seed, WholeLoss()
-    return learn
+    return learn.add_cb(AcrossProcesses()) if world_size() > 1 else learn
 
 # %% ../nbs/09_learner.ipynb #bec39bb9
 @patch

@@ -21,6 +21,7 @@ from .data import MODALITIES
 from .padding import LengthSampler
 from .model import CONCATENATED, HICCAP, PAIRS
 from .losses import MultiTaskLoss
+from .processes import part_of, rank, world_size
 from .learner import ClipDL, HICCAPLearner, hiccap_learner, no_video_in_both, score_metrics
 from .sampling import Mixture, MixtureDL, MixtureFeedback, Plan, PlannedClips, Stream, add_losses, nearest_name
 
@@ -343,13 +344,16 @@ class StreamsDL(DataLoader):
         bs: int=32,         # rows of a batch
         seed: int=0,        # of the pretext rows
         num_workers: int=0, # processes that read clips; the batches do not depend on it
-        device=None         # where batches go
+        device=None,        # where batches go
+        rank: int=0,        # this process
+        world_size: int=1   # processes; each gets its part of the rows of a batch
     ):
+        self.rank, self.world_size = rank, world_size
         self.streams, self.clip_tasks, self.seed, plans = list(streams), check_tasks(tasks), seed, []
         for i, s in enumerate(self.streams):  # supervised rows by length; a pretext row's company is its question, and is drawn
             order = LengthSampler(sum(s.dataset.lengths(m) for m in MODALITIES), bs, seed, not s.labelled, pool=1).order(0)
             for rows in np.split(order, range(bs, len(order), bs)): plans.append(Plan(FIRST_VALIDATION + len(plans), np.full(len(rows), i), rows.astype(np.int64), (), ()))
-        self.plans, self.rows = plans, PlannedClips(self.streams, self.clip_tasks, seed, transform=PrepareRows(self.streams))
+        self.plans, self.rows = plans, PlannedClips(self.streams, self.clip_tasks, seed, transform=PrepareRows(self.streams), rank=rank, world_size=world_size)
         super().__init__(self.rows, bs=bs, num_workers=num_workers, device=device, n=sum(len(p.index) for p in plans))
 
     def __len__(self): return len(self.plans)
@@ -361,11 +365,12 @@ class StreamsDL(DataLoader):
         self.after_iter()
 
     def one_batch(self): return next(iter(self))
-    def batch_ids(self, i): p = self.plans[i]; return [self.streams[p.stream[0]].dataset.ids[j] for j in p.index]
+    def batch_rows(self, i): return len(self.plans[i].index)
+    def batch_ids(self, i): p = self.plans[i]; return [self.streams[p.stream[0]].dataset.ids[p.index[j]] for j in part_of(len(p.index), self.rank, self.world_size)]
     def new(self, dataset=None, cls=None, **kwargs):
         "The same again; or for a data set a `ClipDL` that reads it plainly, with no pretext rows"
-        if dataset is not None: return ClipDL(dataset, self.bs, tasks=self.clip_tasks, device=self.device, **kwargs)
-        return type(self)(kwargs.get('streams', self.streams), self.clip_tasks, kwargs.get('bs', self.bs), self.seed, kwargs.get('num_workers', self.fake_l.num_workers), self.device)
+        if dataset is not None: return ClipDL(dataset, self.bs, tasks=self.clip_tasks, device=self.device, **{**dict(rank=self.rank, world_size=self.world_size), **kwargs})
+        return type(self)(kwargs.get('streams', self.streams), self.clip_tasks, kwargs.get('bs', self.bs), self.seed, kwargs.get('num_workers', self.fake_l.num_workers), self.device, self.rank, self.world_size)
 
 FIRST_VALIDATION = 1 << 40  # steps of validation batches start here, where training never comes: their draws are no training step's
 
@@ -415,8 +420,9 @@ def pretraining_learner(
         if isinstance(c, Contrastive) and c != contrast[c.name]: raise ValueError(f"two contrastive streams ask the task {c.name!r} with different arguments: give one another name")
     if len({c.negatives for c in contrast.values()}) > 1: raise ValueError('contrastive streams disagree on negatives, before fusion or after: choose one')
     model = PretrainingModel(network, mixture.tasks, next((c.negatives for c in contrast.values()), 'before'), contrast)
-    train = MixtureDL(mixture, steps, passes, num_workers, transform=PrepareRows(mixture.streams), device=device)
-    check = StreamsDL(_validation_streams(mixture, valid), mixture.tasks, mixture.bs, mixture.seed, num_workers, device)
+    if world_size() > 1 and any(isinstance(c, Matching) and c.negatives == 'after' for c in asked): raise ValueError("matching with negatives='after' takes pooled vectors from rows that another process may have: use negatives='before', or train in one process")
+    train = MixtureDL(mixture, steps, passes, num_workers, transform=PrepareRows(mixture.streams), device=device, rank=rank(), world_size=world_size())
+    check = StreamsDL(_validation_streams(mixture, valid), mixture.tasks, mixture.bs, mixture.seed, num_workers, device, rank(), world_size())
     dls = DataLoaders(train, check, path=path, device=device)
     classes = [t for t in mixture.tasks if t.name not in contrast]
     found = [*(score_metrics(classes) if classes else ()), *map(ChosenRight, contrast.values())] if metrics is None else metrics

@@ -243,7 +243,8 @@ def pretrain_run(
     "Read, check, pretrain, score the supervised streams and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
     from hiccap.experiments import data_digests, in_folder, run_tokenizer
     from hiccap.tracking import check_trackers
-    begin = time.perf_counter()
+    from hiccap.processes import is_main
+    begin, write = time.perf_counter(), write if is_main() else lambda line: None
     def read():
         check_trackers(run.training.track)
         tokenizer = run_tokenizer(replace(run.training, data=next((s.read.data for s in run.streams if s.read.data != 'synthetic'), 'synthetic')))
@@ -256,6 +257,7 @@ def pretrain_run(
 def _pretrain_into(out, run, parts, tokenizer, digests, write, begin):
     "Pretrain and report into a folder, which may hold the beginning"
     from hiccap.experiments import WORK, processor_threads, score_folds, shortened, versions, write_json
+    from hiccap.processes import is_main
     from hiccap.resuming import Checkpoint
     from hiccap.sampling import MixtureFeedback
     from hiccap.tracking import tracked
@@ -270,11 +272,11 @@ def _pretrain_into(out, run, parts, tokenizer, digests, write, begin):
     saved = Checkpoint(out/WORK/'fit', minutes=run.training.checkpoint_every, resume=True, write=write)
     with processor_threads(run.training.threads), tracked(learn, run.training.track, out, config=run.to_dict(), write=write): learn.fit_one_cycle(run.training.epochs, slice(run.training.encoder_lr, run.training.lr), cbs=saved)
     seconds = saved.seconds
-    learn.export(out/'model', overwrite=True, tokenizer='../tokenizer' if tokenizer is not None else None)
+    if is_main(): learn.export(out/'model', overwrite=True, tokenizer='../tokenizer' if tokenizer is not None else None)
     with processor_threads(run.training.threads): folds = {s.name: score_stream(learn, *parts[s.name], tokenizer, run.training.encoder) for s in run.streams if s.pretext is None}
     scores = {n: score_folds([f]) for n, f in folds.items()}
     feedback = next(cb for cb in learn.cbs if isinstance(cb, MixtureFeedback))
-    _finish(out, run, learn, feedback, folds, scores, parts, dict(total=time.perf_counter() - begin, training=seconds))
+    if is_main(): _finish(out, run, learn, feedback, folds, scores, parts, dict(total=time.perf_counter() - begin, training=seconds))
     return scores, feedback.contributions()
 
 # %% ../nbs/15_pretraining_runs.ipynb #33b49801

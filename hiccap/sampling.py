@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from .tasks import IGNORE, check_tasks
 from .data import digest
 from .padding import collate
-from .callbacks import NanDetector, ProgressLines
+from .callbacks import NanDetector, ProgressLines, gathers_rows
+from .processes import part_of
 
 # %% ../nbs/10_sampling.ipynb #0e2dd5ae
 class Stream:
@@ -409,10 +410,11 @@ def made_by_name(
 ): # an object of the class
     "What a name stands for. Raises `ValueError` for a name or an argument that there is not, with the nearest that there is."
     key = str(name).lower().replace('-', '_').replace(' ', '_') if loose else name
-    if key not in known: raise ValueError(f"no {what} {name!r}. {nearest_name(key, known)}")
+    if key not in list(known): raise ValueError(f"no {what} {name!r}. {nearest_name(key, known)}")
     takes = [f.name for f in fields(known[key])]
     if odd := [k for k in kwargs if k not in takes]: raise ValueError(f"{what} {key!r} has no argument {odd[0]!r}. " + (nearest_name(odd[0], takes) if takes else 'It has none'))
-    return known[key](**kwargs)
+    try: return known[key](**kwargs)
+    except TypeError as e: raise ValueError(f"{what} {key!r} cannot be made with {kwargs}: {e}") from None
 
 def policy(
     name: str, # a key of `POLICIES`
@@ -655,8 +657,11 @@ class PlannedClips(torch.utils.data.Dataset):
         seed: int=0,        # of what `transform` draws, with the plan's step
         side: str='right',  # where the padding goes
         pad_to: dict=None,  # modality -> fixed length
-        transform=None      # of (inputs, targets, plan, rng)
+        transform=None,     # of (inputs, targets, plan, rng)
+        rank: int=0,        # this process
+        world_size: int=1   # processes
     ):
+        self.rank, self.world_size = rank, world_size
         self.data, self.tasks, self.seed = [s.dataset for s in streams], tasks, seed
         self.allowed = [{t.name for t in s.tasks} if s.labelled else set() for s in streams]
         self.side, self.pad_to, self.transform = side, pad_to, transform
@@ -667,8 +672,12 @@ class PlannedClips(torch.utils.data.Dataset):
         return c
 
     def __getitem__(self, plan):
-        batch = collate([self.clip(s, i) for s, i in zip(plan.stream.tolist(), plan.index.tolist())], self.tasks, self.side, self.pad_to)
-        return batch if self.transform is None else self.transform(*batch, plan, np.random.default_rng([self.seed, 1, plan.step]))
+        rows = list(part_of(len(plan.index), self.rank, self.world_size))
+        read = list(range(len(plan.index))) if self.transform else rows  # a transform may take from one row what it gives to another
+        batch = collate([self.clip(s, i) for s, i in zip(plan.stream[read].tolist(), plan.index[read].tolist())], self.tasks, self.side, self.pad_to)
+        if self.transform is None: return batch
+        batch = self.transform(*batch, plan, np.random.default_rng([self.seed, 1, plan.step]))
+        return batch if self.world_size == 1 else tuple({k: v[rows] for k, v in d.items()} for d in batch)
 
 def _same(x): return x
 
@@ -697,7 +706,7 @@ class MixtureDL(DataLoader):
         self.prefetch_factor, self.side, self.pad_to, self.transform = prefetch_factor, side, pad_to, transform
         self.steps = steps_of(mixture, passes) if steps is None else int(steps)
         if self.steps < 1: raise ValueError(f"an epoch needs at least 1 step, got {steps}")
-        self.rows, self.epoch_start, self._resumed, self.plans = PlannedClips(mixture.streams, mixture.tasks, mixture.seed, side, pad_to, transform), mixture.step, False, {}
+        self.rows, self.epoch_start, self._resumed, self.plans = PlannedClips(mixture.streams, mixture.tasks, mixture.seed, side, pad_to, transform, rank, world_size), mixture.step, False, {}
         collate([self.rows.clip(s, 0) for s in range(len(mixture.streams))], mixture.tasks, side)  # refuse streams that cannot share a batch now
         super().__init__(self.rows, bs=mixture.bs//world_size, num_workers=num_workers, device=device, n=self.steps*mixture.bs//world_size, **kwargs)
 
@@ -726,7 +735,7 @@ class _Plans:
     def __iter__(self):
         for _ in range(self.n):
             plan = self.dl.mixture.compose()
-            self.dl.plans[plan.step] = plan = plan.part(self.dl.rank, self.dl.world_size)
+            self.dl.plans[plan.step] = plan
             yield plan
 
 # %% ../nbs/10_sampling.ipynb #6f81f006
@@ -766,7 +775,7 @@ def one_batch(self:MixtureDL):
     "The next batch, to look at: it is not used"
     self.mixture.rewind()
     plan = self.mixture.compose(); self.mixture.rewind()
-    b = self.rows[plan.part(self.rank, self.world_size)]
+    b = self.rows[plan]
     return self.after_batch(b if self.device is None else to_device(b, self.device))
 
 @patch
@@ -779,12 +788,25 @@ def new(self:MixtureDL, dataset=None, cls=None, **kwargs):
 
 # %% ../nbs/10_sampling.ipynb #a81bfaf0
 @patch
-def plan(self:MixtureDL,
+def whole_plan(self:MixtureDL,
     i: int # number of a batch of the current epoch, as the loop counts
-) -> Plan: # this process's rows
+) -> Plan: # the rows of all processes
     "The plan of batch `i`, of the last `keep`"
     if (step := self._first + i) not in self.plans: raise IndexError(f"no plan of batch {i} is kept: only the last {self.keep} of the epoch are")
     return self.plans[step]
+
+@patch
+def plan(self:MixtureDL,
+    i: int # number of a batch of the current epoch, as the loop counts
+) -> Plan: # this process's rows
+    "This process's part of `whole_plan`"
+    return self.whole_plan(i).part(self.rank, self.world_size)
+
+@patch
+def batch_rows(self:MixtureDL, i: int # number of a batch
+) -> int:
+    "How many rows batch `i` has in all processes"
+    return self.mixture.bs
 
 @patch
 def batch_streams(self:MixtureDL, i: int # number of a batch
@@ -855,17 +877,18 @@ class MixtureFeedback(Callback):
     def load_state_dict(self, state): self.records, self.valid = deepcopy(state['records']), deepcopy(state['valid'])
 
 # %% ../nbs/10_sampling.ipynb #c876b1ac
-def _mean_over_processes(losses, rows):
-    "Means over the rows of all processes: lists of (numbers, rows they are means of); NaN where no process has a row"
+def _mean_over_processes(losses, rows, whole=False):
+    "Means over the rows of all processes: lists of (numbers, rows they are means of); None where no process has a row. `whole`: they are of all processes already"
     x = torch.tensor([[l*r if r else 0. for l, r in zip(losses, rows)], rows], dtype=torch.float64)
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if not whole and torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
         x = x.to('cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'); torch.distributed.all_reduce(x)
     return [(s/n if n else None) for s, n in zip(*x.tolist())]
 
 @patch
 def _losses(self:MixtureFeedback):
     "This batch's losses as numbers: stream -> {task: loss}, the same in all processes"
-    mix, plan, y = self.mixture, self.loader.plan(self.iter), self.yb[0]
+    mix, y, whole = self.mixture, self.yb[0], gathers_rows(self.learn)
+    plan = self.loader.whole_plan(self.iter) if whole else self.loader.plan(self.iter)
     if self.losses_of is not None: return self.losses_of(self.learn)
     keys, vals, rows = [(s.name, t.name) for s in mix.streams for t in s.tasks], [], []
     for i, s in enumerate(mix.streams):
@@ -877,7 +900,7 @@ def _losses(self:MixtureFeedback):
         for t in s.tasks: vals.append(per.get(t.name)); rows.append(int((y[t.name][at] != IGNORE).sum()) if t.name in per else 0)
     known = [v for v in vals if v is not None]
     flat = iter(torch.stack([v.detach().float().mean() for v in known]).tolist() if known else [])      # one transfer a step
-    means, out = _mean_over_processes([0. if v is None else next(flat) for v in vals], rows), {}
+    means, out = _mean_over_processes([0. if v is None else next(flat) for v in vals], rows, whole), {}
     for (n, t), m in zip(keys, means):
         if m is not None: out.setdefault(n, {})[t] = m
     return {n: out.get(n) for n, q in zip(mix.names, plan.quotas) if q}
@@ -933,7 +956,7 @@ def after_validate(self:MixtureFeedback):
     if '_sums' not in self.__dict__: return
     sums = self.__dict__.pop('_sums')
     names = [t.name for t in self.mixture.tasks]
-    means = dict(zip(names, _mean_over_processes([sums[t][0]/sums[t][1] if sums.get(t, (0, 0))[1] else 0. for t in names], [sums.get(t, (0, 0))[1] for t in names])))
+    means = dict(zip(names, _mean_over_processes([sums[t][0]/sums[t][1] if sums.get(t, (0, 0))[1] else 0. for t in names], [sums.get(t, (0, 0))[1] for t in names], gathers_rows(self.learn))))
     losses = {s.name: d for s in self.mixture.streams if (d := {t.name: means[t.name] for t in s.tasks if means[t.name] is not None})}
     missing = [n for n in self.mixture.names if n not in losses]
     if self.mixture.policy.feedback == 'valid' and missing:

@@ -18,7 +18,7 @@ import numpy as np, torch
 from fastai.basics import Callback
 from fastcore.basics import patch
 from .tasks import IGNORE
-from .callbacks import _device, _precision, _untouched, random_state, set_random_state
+from .callbacks import device_of, precision_of, untouched, random_state, set_random_state
 from .sampling import loss_number, made_by_name, nearest_name
 
 # %% ../nbs/12_weighting.ipynb #72b2e3bc
@@ -553,6 +553,11 @@ class Weigh(Callback):
         self.weighting.load_state_dict(state['weighting'])
         self.records, self.n_steps, self.blind, self.failed = deepcopy(state['records']), state['n_steps'], state['blind'], state['failed']
 
+    def good_state(self): return self.weighting.state_dict()  # what `NanDetector` keeps with weights that it can go back to
+    def go_back(self, state):
+        "Unlearn the steps that a rollback undoes; records stay, and no random draw is made twice"
+        self.weighting.load_state_dict(dict(state, pending=[], draws=self.weighting.draws))
+
 # %% ../nbs/12_weighting.ipynb #a194fe88
 @patch
 def before_fit(self:Weigh):
@@ -608,7 +613,7 @@ def catch(self:Weigh, module, args, out):
 def before_batch(self:Weigh):
     self.release()
     if self.at == 'representation': self.hooks = [m.register_forward_hook(self.catch) for m in self.modules()]
-    if self.weighting.look_back: self.moment = self.xb, self.yb, random_state(_device(self.learn.model))
+    if self.weighting.look_back: self.moment = self.xb, self.yb, random_state(device_of(self.learn.model))
 
 # %% ../nbs/12_weighting.ipynb #7af31431
 @patch
@@ -704,10 +709,10 @@ def weigh_gradients(self:Weigh, losses, values, seen):
 @patch
 def losses_again(self:Weigh) -> dict: # task -> mean loss
     "The losses of this step's batches with the weights as they are now"
-    learn, model, precision, out = self.learn, self.learn.model, _precision(self.learn)[0], {}
-    device = _device(model)
+    learn, model, precision, out = self.learn, self.learn.model, precision_of(self.learn)[0], {}
+    device = device_of(model)
     cast = torch.autocast(device.type, dtype=getattr(torch, precision)) if precision else nullcontext()
-    with _untouched(model, self.loss_func), torch.no_grad(), cast:
+    with untouched(model, self.loss_func), torch.no_grad(), cast:
         for xb, yb, random in self.batches:
             set_random_state(random, device)
             for n, l in self.task_losses(model(*xb), yb).items(): out.setdefault(n, []).append(l.float())

@@ -13,3 +13,4 @@ settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'proof: outputs, losses and gradients are finite and blind to padding, at any input; `-m proof` with the nightly profile runs 10,000 examples of each')
+    config.addinivalue_line('markers', 'hard: what is done to whole programs: kills, damaged files, several processes; `-m hard` with the nightly profile is the long form')

@@ -37,6 +37,7 @@ from hiccap.sampling import Mixture, MixtureDL, MixtureFeedback, Stream
 from hiccap.tasks import Task
 from hiccap.weighting import WEIGHTINGS, Weigh
 
+pytestmark = pytest.mark.hard
 NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
 TASKS = [Task('loud'), Task('said')]
 
@@ -153,6 +154,24 @@ class KillAt(Callback):
     def __init__(self, step): self.step = step
     def after_loss(self):
         if self.learn.training and self.learn.train_iter == self.step: raise Killed()
+
+
+def test_the_folder_of_the_best_weights_is_gone_on_with(tmp_path):
+    "Where a fit is gone on with, without overwrite; a folder that was there before it is not its own"
+    from hiccap.checkpoints import load_model, save_model
+    from hiccap.model import HICCAP, HICCAPConfig
+    def start(saved, keep, stop=math.inf):
+        net = HICCAP(HICCAPConfig.from_dict(dict(text=dict(kind='features', width=4, hidden=4, layers=1), video=dict(kind='features', width=4, hidden=4, layers=1), audio=dict(kind='features', width=4, hidden=4, layers=1), width=8, heads=2, head_widths=[8])), TASKS, seed=0)
+        video = [ClipDataset.from_clips([Clip(o.ids[i], video=o[i].video, labels=o[i].labels) for i in range(len(o))], TASKS) for o in (TRAIN, VALID)]
+        learn = hiccap_learner(clip_dls(*video, bs=4, device='cpu'), net, MultiTaskLoss(TASKS), lr=.05, seed=3, cbs=[KeepBest('valid_loss', folder=keep), KillAt(stop)])
+        return fit(learn, Checkpoint(saved, every=1, resume=True, write=lambda o: None))
+    with pytest.raises(Killed): start(tmp_path/'c', tmp_path/'best', 6)
+    assert (tmp_path/'best').exists()
+    learn = start(tmp_path/'c', tmp_path/'best')
+    best = load_model(tmp_path/'best').state_dict()
+    assert all(torch.equal(v, best[k]) for k, v in learn.model.state_dict().items())
+    save_model(learn.model, tmp_path/'other')
+    with pytest.raises(CheckpointError, match='holds something already'): start(tmp_path/'d', tmp_path/'other')
 
 
 def test_only_so_many_stay_and_minutes_count(tmp_path):
@@ -319,7 +338,7 @@ def test_a_full_disk_stops_a_run_with_what_it_had(tmp_path, alone, monkeypatch):
 PROGRAM = '''
 import json, os, resource, sys
 import matplotlib.pyplot, pandas, sklearn.linear_model, sklearn.feature_extraction.text, transformers
-import hiccap.callbacks, hiccap.checkpoints, hiccap.cli, hiccap.experiments, hiccap.learner, hiccap.metrics, hiccap.resuming, hiccap.synthetic
+import hiccap.callbacks, hiccap.checkpoints, hiccap.cli, hiccap.experiments, hiccap.learner, hiccap.metrics, hiccap.pretraining_runs, hiccap.resuming, hiccap.synthetic
 print('ready', flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -327,44 +346,79 @@ for line in sys.stdin:
     log = os.open(order['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1); os.dup2(log, 2)
     if order['limit']: resource.setrlimit(resource.RLIMIT_FSIZE, (order['limit'], order['limit']))
-    os._exit(hiccap.cli.train(order['args']))
+    os._exit(getattr(hiccap.cli, order['command'])(order['args']))
 '''
 
 @pytest.fixture(scope='module')
 def program(tmp_path_factory):
-    "`hiccap_train` in processes of its own, whose imports are paid for once: each is a fork of one that has them. Called with arguments, and the seconds after which it is killed; returns whether it was, its status and what it said"
+    "`hiccap_train`, or another command, in processes of its own, whose imports are paid for once: each is a fork of one that has them. Called with arguments, and the seconds after which it is killed; returns whether it was, its status and what it said"
     home = tmp_path_factory.mktemp('program')
     (home/'run.yaml').write_text(SMALL.to_yaml())
     parent = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg'})
     assert parent.stdout.readline() == 'ready\n'
-    def call(*args, after=None, limit=0):
+    def call(*args, after=None, limit=0, command='train'):
         log = home/'log'; log.write_text('')
-        parent.stdin.write(json.dumps(dict(args=['--run', str(home/'run.yaml'), *map(str, args)], log=str(log), limit=limit)) + '\n'); parent.stdin.flush()
+        parent.stdin.write(json.dumps(dict(command=command, args=[*(['--run', str(home/'run.yaml')] if command == 'train' else []), *map(str, args)], log=str(log), limit=limit)) + '\n'); parent.stdin.flush()
         pid = int(parent.stdout.readline())
         if after is not None:
             time.sleep(after)
             os.kill(pid, signal.SIGKILL)  # at most a zombie, since its parent waits to be told
         parent.stdin.write('wait\n'); parent.stdin.flush()
         status = int(parent.stdout.readline())
-        with (Path(args[1]).parent/'all').open('a') as f: f.write(log.read_text())
         return os.WIFSIGNALED(status), status >> 8, log.read_text()
     yield call
     parent.stdin.close(); parent.wait()
 
 
+KILLS = 20 if NIGHTLY else 3
+
+def kill_at_random(begin, takes, same, kills, rng):
+    "Begin a run, kill it at random moments and go on with it, until so many kills; each run ends as the one that was left alone"
+    i = 0
+    while kills:
+        i += 1
+        for _ in range(min(4, kills)):  # of one run, before it is left to finish
+            killed, status, said = begin(i, rng.uniform(.1, .7)*takes)
+            kills -= killed
+            assert killed or status == 0, said
+        killed, status, said = begin(i, None)
+        assert (killed, status) == (False, 0), said
+        assert same(i)  # whether a kill falls after a checkpoint is chance; that one goes on from it is asked above, after every step
+
 def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program):
     begin = time.monotonic()
     assert program('--out', tmp_path/'run', '--resume')[:2] == (False, 0) and result(tmp_path/'run') == alone
-    takes, rng, kills, wanted, i = time.monotonic() - begin, random.Random(6), 0, 20 if NIGHTLY else 3, 0
-    while kills < wanted:
-        out, i = tmp_path/f'run{i}', i + 1
-        for _ in range(min(4, wanted - kills)):  # kills of one run, before it is left to finish
-            killed, status, said = program('--out', out, '--resume', after=rng.uniform(.1, .7)*takes)
-            kills += killed
-            assert killed or status == 0, said
-        killed, status, said = program('--out', out, '--resume')
-        assert (killed, status) == (False, 0), said
-        assert result(out) == alone  # whether a kill falls after a checkpoint is chance; that one goes on from it is asked above, after every step
+    kill_at_random(lambda i, after: program('--out', tmp_path/f'run{i}', '--resume', after=after), time.monotonic() - begin, lambda i: result(tmp_path/f'run{i}') == alone, KILLS, random.Random(6))
+
+
+def test_pretraining_killed_at_random_moments_comes_out_the_same(tmp_path, program):
+    "With a policy that follows the losses, a pretext task, and a checkpoint after every step"
+    from hiccap.pretraining_runs import PretrainRun, write_example
+    mixture = write_example(tmp_path/'data', n=150)
+    run = PretrainRun.from_yaml(mixture)
+    mixture.write_text(replace(run, training=replace(run.training, epochs=2, checkpoint_every=0, config={**run.training.config, 'width': 16, 'heads': 2, 'head_widths': [16]})).to_yaml())
+    tables = lambda out: result(out) | dict(shares=(out/'shares.csv').read_bytes())
+    begin = time.monotonic()
+    assert program(mixture, '--out', tmp_path/'run', '--resume', command='pretrain')[:2] == (False, 0)
+    want = tables(tmp_path/'run')
+    kill_at_random(lambda i, after: program(mixture, '--out', tmp_path/f'run{i}', '--resume', after=after, command='pretrain'), time.monotonic() - begin, lambda i: tables(tmp_path/f'run{i}') == want, 20 if NIGHTLY else 2, random.Random(7))
+
+
+@pytest.mark.parametrize('kind', ['famo', 'mixture'])
+def test_a_fit_killed_at_random_moments_comes_out_the_same(tmp_path, kind):
+    "A weighting and a policy that learn, at the level of the library; most kills fall into the writing of a checkpoint"
+    def begin(i, after):
+        if (pid := os.fork()) == 0:
+            try: (tmp_path/f'{i}.txt').write_text(outcome(fit(KINDS[kind](), Checkpoint(tmp_path/f'{i}', every=1, resume=True, write=lambda o: None)))); os._exit(0)
+            except BaseException as e: (tmp_path/f'{i}.txt').write_text(repr(e))
+            finally: os._exit(1)
+        if after is not None: time.sleep(after); os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        return os.WIFSIGNALED(status), status >> 8, (tmp_path/f'{i}.txt').read_text()[:500] if (tmp_path/f'{i}.txt').exists() else ''
+    now = time.monotonic()
+    assert begin('alone', None)[:2] == (False, 0)
+    want = (tmp_path/'alone.txt').read_text()
+    kill_at_random(begin, time.monotonic() - now, lambda i: (tmp_path/f'{i}.txt').read_text() == want, KILLS, random.Random(8))
 
 
 def test_a_file_that_may_not_grow_stops_a_run_with_what_it_had(tmp_path, alone, program):

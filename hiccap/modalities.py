@@ -7,7 +7,7 @@ __all__ = ['MODALITY_SCHEDULES', 'SUBSETS', 'KINDS', 'show', 'present_in', 'Moda
            'OneModality', 'modality_schedule', 'ShowModalities', 'only', 'Corrupted', 'corrupted', 'subset_scores',
            'corruption_scores', 'area_under', 'plot_subsets', 'plot_corruption']
 
-# %% ../nbs/12a_modalities.ipynb #ceafb501
+# %% ../nbs/12a_modalities.ipynb #5dbd8761
 from dataclasses import dataclass, field
 import numpy as np, torch
 from fastai.callback.core import Callback
@@ -16,6 +16,7 @@ from .tasks import IGNORE
 from .data import MODALITIES, ClipDataset
 from .model import PAIRS
 from .metrics import evaluate
+from .processes import own_rows, part_of, share, world_size
 from .sampling import made_by_name
 from .pretraining import ContrastTask
 
@@ -123,7 +124,7 @@ class ShowModalities(Callback):
         "The share of the clips with each modality that showed it"
         with np.errstate(invalid='ignore'): return dict(zip(MODALITIES, (self.counts[1]/self.counts[0]).tolist()))
 
-# %% ../nbs/12a_modalities.ipynb #f08a5232
+# %% ../nbs/12a_modalities.ipynb #4e9e4d4e
 @patch
 def before_fit(self:ShowModalities):
     net = getattr(self.learn, 'network', self.learn.model)
@@ -137,11 +138,22 @@ def after_fit(self:ShowModalities):
 
 @patch
 def before_batch(self:ShowModalities):
-    inputs = self.xb[0]; present = present_in(inputs)
-    rng = np.random.default_rng([self.seed, self.batches, torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0])
-    shown = self.schedule.shown(present, self.batches, rng) | self.asked().cpu().numpy()[:, None]
+    present, asked, here = self.whole_batch(present_in(self.xb[0]), self.asked().numpy())
+    shown = self.schedule.shown(present, self.batches, np.random.default_rng([self.seed, self.batches])) | asked[:, None]
     self.batches += 1; self.counts += np.stack([present.sum(0), (present & shown).sum(0)])
-    if (present & ~shown).any(): self.learn.xb = (show(inputs, shown), *self.xb[1:])
+    if (present & ~shown)[here].any(): self.learn.xb = (show(self.xb[0], shown[here]), *self.xb[1:])
+
+@patch
+def whole_batch(self:ShowModalities,
+    *rows # arrays, a row each of this process's
+) -> tuple: # the same of all processes' rows, and which of them are this process's
+    "What several processes have of a batch, so that they hide what one would"
+    if world_size() == 1 or getattr(self.dl, 'world_size', 1) == 1: return *rows, slice(None)
+    n, w, parts = self.dl.batch_rows(self.iter), world_size(), share(rows)
+    out = [np.zeros((n, *x.shape[1:]), x.dtype) for x in rows]
+    for j, x in enumerate(out):
+        for r in range(w): x[r::w] = parts[r][j][:own_rows(n, r, w)]
+    return *out, list(part_of(n))
 
 @patch
 def asked(self:ShowModalities) -> torch.Tensor: # (B,) bool

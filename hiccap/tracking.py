@@ -132,7 +132,8 @@ def tracked(
     write=print      # gets a line of where to look
 ):
     "Track the fits of a learner in a `with` block"
-    folder = Path(folder)
+    from hiccap.processes import is_main
+    folder, names = Path(folder), names if is_main() else ()
     with ExitStack() as closing:
         cbs = []
         if 'tensorboard' in names:

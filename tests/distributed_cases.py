@@ -24,6 +24,7 @@ from hiccap.data import Clip, ClipDataset
 from hiccap.learner import ClipDL, clip_dls, hiccap_learner
 from hiccap.losses import MultiTaskLoss, Regularizer
 from hiccap.model import HICCAP, HICCAPConfig
+from hiccap.modalities import ShowModalities
 from hiccap.pretraining import Contrastive, Matching, PretextStream, pretraining_learner
 from hiccap.processes import is_main, on_main, processes, rank, share_from, world_size
 from hiccap.resuming import Checkpoint
@@ -102,6 +103,7 @@ def a_fit_with_workers(folder): return came_of(fit(learner(workers=1)))
 def a_fit_with_penalty(folder): return came_of(fit(learner([AddRegularizer(Regularizer('norm', .1))])))
 def an_accumulated_fit(folder): return came_of(fit(learner([GradientAccumulation(8)])))
 def fixed_weights(folder): return came_of(fit(learner([Weigh(FixedWeights(dict(loud=1., said=2., rare=.5)))])))
+def hidden_modalities(folder): return came_of(fit(learner([ShowModalities('subsets', 5)])))
 def the_best_epoch(folder): return came_of(fit(learner([KeepBest('valid_loss')]), 3))
 def batches_smaller_than_the_processes(folder): return came_of(fit(learner(n=4, bs=1)))
 def a_batch_of_odd_size(folder): return came_of(fit(learner(n=13, bs=5)))
@@ -224,7 +226,7 @@ def write_inputs(home):
     mixture.write_text(yaml.safe_dump({**yaml.safe_load(mixture.read_text()), 'config': SMALL}))
 
 
-EQUAL = [a_fit, a_fit_with_workers, a_fit_with_penalty, an_accumulated_fit, fixed_weights, the_best_epoch, batches_smaller_than_the_processes, a_batch_of_odd_size, a_mixture, pretraining, a_skipped_step, a_step_rolled_back]
+EQUAL = [a_fit, a_fit_with_workers, a_fit_with_penalty, an_accumulated_fit, fixed_weights, hidden_modalities, the_best_epoch, batches_smaller_than_the_processes, a_batch_of_odd_size, a_mixture, pretraining, a_skipped_step, a_step_rolled_back]
 OTHER = [an_infinite_clip, resumed, refusals, commands]
 
 if __name__ == '__main__':

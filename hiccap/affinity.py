@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from .callbacks import _device, _untouched, random_state, set_random_state
+from .callbacks import device_of, untouched, random_state, set_random_state
 from .weighting import graph_leaves
 
 # %% ../nbs/12b_affinity.ipynb #5f71abc2
@@ -55,8 +55,8 @@ def batch_affinity(
     Raises `ValueError` where the tasks share nothing that learns."""
     _check_step(rate, size)
     names, model = [t.name for t in loss.tasks], getattr(model, '_orig_mod', model)
-    out, device = np.full((len(names),)*2, np.nan), _device(model)
-    with _untouched(model, loss), torch.enable_grad(), _rnn_backward(model, device):
+    out, device = np.full((len(names),)*2, np.nan), device_of(model)
+    with untouched(model, loss), torch.enable_grad(), _rnn_backward(model, device):
         random = random_state(device)
         def losses():
             set_random_state(random, device); pred = model(*xb)

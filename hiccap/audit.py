@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .checkpoints import whole_folder
-from .data import DataError, FILES, SPECIAL, check_id, get_tokenizer, join_wordpieces, npy_header, video_of, _column, _read_frame
+from .data import DataError, FILES, SPECIAL, check_id, get_tokenizer, join_wordpieces, npy_header, video_of, table_column, read_frame
 from .metrics import rank_scores, resample_weights
 from .packing import is_packed, open_packed
 from .tasks import COMIC_MISCHIEF
@@ -192,7 +192,7 @@ def _rows(path):
     elif kind == '.jsonl': yield from _lines(path)
     elif kind in ('.csv', '.tsv'): yield from _csv(path, ',' if kind == '.csv' else '\t')
     else:
-        frame = _read_frame(path)
+        frame = read_frame(path)
         yield None, _Header(map(str, frame.columns))
         for row in zip(*(frame[c] for c in frame.columns)): yield None, dict(zip(map(str, frame.columns), row))
 
@@ -392,7 +392,7 @@ def read_manifest(
     if not files: _from_features(m, features)
     for f in [*m.id, m.text_field, *(labels and m.label_fields or ()), group, split]:
         if f is not None and len(m) and not m.released and files and f not in m.fields and 'words' not in m.fields and (f != text or text != 'text') and (f not in m.id or 'IMDBid' not in m.fields):
-            _column(_Columns(m.fields), f, next(iter(files.values())))
+            table_column(_Columns(m.fields), f, next(iter(files.values())))
     for t in m.labels: m.labels[t] += [None]*(len(m) - len(m.labels[t]))
     return m, features
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'FILES', 'SPECIAL', 'DataError', 'Clip', 'check_id', 'video_of', 'npy_header', 'FeatureFolder',
            'TensorColumn', 'FeatureColumn', 'digest', 'ClipDataset', 'get_tokenizer', 'encode_texts', 'read_json',
-           'join_wordpieces', 'several_ids', 'read_comic_mischief', 'shared_data', 'read_table', 'split_by_video',
-           'folds_by_video']
+           'join_wordpieces', 'several_ids', 'read_comic_mischief', 'shared_data', 'read_frame', 'table_column',
+           'read_table', 'split_by_video', 'folds_by_video']
 
 # %% ../nbs/01_data.ipynb #089f6364
 import csv, hashlib, io, json, os, re, warnings
@@ -499,7 +499,9 @@ def shared_data(
     return root/name if (root/name).exists() else None
 
 # %% ../nbs/01_data.ipynb #d5b5cbb5
-def _read_frame(path):
+def read_frame(
+    path # of the file
+):
     "A CSV, TSV, JSONL or Parquet file as a data frame, every CSV cell as text; raises `DataError`"
     import pandas as pd
     path = Path(path); kind = path.suffix.lower()
@@ -525,7 +527,11 @@ def _table_text(path, sep):
     except (UnicodeDecodeError, csv.Error) as e: raise DataError(f"cannot be read ({e})", file=path, mend='Save it as UTF-8') from None
     return text
 
-def _column(frame, name, path):
+def table_column(
+    frame, # a data frame
+    name,  # of the column
+    path   # of the file, for the message
+):
     "A column by name; raises `DataError` with the nearest name"
     from difflib import get_close_matches
     if name in frame.columns:
@@ -594,20 +600,20 @@ def read_table(
     too_long: str='cut'     # `cut` shortens and notes it; `error` raises
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
-    frame, tasks = _read_frame(path), {t.name: t for t in check_tasks(tasks or ())}
+    frame, tasks = read_frame(path), {t.name: t for t in check_tasks(tasks or ())}
     if labels is None: labels = list(tasks)
     if captions and context: raise DataError('captions and context both ask for the second segment', file=path, mend='Choose one')
-    parts = [_column(frame, c, path) for c in ([id] if isinstance(id, str) else id)]
+    parts = [table_column(frame, c, path) for c in ([id] if isinstance(id, str) else id)]
     ids = ['' if any(map(_is_missing, row)) else '_'.join(str(o) for o in row) for row in zip(*parts)]
     for n, o in enumerate(ids): check_id(o, path, f' (row {n})')
-    groups = None if group is None else list(_column(frame, group, path))
+    groups = None if group is None else list(table_column(frame, group, path))
     for o, g in zip(ids, groups or ()):
         if _is_missing(g): raise DataError(f"column {group!r} is empty", o, path, 'Name the video or dialogue of every clip')
-    texts = [None if _is_missing(o) else str(o) for o in _column(frame, text, path)]
-    second = [None if _is_missing(o) else str(o) for o in _column(frame, captions, path)] if captions else \
+    texts = [None if _is_missing(o) else str(o) for o in table_column(frame, text, path)]
+    second = [None if _is_missing(o) else str(o) for o in table_column(frame, captions, path)] if captions else \
              _context(texts, groups or [video_of(o) for o in ids], context) if context else [None]*len(ids)
     columns, notes = encode_texts(texts, second, get_tokenizer(tokenizer), ids, max_length, too_long, path)
-    found = {c: _classes(_column(frame, c, path), c, ids, path, tasks.get(c)) for c in labels}
+    found = {c: _classes(table_column(frame, c, path), c, ids, path, tasks.get(c)) for c in labels}
     feats, missing = _feature_columns(features, ids)
     return ClipDataset(ids, columns | feats, {c: y for c, (y, _) in found.items()}, [t for _, t in found.values()], groups, Path(path).name, notes + missing)
 

@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .tasks import IGNORE, Task, check_tasks
 from .data import MODALITIES, Clip, ClipDataset, DataError, FeatureColumn, TensorColumn, _Rows, digest, get_tokenizer, read_json
-from .checkpoints import LOCK, _file_sha, _seal, _to_disk, put_back, whole_folder
+from .checkpoints import LOCK, file_sha, seal, to_disk, put_back, whole_folder
 
 # %% ../nbs/05a_packing.ipynb #1dce0be5
 FORMAT = 1  # of packed folders
@@ -113,21 +113,21 @@ def _write_arrow(path, features, tables):
         w.pa_writer.close()
         f.f.flush(); os.fsync(f.f.fileno())
         out = dict(bytes=f.bytes, sha256=f.sha.hexdigest())
-    os.replace(temp, path); _to_disk(path.parent)
+    os.replace(temp, path); to_disk(path.parent)
     return out
 
 def _write_sealed(path, d):
     "Write JSON with its checksum, all or nothing"
     temp = path.with_name(f'.tmp-{path.name}')
-    with open(temp, 'w', encoding='utf-8') as f: f.write(json.dumps(_seal(d), indent=1)); f.flush(); os.fsync(f.fileno())
-    os.replace(temp, path); _to_disk(path.parent)
+    with open(temp, 'w', encoding='utf-8') as f: f.write(json.dumps(seal(d), indent=1)); f.flush(); os.fsync(f.fileno())
+    os.replace(temp, path); to_disk(path.parent)
 
 def _read_sealed(path):
     "What `_write_sealed` wrote; raises `DataError`"
     d = read_json(path)
     if not isinstance(d, dict): raise DataError('holds no manifest', file=path, mend='Copy the folder again, or pack the clips again')
     was = d.pop('checksum', None)
-    if _seal(d)['checksum'] != was: raise DataError('was changed since it was written: its checksum is another', file=path, mend='Copy the folder again, or pack the clips again')
+    if seal(d)['checksum'] != was: raise DataError('was changed since it was written: its checksum is another', file=path, mend='Copy the folder again, or pack the clips again')
     return d
 
 # %% ../nbs/05a_packing.ipynb #d7d7deb3
@@ -209,7 +209,7 @@ def _kept(part, sources, overwrite):
     same = {k: o for k, (o, s) in enumerate(zip(had, sources)) if o and o['source'] == s}
     if any(had) and not same and not overwrite:
         raise ValueError(f"{part} holds a packing of other clips, or with other settings, that was interrupted: give the same to go on with it, or overwrite to start anew")
-    def whole(k, o): p = part/_shard(k); return p.is_file() and p.stat().st_size == o['bytes'] and _file_sha(p) == o['sha256']
+    def whole(k, o): p = part/_shard(k); return p.is_file() and p.stat().st_size == o['bytes'] and file_sha(p) == o['sha256']
     return {k: o for k, o in same.items() if whole(k, o)}
 
 def check_place(
@@ -459,7 +459,7 @@ def _manifest(folder):
 def _files(folder, d): return [(folder/INDEX, d['index']), *((folder/_shard(k), o) for k, o in enumerate(d['shards']))]
 
 def _refuse_changed(p, o):
-    if _file_sha(p) != o['sha256']: raise DataError('was changed since it was written: its checksum is another', file=p, mend='Copy it again, or pack the clips again')
+    if file_sha(p) != o['sha256']: raise DataError('was changed since it was written: its checksum is another', file=p, mend='Copy it again, or pack the clips again')
 
 def open_packed(
     folder # that `pack` wrote
@@ -477,7 +477,7 @@ def verify(
 ) -> int: # bytes that were read
     "Read all files of a packed data set and compare their checksums; raises `DataError` that names what is damaged"
     d = _manifest(folder := Path(folder))
-    wrong = [p for p, o in _files(folder, d) if _file_sha(p) != o['sha256']]
+    wrong = [p for p, o in _files(folder, d) if file_sha(p) != o['sha256']]
     if wrong: raise DataError('was changed since it was written: its checksum is another' + (f". So were {', '.join(p.name for p in wrong[1:])}" if wrong[1:] else ''),
                               file=wrong[0], mend='Copy it again, or pack the clips again')
     return sum(o['bytes'] for _, o in _files(folder, d))

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
-from .comparison import _set, _word
+from .comparison import set_field, word_of
 from .experiments import FREE, Run, read_yaml
 
 # %% ../nbs/18_search.ipynb #2224a4ca
@@ -57,8 +57,8 @@ def _check_field(search, key, spec):
     if key == 'config': raise ValueError(f"{where}: name a field of the network, such as config.width")
     for v in _extremes(f'{where}: {key}', spec):
         try: run = search.run({key: v})
-        except ValueError as e: raise ValueError(f"{where}: {key} = {_word(v)}: {e}") from None
-        if first == 'config': _check_network(f'{where}: {key} = {_word(v)}', run)
+        except ValueError as e: raise ValueError(f"{where}: {key} = {word_of(v)}: {e}") from None
+        if first == 'config': _check_network(f'{where}: {key} = {word_of(v)}', run)
 
 def _check_network(where, run):
     "Raise `ValueError` for a field that networks do not have; whether values fit together shows when one is built"
@@ -71,7 +71,7 @@ def _extremes(where, spec):
     "The values to try a field with; raises `ValueError` for bounds that are none"
     if isinstance(spec, list):
         if not spec: raise ValueError(f"{where} has no choices")
-        if len({_word(v) for v in spec}) < len(spec): raise ValueError(f"{where} has a choice twice")
+        if len({word_of(v) for v in spec}) < len(spec): raise ValueError(f"{where} has a choice twice")
         return spec
     if not isinstance(spec, dict): raise ValueError(f"{where} must be a list of choices, or low and high, got {spec!r}")
     for k in spec:
@@ -98,7 +98,7 @@ def run(self:Search,
 ) -> Run:
     "The run with these values; raises `ValueError`"
     d = self.base
-    for k, v in values.items(): d = _set(d, k, v)
+    for k, v in values.items(): d = set_field(d, k, v)
     return Run.from_dict(d, self.where)
 
 def read_search(
@@ -119,14 +119,14 @@ def distributions(
     "The space as Optuna has it; a choice is known by the text that it is written as"
     from optuna.distributions import CategoricalDistribution as Choice, FloatDistribution as Float, IntDistribution as Int
     def one(k, spec):
-        if isinstance(spec, list): return Choice([_word(v) for v in spec])
+        if isinstance(spec, list): return Choice([word_of(v) for v in spec])
         more = dict(log=spec.get('log') or False, **({} if spec.get('step') is None else dict(step=spec['step'])))
         return (Int if _is_whole(k, spec) else Float)(spec['low'], spec['high'], **more)
     return {k: one(k, spec) for k, spec in search.space.items()}
 
 def _values(search, params):
     "Optuna's parameters as the fields' values"
-    return {k: next(v for v in search.space[k] if _word(v) == p) if isinstance(search.space[k], list) else p for k, p in params.items()}
+    return {k: next(v for v in search.space[k] if word_of(v) == p) if isinstance(search.space[k], list) else p for k, p in params.items()}
 
 # %% ../nbs/18_search.ipynb #bd5e65c7
 class PruneTrial(Callback):
@@ -253,11 +253,11 @@ def run_search(
     "Search, or go on with a search. Raises `ValueError`, `DataError` and `FileExistsError` before anything starts"
     need_optuna()
     import optuna
-    from hiccap.checkpoints import LOCK, _alone
+    from hiccap.checkpoints import LOCK, alone
     if type(trials) is not int or trials < 1: raise ValueError(f"trials must be a whole number of at least 1, got {trials!r}")
     was = _open_folder(out, search); clips, judged = _clips_of(search)
     if was and was['clips'] != judged: raise ValueError(f"the validation clips are not those that the search in {out} began with: restore the files, or give another --out")
-    with _alone(Path(out), FileExistsError): table = _do_trials(search, out, clips, judged, trials, write, optuna)
+    with alone(Path(out), FileExistsError): table = _do_trials(search, out, clips, judged, trials, write, optuna)
     (Path(out)/LOCK).unlink(missing_ok=True)
     return table
 
@@ -290,7 +290,7 @@ def trial_table(
         rows.append(dict(trial=i, state=state, score=score, best_pass=o.get('best_pass'), passes=o.get('passes'), **{k: _plain(params.get(k)) for k in search.space}, best_so_far=best, error=t.user_attrs.get('error', '')))
     return pd.DataFrame(rows, columns=['trial', 'state', 'score', 'best_pass', 'passes', *search.space, 'best_so_far', 'error'])
 
-def _plain(v): return v if v is None or isinstance(v, (int, float, str)) else _word(v)
+def _plain(v): return v if v is None or isinstance(v, (int, float, str)) else word_of(v)
 
 def _line(row, trials):
     what = {'complete': f"{row.score:.4f}", 'pruned': f"pruned at {row.score:.4f}", 'failed': f"failed ({row.error[:160]})"}[row.state]

@@ -274,7 +274,7 @@ def _do_trials(search, out, clips, judged, trials, write, optuna):
     finally: _write_search(out, search, table := trial_table(study, search))
     return table
 
-# %% ../nbs/18_search.ipynb #7c8f38df
+# %% ../nbs/18_search.ipynb #c01629d0
 def trial_table(
     study,         # of `open_study`
     search: Search # what is to be found
@@ -288,7 +288,7 @@ def trial_table(
         if state == 'complete' and not sign*score <= sign*best: best = score
         params = _values(search, t.params)
         rows.append(dict(trial=i, state=state, score=score, best_pass=o.get('best_pass'), passes=o.get('passes'), **{k: _plain(params.get(k)) for k in search.space}, best_so_far=best, error=t.user_attrs.get('error', '')))
-    return pd.DataFrame(rows, columns=['trial', 'state', 'score', 'best_pass', 'passes', *search.space, 'best_so_far', 'error'])
+    return pd.DataFrame(rows, columns=['trial', 'state', 'score', 'best_pass', 'passes', *search.space, 'best_so_far', 'error']).astype(dict(best_pass='Int64', passes='Int64'))
 
 def _plain(v): return v if v is None or isinstance(v, (int, float, str)) else word_of(v)
 
@@ -334,7 +334,7 @@ def plot_trials(
     ax.set(xlabel='trial', ylabel=f'{monitor} on validation'.replace('_', ' ')); ax.legend(fontsize=7)
     return ax
 
-# %% ../nbs/18_search.ipynb #6d2ceb33
+# %% ../nbs/18_search.ipynb #a42e99ef
 def _write_found(out, search, study, table):
     "Write the trials and the best of them"
     import yaml
@@ -357,10 +357,10 @@ def search_report(
     table           # of `trial_table`
 ) -> str:
     "What was searched, what was found, and what it is worth, as Markdown"
-    import yaml
+    import pandas as pd, yaml
     from hiccap.experiments import markdown_table
     monitor = Run.from_dict(search.base).monitor; best, n = best_trial(table, _lower(monitor)), table.state.value_counts()
-    def cell(v): return '–' if v is None or v != v else f'{v:.4g}' if isinstance(v, float) else str(v)
+    def cell(v): return '–' if pd.isna(v) else f'{v:.4g}' if isinstance(v, float) else str(v)
     order = table.sort_values('score', ascending=_lower(monitor), na_position='last', kind='stable')
     parts = [f"# Search on {search.base['data']}", f"{len(table)} trials: " + ', '.join(f'{n[k]} {k}' for k in ('complete', 'pruned', 'failed') if k in n) + '.']
     parts.append('**No trial was completed.**' if best is None else f"Best: trial {best.trial + 1}, {monitor} **{best.score:.4f}** on validation, with " + ', '.join(f'{k} {cell(best[k])}' for k in search.space) + '.')

@@ -10,7 +10,7 @@ from fastai.callback.training import GradientAccumulation
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from hiccap.affinity import MOST_TASKS, Affinity, MeasureAffinity, batch_affinity, groupings, plot_affinity, task_affinity
+from hiccap.affinity import MOST_TASKS, Affinity, MeasureAffinity, _relative, batch_affinity, groupings, plot_affinity, task_affinity
 from hiccap.callbacks import _optimizer_state, random_state
 from hiccap.experiments import Run, train_run
 from hiccap.learner import hiccap_learner
@@ -131,6 +131,7 @@ def test_non_finite_numbers_give_no_entry_and_weights_come_back_after_an_error()
     was = {k: v.clone() for k, v in net.state_dict().items()}
     with torch.no_grad(): net.heads['a'].bias.fill_(float('nan'))
     assert np.isnan(batch_affinity(net, loss, (x,), (y,))).all()
+    assert np.isnan(_relative(0., 0.)) and np.isnan(_relative(0., 1.)) and np.isnan(_relative(1., float('inf'))) and _relative(2., 1.) == .5
     with torch.no_grad(): net.heads['a'].bias.copy_(was['heads.a.bias'])
     calls = []
     def explode(*_):

@@ -53,10 +53,11 @@ def test_a_network_that_another_library_refuses_to_build(tmp_path):
 
 def test_states_and_batches_of_a_bundle_that_are_none(tmp_path):
     from hiccap.callbacks import Finding, ReplayError, load_bundle, random_state, write_bundle
-    def bundle(name, inputs=(torch.ones(2, 3),), **random): return write_bundle(tmp_path/name, Finding('forward', 'body'), torch.nn.Linear(3, 2), inputs, (), None, random={**random_state(), **random})
+    net = torch.nn.Linear(3, 2)
+    def bundle(name, inputs=(torch.ones(2, 3),), **random): return write_bundle(tmp_path/name, Finding('forward', 'body'), net, inputs, (), None, random={**random_state(), **random})
     now = random_state()
     with pytest.raises(ReplayError, match='numpy does not hold what a replay bundle'): load_bundle(bundle('numpy', numpy=('MT19937', 'odd', 1, 0, 0.)))
-    with pytest.raises(ReplayError, match='cannot be run on the batch in it'): load_bundle(bundle('batch', inputs=())).run(torch.nn.Linear(3, 2))
+    with pytest.raises(ReplayError, match='cannot be run on the batch in it'): load_bundle(bundle('batch', inputs=())).run(net)
     assert torch.equal(random_state()['torch'], now['torch']) and random_state()['python'] == now['python']
 
 

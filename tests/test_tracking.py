@@ -60,16 +60,19 @@ def offline(monkeypatch, tmp_path):
     for k in ('WANDB_CACHE_DIR', 'WANDB_CONFIG_DIR', 'WANDB_DATA_DIR'): monkeypatch.setenv(k, str(tmp_path/k))
 
 
-def stop_at(text):
+def stop_at(text, part):
+    "Interrupt a run; what TensorBoard was told is on disk by then, so that a kill would lose nothing either"
     def write(line):
-        if text in line: raise KeyboardInterrupt
+        if text not in line: return
+        assert len(scalars(part/'tensorboard')['loss']) >= 8
+        raise KeyboardInterrupt
     return write
 
 
 def test_both_hold_what_the_history_says_and_change_nothing(tmp_path, offline):
     "One run without trackers; one with both, interrupted in its last pass and gone on with"
     wandb = pytest.importorskip('wandb')
-    with pytest.raises(KeyboardInterrupt): train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=stop_at('epoch 2/2'))
+    with pytest.raises(KeyboardInterrupt): train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=stop_at('epoch 2/2', tmp_path/'.run.part'))
     assert wandb.run is None  # closed, so that another may begin
     train_run(Run.from_dict({**SMALL, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=lambda s: None, resume=True)
     train_run(Run.from_dict(SMALL), tmp_path/'plain', write=lambda s: None)

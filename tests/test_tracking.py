@@ -4,10 +4,11 @@ import struct
 
 import pandas as pd
 import pytest
+from fastai.callback.core import Callback
 
 import hiccap.tracking as room
-from hiccap.experiments import Run, train_run
-from hiccap.tracking import check_trackers
+from hiccap.experiments import Run, build_model, read_splits, run_learner, train_run
+from hiccap.tracking import check_trackers, tracked
 
 NET = dict(width=16, heads=2, head_widths=[16], text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
            video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1))
@@ -60,19 +61,27 @@ def offline(monkeypatch, tmp_path):
     for k in ('WANDB_CACHE_DIR', 'WANDB_CONFIG_DIR', 'WANDB_DATA_DIR'): monkeypatch.setenv(k, str(tmp_path/k))
 
 
-def stop_at(text, part):
-    "Interrupt a run; what TensorBoard was told is on disk by then, so that a kill would lose nothing either"
+def stop_at(text):
     def write(line):
-        if text not in line: return
-        assert len(scalars(part/'tensorboard')['loss']) >= 8
-        raise KeyboardInterrupt
+        if text in line: raise KeyboardInterrupt
     return write
+
+
+def test_a_batch_is_on_disk_when_it_is_done(tmp_path):
+    "A checkpoint may be written after any batch, and a kill may follow"
+    class Look(Callback):
+        order, run_valid, seen = 900, False, 0
+        def after_batch(self): self.seen += 1; assert list(scalars(tmp_path/'tensorboard')['loss']) == list(range(1, self.seen + 1))
+    run = Run.from_dict({**SMALL, 'epochs': 1}); train, valid, _ = read_splits(run, None)[0]
+    learn = run_learner(run, train, valid, build_model(run, train), tmp_path, lambda s: None); look = Look(); learn.add_cb(look)
+    with tracked(learn, ['tensorboard'], tmp_path): learn.fit(1)
+    assert look.seen == len(learn.dls.train)
 
 
 def test_both_hold_what_the_history_says_and_change_nothing(tmp_path, offline):
     "One run without trackers; one with both, interrupted in its last pass and gone on with"
     wandb = pytest.importorskip('wandb')
-    with pytest.raises(KeyboardInterrupt): train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=stop_at('epoch 2/2', tmp_path/'.run.part'))
+    with pytest.raises(KeyboardInterrupt): train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=stop_at('epoch 2/2'))
     assert wandb.run is None  # closed, so that another may begin
     train_run(Run.from_dict({**SMALL, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=lambda s: None, resume=True)
     train_run(Run.from_dict(SMALL), tmp_path/'plain', write=lambda s: None)

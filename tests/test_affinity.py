@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import nn
 
 from hiccap.affinity import MOST_TASKS, Affinity, MeasureAffinity, _relative, batch_affinity, groupings, plot_affinity, task_affinity
-from hiccap.callbacks import _optimizer_state, random_state
+from hiccap.callbacks import optimizer_state, random_state
 from hiccap.experiments import Run, train_run
 from hiccap.learner import hiccap_learner
 from hiccap.losses import MultiTaskLoss
@@ -63,7 +63,7 @@ def flat(x):
 
 def everything(learn):
     "Weights, buffers, optimizer, and the generators after a fit"
-    return torch.cat(flat([learn.model.state_dict(), _optimizer_state(learn.opt)]))
+    return torch.cat(flat([learn.model.state_dict(), optimizer_state(learn.opt)]))
 
 
 def fit(learn, n=2):

@@ -17,7 +17,7 @@ from torch import nn
 
 from hiccap.callbacks import (REPLAY, REPLAY_BATCH, REPLAY_WEIGHTS, ClipGradients, KeepBest, NanDetector, NonFiniteError, ReplayError, StepRecorder, diagnose,
                               global_norm, load_bundle, random_state, replay, write_bundle)
-from hiccap.checkpoints import _seal
+from hiccap.checkpoints import seal
 from hiccap.losses import MultiTaskLoss
 from hiccap.tasks import Task
 
@@ -288,7 +288,7 @@ def test_a_bundle_of_another_make_is_refused_whatever_its_checksum_says(field, v
         write_bundle(Path(d)/'b', diagnose(model, x, y, MultiTaskLoss(TASKS)), model, x, y, MultiTaskLoss(TASKS))
         path = Path(d)/'b'/REPLAY
         s = {**{k: v for k, v in json.loads(path.read_text()).items() if k != 'checksum'}, field: value}
-        path.write_text(json.dumps(_seal(s)))
+        path.write_text(json.dumps(seal(s)))
         if field == 'versions': load_bundle(Path(d)/'b')
         else:
             with pytest.raises(ReplayError): load_bundle(Path(d)/'b')

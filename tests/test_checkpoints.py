@@ -190,7 +190,7 @@ def test_a_changed_setting_is_told(saved):
 
 def resealed(folder, **kw):
     d = json.loads((folder/CONFIG).read_text())
-    (folder/CONFIG).write_text(json.dumps(checkpoints._seal({k: v for k, v in {**d, **kw}.items() if k != 'checksum' and v is not ...})))
+    (folder/CONFIG).write_text(json.dumps(checkpoints.seal({k: v for k, v in {**d, **kw}.items() if k != 'checksum' and v is not ...})))
 
 
 @pytest.mark.parametrize('change, message', [
@@ -235,7 +235,7 @@ def test_code_in_a_file_never_runs(tmp_path, wrap, how, suffix):
 
 def test_code_in_a_saved_folder_never_runs(saved, tmp_path):
     torch.save(Bomb(tmp_path/'ran'), saved/WEIGHTS)
-    resealed(saved, weights_checksum=checkpoints._file_sha(saved/WEIGHTS))
+    resealed(saved, weights_checksum=checkpoints.file_sha(saved/WEIGHTS))
     with pytest.raises(CheckpointError, match=WEIGHTS): load_model(saved)
     assert not (tmp_path/'ran').exists()
 

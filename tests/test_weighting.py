@@ -13,7 +13,7 @@ from fastai.callback.training import GradientAccumulation
 from hypothesis import given, strategies as st
 
 import hiccap.weighting as room
-from hiccap.callbacks import ClipGradients, _optimizer_state
+from hiccap.callbacks import ClipGradients, optimizer_state
 from hiccap.data import Clip, ClipDataset
 from hiccap.learner import ClipDL, hiccap_learner
 from hiccap.losses import MultiTaskLoss
@@ -314,7 +314,7 @@ def callback(name, kw): return Weigh(weighting(name, **(dict(tasks=named) if nam
 def test_a_run_continued_is_the_run_that_was_not_interrupted(name, kw):
     "With dropout, the optimizer's moments, and a task away every other batch"
     whole = callback(name, kw); a = quiet(learner([whole, ClipGradients(1.)], Blocks))
-    half, opt, state = deepcopy(a.model.state_dict()), deepcopy(_optimizer_state(a.opt)), json.dumps(whole.state_dict())
+    half, opt, state = deepcopy(a.model.state_dict()), deepcopy(optimizer_state(a.opt)), json.dumps(whole.state_dict())
     quiet(a)
     second = callback(name, kw); c = learner([second, ClipGradients(1.)], Blocks, seed=9)
     c.create_opt(); c.model.load_state_dict(half); c.opt.opt.load_state_dict(opt); second.load_state_dict(json.loads(state)); c.fits = 1

@@ -19,6 +19,7 @@ from fastai.basics import Callback
 from fastcore.basics import patch
 from .tasks import IGNORE
 from .callbacks import device_of, precision_of, untouched, random_state, set_random_state
+from .processes import world_size
 from .sampling import loss_number, made_by_name, nearest_name
 
 # %% ../nbs/12_weighting.ipynb #72b2e3bc
@@ -575,7 +576,7 @@ def after_fit(self:Weigh):
 
 @patch
 def check_one_process(self:Weigh):
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+    if world_size() > 1:
         raise ValueError(f"{type(self.weighting).__name__} knows the losses and gradients of one process only, and would weigh differently in each: train in one process, or use sum or fixed weights")
 
 # %% ../nbs/12_weighting.ipynb #c5365ec9

@@ -178,7 +178,7 @@ def only(
 def _with_columns(ds, columns, name):
     return ClipDataset(ds.ids, columns, {k: y.numpy() for k, y in ds.labels.items()}, ds.tasks, ds.groups, name, ds.notes)
 
-# %% ../nbs/12a_modalities.ipynb #2da9397a
+# %% ../nbs/12a_modalities.ipynb #ce286b2b
 KINDS = ('drop', 'noise')
 
 class Corrupted:
@@ -221,34 +221,37 @@ def _spread(ds, m):
     n = sum(map(len, rows)); mean = sum(r.double().sum(0) for r in rows)/n
     return (sum((r.double() - mean).square().sum(0) for r in rows)/n).sqrt().float().numpy()
 
-# %% ../nbs/12a_modalities.ipynb #3732c57e
+def _spreads(ds, modalities=MODALITIES): return {m: _spread(ds, m) for m in modalities}  # reads every clip
+
+# %% ../nbs/12a_modalities.ipynb #0bca6379
 def corrupted(
     ds: ClipDataset, # clips
     modalities,      # that are damaged: a name or several
     kind: str,       # one of `KINDS`
     amount: float,   # from 0 to 1
-    seed: int=0      # of the draws
+    seed: int=0,     # of the draws
+    spread: dict=None # modality -> what its noise is drawn from; found in these clips by default
 ) -> ClipDataset:
     "The same clips with damaged modalities; raises `ValueError` for a kind, an amount or a modality that cannot be"
     modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
     if kind not in KINDS: raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     if not 0 <= amount <= 1: raise ValueError(f"amount must be from 0 to 1, got {amount}")
     if odd := set(modalities) - set(MODALITIES): raise ValueError(f"{sorted(odd)[0]!r} is no modality: there are {', '.join(MODALITIES)}")
-    columns = dict(ds.columns)
+    columns, spread = dict(ds.columns), _spreads(ds, modalities) if kind == 'noise' and spread is None else spread or {}
     for m in modalities:
         for k in ((m, 'segments') if m == 'text' and kind == 'drop' else (m,)):  # a word goes with its segment
-            if k in columns and (kind == 'drop' or (s := _spread(ds, m)) is not None): columns[k] = Corrupted(ds.columns[k], kind, amount, (seed, KINDS.index(kind), MODALITIES.index(m)), None if kind == 'drop' else s)
+            if k in columns and (kind == 'drop' or spread[m] is not None): columns[k] = Corrupted(ds.columns[k], kind, amount, (seed, KINDS.index(kind), MODALITIES.index(m)), spread.get(m))
     return _with_columns(ds, columns, f"{ds.name}, {kind} {amount:g} of {' + '.join(modalities)}")
 
-# %% ../nbs/12a_modalities.ipynb #b34d320f
-def _rows(scores, ds, score, **what):
+# %% ../nbs/12a_modalities.ipynb #255d0107
+def _rows(scores, score, **what):
     "A row for each task that was measured, and for their mean"
     rows = [dict(**what, task=k, score=s.scores[score], low=s.intervals.get(score, (np.nan,)*2)[0], high=s.intervals.get(score, (np.nan,)*2)[1], 
                  trivial=max((b[score] for b in s.baselines.values() if b[score] == b[score]), default=np.nan)) for k, s in scores.tasks.items()]
     mean = {k: float(np.mean([r[k] for r in rows])) for k in ('score', 'trivial')}
     return rows + ([dict(**what, task='mean', low=np.nan, high=np.nan, **mean)] if len(rows) > 1 else [])
 
-def _scored(answer, ds, thresholds, score, n_boot):
+def _scored(answer, ds, thresholds, n_boot):
     probs = answer(ds)
     return evaluate(probs, {k: v.numpy() for k, v in ds.labels.items() if k in probs}, [t for t in ds.tasks if t.name in probs], thresholds, groups=ds.groups, n_boot=n_boot)
 
@@ -262,7 +265,7 @@ def subset_scores(
 ): # pandas.DataFrame: `shown`, `task`, `score`, `low`, `high`, `trivial`
     "Scores of a network that is shown each subset of the modalities"
     import pandas as pd
-    return pd.DataFrame([r for s in subsets for r in _rows(_scored(answer, only(ds, s), thresholds, score, n_boot), ds, score, shown=' + '.join(s))])
+    return pd.DataFrame([r for s in subsets for r in _rows(_scored(answer, only(ds, s), thresholds, n_boot), score, shown=' + '.join(s))])
 
 def corruption_scores(
     answer,           # clips -> task name -> (N, C) probabilities, in the clips' order
@@ -276,18 +279,18 @@ def corruption_scores(
 ): # pandas.DataFrame: `kind`, `damaged`, `amount`, `task`, `score`, `trivial`
     "Scores as modalities are damaged more and more"
     import pandas as pd
-    whole, rows = _scored(answer, ds, thresholds, score, 0), []
+    whole, rows, spread = _scored(answer, ds, thresholds, 0), [], _spreads(ds) if 'noise' in kinds else None
     for kind in kinds:
         for ms in modalities:
-            for a in amounts: rows += _rows(_scored(answer, corrupted(ds, ms, kind, a, seed), thresholds, score, 0) if a else whole, ds, score, kind=kind, damaged=' + '.join(ms), amount=a)
+            for a in amounts: rows += _rows(_scored(answer, corrupted(ds, ms, kind, a, seed, spread), thresholds, 0) if a else whole, score, kind=kind, damaged=' + '.join(ms), amount=a)
     return pd.DataFrame(rows).drop(columns=['low', 'high'])
 
 def area_under(
     table # of `corruption_scores`
 ): # pandas.DataFrame: `kind`, `damaged`, `task`, `area`
     "The mean score over the amounts of damage (trapezoidal rule): the area under each curve, 1 for a perfect one"
-    out = [dict(zip(('kind', 'damaged', 'task'), k), area=float(np.trapezoid(g.score, g.amount)/np.ptp(g.amount))) for k, g in table.groupby(['kind', 'damaged', 'task'], sort=False)]
     import pandas as pd
+    out = [dict(zip(('kind', 'damaged', 'task'), k), area=float(np.trapezoid(g.score, g.amount)/np.ptp(g.amount))) for k, g in table.groupby(['kind', 'damaged', 'task'], sort=False)]
     return pd.DataFrame(out)
 
 # %% ../nbs/12a_modalities.ipynb #16844476

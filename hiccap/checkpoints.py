@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'some_of', 'strange_names', 'put_back', 'alone', 'to_disk',
-           'whole_folder', 'read_file', 'read_weights', 'LoadReport', 'upstream_name', 'load_upstream', 'file_sha',
-           'seal', 'save_tensors', 'save_model', 'saved_config', 'load_model', 'init_from']
+           'whole_file', 'whole_folder', 'read_file', 'read_weights', 'LoadReport', 'upstream_name', 'load_upstream',
+           'file_sha', 'seal', 'save_tensors', 'save_model', 'saved_config', 'load_model', 'init_from']
 
 # %% ../nbs/05_checkpoints.ipynb #f046cf0d
-import errno, hashlib, json, os, pickle, re, shutil
+import errno, hashlib, json, os, pickle, re, shutil, tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -78,6 +78,18 @@ def to_disk(
     fd = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
     try: os.fsync(fd)
     finally: os.close(fd)
+
+@contextmanager
+def whole_file(
+    path # of the file
+):
+    "A temporary file beside `path` to write to, which takes its place when it is on disk, all or nothing"
+    fd, temp = tempfile.mkstemp(suffix='.part', prefix=f'.{path.name}.', dir=path.parent); os.close(fd)
+    try:
+        yield temp
+        with open(temp, 'rb+') as f: os.fsync(f.fileno())
+        os.replace(temp, path)
+    finally: Path(temp).unlink(missing_ok=True)
 
 def _all_to_disk(folder):
     for at, _, files in os.walk(folder, topdown=False):

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'TRACKED', 'SMALL_NETWORK', 'NAMED', 'STRENGTHS', 'WORK', 'WRITTEN', 'FREE', 'KEPT_OF_FOLD', 'Run',
-           'default_of', 'named', 'strategy_part', 'read_yaml', 'encoder_path', 'run_tokenizer', 'feature_folder',
-           'read_clips', 'read_splits', 'build_model', 'class_weighted', 'run_callbacks', 'strategy_callbacks',
-           'in_precision', 'run_learner', 'probabilities', 'words_of', 'frozen_features', 'plain_answers',
-           'processor_threads', 'with_frozen_text', 'Fold', 'train_fold', 'score_folds', 'versions', 'check_folder',
-           'new_folder', 'part_of', 'holds_work', 'write_json', 'plot_training', 'plot_strategy', 'strategy_markdown',
-           'save_plots', 'plot_scores_of', 'headline', 'markdown_table', 'headline_markdown', 'affinity_of',
-           'watched_markdown', 'write_report', 'Result', 'prediction_table', 'data_digests', 'begun_in', 'is_same_run',
-           'is_finished', 'is_same_data', 'in_folder', 'train_run', 'interrupted_run', 'say_going_on', 'shortened',
-           'Trained', 'load_run', 'write_evaluation', 'write_robustness']
+           'default_of', 'named', 'strategy_part', 'nearest_field', 'read_yaml', 'encoder_path', 'run_tokenizer',
+           'feature_folder', 'read_clips', 'read_splits', 'build_model', 'class_weighted', 'run_callbacks',
+           'strategy_callbacks', 'in_precision', 'run_learner', 'probabilities', 'words_of', 'frozen_features',
+           'plain_answers', 'processor_threads', 'with_frozen_text', 'Fold', 'train_fold', 'score_folds', 'versions',
+           'check_folder', 'new_folder', 'part_of', 'holds_work', 'write_json', 'plot_training', 'plot_strategy',
+           'strategy_markdown', 'save_plots', 'plot_scores_of', 'headline', 'markdown_table', 'headline_markdown',
+           'affinity_of', 'watched_markdown', 'write_report', 'Result', 'prediction_table', 'data_digests', 'begun_in',
+           'is_same_run', 'is_finished', 'is_same_data', 'in_folder', 'train_run', 'interrupted_run', 'say_going_on',
+           'shortened', 'Trained', 'load_run', 'write_evaluation', 'write_robustness']
 
 # %% ../nbs/13_experiments.ipynb #11b3ce9d
 import json, os, platform, shutil, time
@@ -142,6 +142,14 @@ def _check_run(run):
     if run.folds and run.test: raise ValueError('folds score every clip of data, so there is nothing to score in test: give one of the two')
 
 # %% ../nbs/13_experiments.ipynb #5e6b5ad9
+def nearest_field(
+    name, # that there is not
+    names # that there are
+) -> str: # the end of a message
+    "The nearest name, or all names where none is near"
+    from difflib import get_close_matches
+    return f"; did you mean {near[0]!r}?" if (near := get_close_matches(str(name), list(names), 1, .5)) else f"; there are {', '.join(names)}"
+
 @patch
 def to_dict(self:Run) -> dict: # of plain values; fields at their default are left out
     "The run as a dict; `Run.from_dict` reads it back"
@@ -153,10 +161,9 @@ def from_dict(cls:Run,
     where: str='A run' # where it stands, for the message
 ):
     "The run in `d`; raises `ValueError`, with the nearest name, for a field that there is not"
-    from difflib import get_close_matches
     names = [f.name for f in fields(cls)]
     for k in d:
-        if k not in names: raise ValueError(f"{where} has no field {k!r}" + (f"; did you mean {near[0]!r}?" if (near := get_close_matches(str(k), names, 1, .5)) else f"; there are {', '.join(names)}"))
+        if k not in names: raise ValueError(f"{where} has no field {k!r}{nearest_field(k, names)}")
     try: return cls(**d)
     except ValueError as e: raise ValueError(str(e) if where == 'A run' else f"{where}: {e}") from None
 

@@ -7,12 +7,13 @@ __all__ = ['LENGTHS', 'TracedLSTM', 'mean_logits', 'input_specs', 'complete_inpu
            'largest_difference', 'export_onnx', 'about']
 
 # %% ../nbs/17_export.ipynb #4e5a2868
-import copy, functools, itertools, json, os, tempfile
+import copy, functools, itertools, json, os
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
+from .checkpoints import whole_file
 from .data import MODALITIES
 from .metrics import Thresholds
 from .model import HICCAP, FeatureEncoder, FeaturesConfig, TokenEncoder
@@ -226,14 +227,10 @@ def export_onnx(
         with _quiet(): program = _program(models)
     except Exception as e: raise ExportError(f"this network cannot be traced ({type(e).__name__}: {' '.join(str(e).split())[:300]}); text encoders of PACKED_TYPES can, such as BERT and RoBERTa") from e
     program.model.metadata_props['hiccap'] = json.dumps(about(models, thresholds))
-    fd, temp = tempfile.mkstemp(suffix='.part', prefix=f'.{path.name}.', dir=path.parent); os.close(fd)
-    try:
+    with whole_file(path) as temp:
         program.save(temp, external_data=False)
         found = largest_difference(models, OnnxModel(temp))
         if not found <= tolerance: raise ExportError(f"the exported network differs from the trained one by {found:.1e}, more than {tolerance:.0e}: nothing was written")
-        with open(temp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(temp, path)
-    finally: Path(temp).unlink(missing_ok=True)
     return found
 
 # %% ../nbs/17_export.ipynb #a802656c

@@ -6,10 +6,11 @@
 __all__ = ['FORMAT', 'PRECISIONS', 'encoder_digest', 'text_digest', 'StatesColumn', 'default_cache', 'TextCache']
 
 # %% ../nbs/09b_frozen.ipynb #1aa6efe4
-import json, os, tempfile, time, zlib
+import json, os, time, zlib
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
+from .checkpoints import whole_file
 from .data import ClipDataset, DataError, digest
 from .model import Rows, TokenEncoder
 from .padding import pad
@@ -50,12 +51,8 @@ def _write_file(
     sums = torch.tensor([zlib.crc32(s.contiguous().view(torch.uint8).numpy()) for s in states])
     ends = torch.tensor([len(s) for s in states]).cumsum(0)
     path = folder/f"{digest(*map(str.encode, keys))}.safetensors"
-    fd, temp = tempfile.mkstemp(suffix='.part', dir=folder); os.close(fd)
-    try:
+    with whole_file(path) as temp:
         save_file(dict(states=torch.cat(states), ends=ends, sums=sums), temp, dict(format=FORMAT, keys=' '.join(keys), index=_index_digest(keys, ends, sums)))
-        with open(temp, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(temp, path)
-    finally: Path(temp).unlink(missing_ok=True)
     return path
 
 def _index_digest(keys, ends, sums): return digest(' '.join(keys).encode(), ends.numpy().tobytes(), sums.numpy().tobytes())

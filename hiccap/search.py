@@ -10,7 +10,6 @@ __all__ = ['FIXED', 'RANGE', 'STUDY', 'ASKED', 'SEEDS', 'need_optuna', 'Search',
 # %% ../nbs/18_search.ipynb #ab2790f3
 import json, math, os
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ import numpy as np
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
 from .comparison import set_field, word_of
-from .experiments import FREE, Run, read_yaml
+from .experiments import FREE, Run, nearest_field, read_yaml
 
 # %% ../nbs/18_search.ipynb #2224a4ca
 FIXED = ('data', 'valid', 'test', 'labels', 'id', 'group', 'own_numbering', 'valid_share', 'test_share', 'folds', 'synthetic', 'monitor', 'seed', 'affinity', *FREE)  # fields that a search leaves alone
@@ -45,13 +44,11 @@ class Search:
         for k, spec in self.space.items(): _check_field(self, k, spec)
 
 # %% ../nbs/18_search.ipynb #7a61f9e4
-def _near(name, names): return f"; did you mean {near[0]!r}?" if (near := get_close_matches(str(name), list(names), 1, .5)) else f"; there are {', '.join(names)}"
-
 def _check_field(search, key, spec):
     "Raise `ValueError` for a field that cannot be searched, or values that it cannot have"
     first = str(key).split('.')[0]
     where, names = f"{search.where}: search", [f.name for f in fields(Run)]
-    if first not in names: raise ValueError(f"{where} has no field {first!r}{_near(first, [n for n in names if n not in FIXED])}")
+    if first not in names: raise ValueError(f"{where} has no field {first!r}{nearest_field(first, [n for n in names if n not in FIXED])}")
     if first in FIXED: raise ValueError(f"{where}: {first} says what is judged, or changes nothing that is: it cannot be searched")
     if '.' in key and first != 'config': raise ValueError(f"{where}: {first} has no fields, so {key!r} reaches nowhere")
     if key == 'config': raise ValueError(f"{where}: name a field of the network, such as config.width")
@@ -65,7 +62,7 @@ def _check_network(where, run):
     from hiccap.model import HICCAPConfig
     names = [f.name for f in fields(HICCAPConfig)]
     for k in run.config:
-        if k not in names: raise ValueError(f"{where}: the network has no field {k!r}{_near(k, names)}")
+        if k not in names: raise ValueError(f"{where}: the network has no field {k!r}{nearest_field(k, names)}")
 
 def _extremes(where, spec):
     "The values to try a field with; raises `ValueError` for bounds that are none"
@@ -75,7 +72,7 @@ def _extremes(where, spec):
         return spec
     if not isinstance(spec, dict): raise ValueError(f"{where} must be a list of choices, or low and high, got {spec!r}")
     for k in spec:
-        if k not in RANGE: raise ValueError(f"{where} has no {k!r}{_near(k, RANGE)}")
+        if k not in RANGE: raise ValueError(f"{where} has no {k!r}{nearest_field(k, RANGE)}")
     _check_bounds(where, *(spec.get(k) for k in RANGE), spec)
     return [spec['low'], spec['high']]
 

@@ -81,9 +81,9 @@ if __name__ == '__main__':
     for way in ('product', *WAYS):
         cmd = [sys.executable, __file__, '--only', way, '--bs', str(a.bs), '--batches', str(a.batches)] + ['--quick']*a.quick + (['--data', a.data] if a.data else [])
         try:
-            done = subprocess.run(cmd, capture_output=True, text=True, timeout=150)
+            done = subprocess.run(cmd, capture_output=True, text=True, timeout=400)
             r[way] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else dict(failed=done.stderr.strip().splitlines()[-1][:300])
-        except subprocess.TimeoutExpired: r[way] = dict(failed='not ready within 150 s')
+        except subprocess.TimeoutExpired: r[way] = dict(failed='not ready within 400 s')
     r = dict(machine=machine(), quick=a.quick, product_operations_a_second=r.pop('product'), bs=a.bs, ways=r)
     base = r['ways']['float32']
     print(f"{r['machine']['processor']}, {r['machine']['threads']} threads, bfloat16 in hardware: {r['machine']['bfloat16_in_hardware']}")

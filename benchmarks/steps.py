@@ -95,9 +95,9 @@ def timed(f):
     return time.perf_counter() - start
 
 
-KINDS = (('recurrence', ('lstm',)), ('attention', ('scaled_dot_product',)), ('optimizer', ('Optimizer.',)), ('embeddings', ('embedding',)),
+KINDS = (('recurrence', ('lstm',)), ('attention', ('scaled_dot_product', '_Attention')), ('optimizer', ('Optimizer.',)), ('embeddings', ('embedding',)),
          ('matrix products', ('addmm', 'aten::mm', 'bmm', 'linear', 'matmul', 'einsum')), ('normalisation', ('layer_norm', 'LayerNorm')), ('GELU', ('gelu', 'Gelu')),
-         ('dropout', ('dropout', 'bernoulli')), ('moving data', ('copy', 'index', 'cat', 'gather', 'clone', 'zero', 'fill', 'select', 'slice', 'pack_padded', 'pad_packed')))
+         ('dropout', ('dropout', 'bernoulli', '_Drop')), ('moving data', ('copy', 'index', 'cat', 'gather', 'clone', 'zero', 'fill', 'select', 'slice', 'pack_padded', 'pad_packed')))
 
 
 @cache

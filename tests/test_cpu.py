@@ -1,0 +1,126 @@
+"""Dropout and attention made for training on a CPU: any lengths, heads and pieces of work, against PyTorch's own operations."""
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hiccap.cpu as cpu
+import hiccap.model as model
+from hiccap.cpu import Dropout, attend_spans, draw_kept, quick_dropout
+from hiccap.model import HICCAP, HICCAPConfig, Rows, attend_rows
+from hiccap.tasks import Task
+
+proof = pytest.mark.proof
+sizes = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5)
+
+
+def spans_of(sizes):
+    a, c = ([0, *torch.tensor([o[i] for o in sizes]).cumsum(0).tolist()] for i in (0, 1))
+    return list(zip(a, a[1:], c, c[1:]))
+
+
+def plain(q, k, v, spans, kept, scale):
+    "Clip after clip, head after head, written out; `kept`: a multiplier for each score, in the order of clips and heads"
+    out, at = q*0 + k.sum()*0 + v.sum()*0, 0
+    for a, b, c, d in spans:
+        for h in range(q.shape[1]):
+            n = (b - a)*(d - c)
+            if n:
+                w = torch.softmax(q[a:b, h] @ k[c:d, h].T*scale, -1)*kept[at:at + n].view(b - a, d - c)
+                out = out.index_put((torch.arange(a, b), torch.tensor(h)), w @ v[c:d, h])
+            at += n
+    return out
+
+
+@proof
+@given(sizes, st.integers(1, 4), st.sampled_from([0., .1, .5, .9]), st.sampled_from([1, 5, 40, 2**19]), st.booleans(), st.integers(0, 2**31))
+def test_attention_is_what_its_parts_are(sizes, heads, p, scratch, strided, seed):
+    g, spans = torch.Generator().manual_seed(seed), spans_of(sizes)
+    def drawn(n): return (torch.randn(n, 3, heads, generator=g, dtype=torch.float64).transpose(1, 2) if strided else torch.randn(n, heads, 3, generator=g, dtype=torch.float64)).requires_grad_()
+    q, k, v = drawn(spans[-1][1]), drawn(spans[-1][3]), drawn(spans[-1][3])
+    weights = torch.randn(q.shape, generator=g, dtype=torch.float64)
+    kept_scratch, cpu.SCRATCH = cpu.SCRATCH, scratch
+    try:
+        torch.manual_seed(seed)
+        found = attend_spans(q, k, v, spans, p)
+        gradients = torch.autograd.grad((found*weights).sum(), (q, k, v))
+    finally: cpu.SCRATCH = kept_scratch
+    torch.manual_seed(seed)
+    keep, up = draw_kept(heads*sum((b - a)*(d - c) for a, b, c, d in spans), p)
+    want = plain(q, k, v, spans, keep*up, 3**-.5)
+    torch.testing.assert_close(found, want)
+    for o, e in zip(gradients, torch.autograd.grad((want*weights).sum(), (q, k, v))): torch.testing.assert_close(o, e)
+
+
+@proof
+@given(st.integers(0, 3000), st.floats(0, .999), st.integers(0, 2**31))
+def test_any_number_is_kept_with_the_probability_that_was_asked(n, p, seed):
+    kept, up = draw_kept(n, p, torch.Generator().manual_seed(seed))
+    assert kept.shape == (n,) and kept.dtype == torch.uint8 and not n or kept.max() <= 1
+    assert abs(1/up - (1 - p)) <= 2**-17 + 1e-12
+    assert abs(kept.sum().item() - n*(1 - p)) <= 6*math.sqrt(n*p*(1 - p)) + 3
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if before == 1 else 1)
+    try: assert torch.equal(kept, draw_kept(n, p, torch.Generator().manual_seed(seed))[0])
+    finally: torch.set_num_threads(before)
+
+
+def test_scores_of_any_size_give_finite_gradients():
+    q = torch.tensor([[[1e4]], [[-1e4]], [[0.]]]).requires_grad_()
+    attend_spans(q, q*1e4, q, [(0, 3, 0, 3)], .5).sum().backward()
+    assert q.grad.isfinite().all()
+
+
+def test_the_kept_mask_is_what_the_gradient_used():
+    drop, x = Dropout(.4), torch.randn(70_000, dtype=torch.float64, requires_grad=True)
+    y = drop(x)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(x.grad != 0, y != 0)
+    torch.testing.assert_close(x.grad*x, y)
+    z = torch.randn(70_000, dtype=torch.float64, requires_grad=True)
+    g, = torch.autograd.grad(drop(z).pow(2).sum(), z, create_graph=True)  # may be differentiated twice, as PyTorch's
+    assert torch.autograd.grad(g.sum(), z)[0].unique().numel() == 2
+
+
+@pytest.mark.parametrize('inner', [nn.Dropout(0.), nn.Dropout(1.), nn.Dropout(.3, inplace=True)], ids=['none', 'all', 'inplace'])
+def test_what_it_does_not_do_better_is_left_to_pytorch(inner):
+    x, usual = torch.ones(70_000), nn.Dropout(inner.p, inner.inplace)
+    torch.manual_seed(1)
+    want = usual(x.clone())
+    torch.manual_seed(1)
+    assert torch.equal(quick_dropout(inner)(x.clone()), want)
+    assert type(inner) is Dropout
+
+
+def test_a_network_trains_through_it(monkeypatch):
+    "A step whose rows are long enough, with the network's own dropout; the encoder of `transformers` too"
+    torch.manual_seed(0)
+    text = dict(kind='tokens', config=dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    net = HICCAP(HICCAPConfig.tiny(text=text), [Task('binary')], seed=0).train()
+    assert not [k for k, m in net.named_modules() if type(m) is nn.Dropout]
+    mask = torch.arange(120) < torch.tensor([120, 100])[:, None]
+    x = dict(text=torch.randint(5, 50, (2, 120)), text_mask=mask, video=torch.randn(2, 120, 1024), video_mask=mask, audio=torch.randn(2, 120, 128), audio_mask=mask)
+    calls = []
+    def counted(*a, **kw): calls.append(a[3]); return attend_spans(*a, **kw)
+    monkeypatch.setattr(model, 'attend_spans', counted)
+    net(x)['binary'].sum().backward()
+    assert len(calls) == 7 and calls[0] == [(0, 120, 0, 120), (120, 220, 120, 220)]  # BERT's layer, and two askings of each modality
+    unused = set(map(id, net.absent.values()))
+    assert all(p.grad.isfinite().all() and p.grad.any() for k, p in net.named_parameters() if id(p) not in unused and 'key.bias' not in k)
+
+
+@proof
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(0, 2**31))
+def test_rows_go_either_way_to_the_same_answer(lengths, seed):
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand(len(lengths), 41, generator=g).argsort(1).argsort(1) < torch.tensor(lengths)[:, None]  # real positions anywhere
+    rows, n = Rows(mask), int(mask.sum())
+    q, k, v = (torch.randn(n, 2, 4, generator=g) for _ in range(3))
+    kept, model.WORTH_SLICING = model.WORTH_SLICING, 1
+    try:
+        if n: assert model._spans(q, rows, k, rows)
+        torch.testing.assert_close(attend_rows(q, rows, k, v, rows, 1e-9), attend_rows(q, rows, k, v, rows, 0.), rtol=1e-4, atol=1e-5)
+    finally: model.WORTH_SLICING = kept

@@ -2,7 +2,8 @@
 
 BERT-base width and depth with random weights, 8 clips a batch, text lengths of the released validation split. The original's recipe pads every
 text to 500 tokens, video to 36 and audio to 63, keeps all attentions and hidden states, and attends eagerly; ours packs batches of like length.
-Each is measured in a process of its own, whose peak memory is its own too. `--quick` takes a tiny network, to see that everything runs.
+Each stands in a process of its own, whose peak memory is its own too, and they take their steps in turn, round after round, with a matrix product
+at either end of a round: whatever else the machine does strikes all of them. `--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from hiccap.padding import collate
 from hiccap.tasks import Task
 
 TASKS = [Task('binary')]
+STEPS = dict(upstream=1, hiccap=2, frozen=4)  # of a round
 FULL = dict(text=500, video=36, audio=63)
 BERT = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, intermediate_size=96, vocab_size=30522)
@@ -91,9 +93,10 @@ class Trainer:
         return loss.item()
 
 
-def measure(name, quick, data, steps):
-    "One recipe, alone in this process"
-    rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, steps)
+def measure(name, quick, data, rounds):
+    "One recipe, alone in this process: takes the steps that it is told, a line each, and says how long each took; then tells of itself"
+    rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, rounds*STEPS[name])
+    lengths = [lengths[i] for i in in_rounds(rounds, STEPS[name])]
     if quick: lengths = [n.clip(2, 40) for n in lengths]
     hidden = (SMALL if quick else BERT)['hidden_size']
     sets = [clips_of(n, rng, TASKS, hidden=hidden if name == 'frozen' else None) for n in lengths]
@@ -106,14 +109,56 @@ def measure(name, quick, data, steps):
         if name == 'frozen': model.encoders['text'].freeze()
         trainer = Trainer(model, torch.optim.AdamW([p for g in model.param_groups() for p in g], lr=1e-5, fused=True))
         batches = [collate(o, TASKS) for o in sets]
-    warm, start = timed(lambda: trainer.step(batches[len(batches)//2])), peak_memory()
-    times = [timed(lambda: trainer.step(b)) for b in batches]
-    out = dict(clips_a_second=8*len(times)/sum(times), seconds_a_step=sum(times)/len(times), steps=len(times), first_step_seconds=warm,
-               peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
-    if name != 'upstream':
-        done = sum(operations(model, o, name == 'frozen') for o in sets)
-        out |= dict(operations_a_step=done/len(sets), operations_a_second=done/sum(times), where=where_time_goes(lambda: trainer.step(batches[len(batches)//2])))
-    return out
+    middle = batches[int(np.argsort([n.sum() for n in lengths])[len(lengths)//2])]
+    say(dict(first_step_seconds=timed(lambda: trainer.step(middle))))
+    for line in sys.stdin:
+        if line.strip() == 'end': break
+        say(timed(lambda: trainer.step(batches[int(line)])))
+    out = dict(peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
+    if name != 'upstream': out |= dict(operations=[operations(model, o, name == 'frozen') for o in sets], where=where_time_goes(lambda: trainer.step(middle)))
+    say(out)
+
+
+def in_rounds(rounds, steps):
+    "Numbers of batches sorted by length, dealt to rounds so that each has short and long ones"
+    order = [i + j*rounds for i in range(rounds) for j in range(steps)]
+    return [o if (o//rounds) % 2 == 0 else (o//rounds + 1)*rounds - 1 - o % rounds for o in order]
+
+
+def say(what): print(json.dumps(what), flush=True)
+
+
+class Child:
+    "A recipe in a process of its own"
+    def __init__(self, name, a):
+        cmd = [sys.executable, __file__, '--only', name, '--rounds', str(a.rounds), *['--quick']*a.quick, *(['--data', a.data] if a.data else [])]
+        self.name, self.process, self.times = name, subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True), []
+        self.about = self.heard()
+
+    def heard(self):
+        line = self.process.stdout.readline()
+        if not line: raise SystemExit(f'{self.name} stopped with status {self.process.wait()}')
+        return json.loads(line)
+
+    def told(self, what): self.process.stdin.write(f'{what}\n'); self.process.stdin.flush(); return self.heard()
+
+    def round(self, i):
+        "Take one round's steps"
+        n = STEPS[self.name]
+        self.times.append([self.told(j) for j in range(i*n, (i + 1)*n)])
+
+    def end(self, products):
+        "What was found, in all and of each round"
+        r = self.about | self.told('end')
+        steps = sum(map(len, self.times))
+        total = sum(map(sum, self.times))
+        r |= dict(clips_a_second=8*steps/total, seconds_a_step=total/steps, steps=steps, rounds=[sum(o) for o in self.times])
+        if 'operations' in r:
+            n, ops = STEPS[self.name], r.pop('operations')
+            done = [sum(ops[i*n:(i + 1)*n]) for i in range(len(self.times))]
+            r |= dict(operations_a_step=sum(done)/steps, operations_a_second=sum(done)/total, utilisations=[o/t/p for o, t, p in zip(done, r['rounds'], products)],
+                      even_rounds=[t*sum(done)/len(done)/o for o, t in zip(done, r['rounds'])])
+        return r
 
 
 def losses(quick, data):
@@ -130,41 +175,45 @@ def losses(quick, data):
     return dict(ours=ours, upstream=theirs, difference=abs(ours - theirs))
 
 
-def alone(what, args):
-    "Measure in a process of its own"
-    cmd = [sys.executable, __file__, '--only', what, '--steps', str(args.steps), '--upstream-steps', str(args.upstream_steps)]
-    done = subprocess.run(cmd + ['--quick']*args.quick + (['--data', args.data] if args.data else []), capture_output=True, text=True)
-    if done.returncode: raise SystemExit(f'{what} failed:\n{done.stderr}')
-    return json.loads(done.stdout.splitlines()[-1])
+def spread(values):
+    "The middle half of some values"
+    return [float(o) for o in np.quantile(values, (.25, .75))]
 
 
 if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--quick', action='store_true', help='a tiny network and few steps')
     ap.add_argument('--data', help='the released validation split')
-    ap.add_argument('--steps', type=int, default=12, help='steps of ours')
-    ap.add_argument('--upstream-steps', type=int, default=2, help="steps of the original's recipe")
+    ap.add_argument('--rounds', type=int, default=6, help=f'of {", ".join(f"{v} {k}" for k, v in STEPS.items())} steps')
     ap.add_argument('--out', help='JSON file to write')
-    ap.add_argument('--only', choices=('product', 'upstream', 'hiccap', 'frozen', 'losses'), help=argparse.SUPPRESS)
+    ap.add_argument('--only', choices=(*STEPS, 'losses'), help=argparse.SUPPRESS)
     a = ap.parse_args()
-    if a.quick: a.steps, a.upstream_steps = 2, 1
+    if a.quick: a.rounds = 2
     if a.only:
-        found = (matrix_product(256 if a.quick else 2048) if a.only == 'product' else losses(a.quick, a.data) if a.only == 'losses' else
-                 measure(a.only, a.quick, a.data, a.upstream_steps if a.only == 'upstream' else a.steps*(2 if a.only == 'frozen' else 1)))
-        print(json.dumps(found))
+        if a.only == 'losses': say(losses(a.quick, a.data))
+        else: measure(a.only, a.quick, a.data, a.rounds)
         sys.exit()
-    before = alone('product', a)
-    r = {k: alone(k, a) for k in ('hiccap', 'upstream', 'frozen', 'losses')}
-    peak = max(before, alone('product', a))
+    found = Child('losses', a).about
+    children, products = [Child(k, a) for k in STEPS], []
+    for i in range(a.rounds):
+        best = matrix_product(256 if a.quick else 2048)
+        for c in children[::(1, -1)[i % 2]]: c.round(i)
+        products.append(max(best, matrix_product(256 if a.quick else 2048)))
+        print(f"round {i + 1} of {a.rounds}: " + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children) + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
+    r = {c.name: c.end(products) for c in children} | dict(losses=found)
+    peak = float(np.median(products))
     up, us, ice = r['upstream'], r['hiccap'], r['frozen']
-    r |= dict(machine=machine(), quick=a.quick, product_operations_a_second=peak,
+    fast, faster = ([u/(t/STEPS[k]) for u, t in zip(up['rounds'], r[k]['even_rounds'])] for k in ('hiccap', 'frozen'))
+    r |= dict(machine=machine(), quick=a.quick, product_operations_a_second=peak, products=products,
               ratios=dict(speed=us['clips_a_second']/up['clips_a_second'], memory=us['peak_memory_mb']/up['peak_memory_mb'], frozen_speed=ice['clips_a_second']/up['clips_a_second'],
-                          frozen_memory=ice['peak_memory_mb']/up['peak_memory_mb'], utilisation=us['operations_a_second']/peak, frozen_utilisation=ice['operations_a_second']/peak))
+                          frozen_memory=ice['peak_memory_mb']/up['peak_memory_mb'], utilisation=float(np.median(us['utilisations'])), frozen_utilisation=float(np.median(ice['utilisations']))),
+              spread=dict(speed=spread(fast), frozen_speed=spread(faster), utilisation=spread(us['utilisations']), frozen_utilisation=spread(ice['utilisations'])))
     q = r['ratios']
-    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s\n"
+    def half(k): return '{:.2f} to {:.2f}'.format(*r['spread'][k])
+    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s (median of rounds)\n"
           f"upstream {up['clips_a_second']:.3f} clips/s, {up['peak_memory_mb']:.0f} MB   hiccap {us['clips_a_second']:.3f} clips/s, {us['peak_memory_mb']:.0f} MB   "
           f"frozen text {ice['clips_a_second']:.3f} clips/s, {ice['peak_memory_mb']:.0f} MB\n"
-          f"ratios to upstream: speed {q['speed']:.2f}, memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f}, memory {q['frozen_memory']:.2f}\n"
+          f"ratios to upstream: speed {q['speed']:.2f} (middle half of rounds {half('speed')}), memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f} ({half('frozen_speed')}), memory {q['frozen_memory']:.2f}\n"
           f"model FLOP utilisation {q['utilisation']:.0%} (frozen text {q['frozen_utilisation']:.0%}); losses {r['losses']['ours']:.6f} and {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart")
     if a.out:
         with open(a.out, 'w', encoding='utf-8') as f: json.dump(r, f, indent=1); f.write('\n')

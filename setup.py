@@ -12,7 +12,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
     license='Apache-2.0', license_files=['LICENSE'],
     classifiers=['Development Status :: 4 - Beta', 'Intended Audience :: Science/Research',
-                 *(f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12, 13))],
+                 *(f'Programming Language :: Python :: 3.{minor}' for minor in (11, 12, 13))],
     packages=find_packages(include=['hiccap', 'hiccap.*']), include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require={'dev': cfg['dev_requirements'].split(), 'export': cfg['export_requirements'].split()},

@@ -7,8 +7,8 @@ __all__ = ['WHERE', 'BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH',
            'step_values', 'ClipGradients', 'TensorStats', 'Finding', 'random_state', 'set_random_state', 'device_of',
            'untouched', 'diagnose', 'ReplayError', 'pack_state', 'is_plain', 'unpack_state', 'write_sealed',
            'read_sealed', 'library_versions', 'named_tensors', 'optimizer_state', 'write_bundle', 'Bundle',
-           'load_bundle', 'replay', 'NonFiniteError', 'NanDetector', 'precision_of', 'KeepBest', 'StepRecorder',
-           'AcrossProcesses', 'gathers_rows', 'is_interactive', 'ProgressLines']
+           'load_bundle', 'replay', 'NonFiniteError', 'NanDetector', 'precision_of', 'lower_is_better', 'KeepBest',
+           'StepRecorder', 'AcrossProcesses', 'gathers_rows', 'is_interactive', 'ProgressLines']
 
 # %% ../nbs/08_callbacks.ipynb #a696e2e0
 import copy, csv, difflib, inspect, json, math, random, sys, time, warnings
@@ -981,6 +981,12 @@ def check_validation(self: NanDetector):
     if is_main(): warnings.warn(f"{found}\nThe validation loss of this epoch is not finite")
 
 # %% ../nbs/08_callbacks.ipynb #287c272d
+def lower_is_better(
+    monitor: str # name of a score, as the epoch table has it
+) -> bool:
+    "Whether a score is better where it is lower, as far as its name tells: a loss or an error"
+    return 'loss' in monitor or 'error' in monitor
+
 class KeepBest(Callback):
     "Keep the weights of the epoch with the best validation score, and restore them after the fit"
     order, remove_on_fetch, run_valid = 61, True, False
@@ -992,7 +998,7 @@ class KeepBest(Callback):
         restore: bool=True,        # the best weights after the fit
         reset: bool=True           # forget the best of an earlier fit; False where a fit goes on with it
     ):
-        if better is None: better = 'lower' if 'loss' in monitor or 'error' in monitor else 'higher'
+        if better is None: better = 'lower' if lower_is_better(monitor) else 'higher'
         if better not in ('lower', 'higher'): raise ValueError(f"better must be 'lower' or 'higher', got {better!r}")
         self.monitor, self.better, self.folder, self.overwrite, self.restore, self.reset, self.wrote = monitor, better, folder, overwrite, restore, reset, False
         self.best, self.best_epoch, self.scores, self.weights = None, None, [], None

@@ -8,7 +8,7 @@ __all__ = ['LOCK', 'FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'some_of', 
            'file_sha', 'seal', 'save_tensors', 'save_model', 'saved_config', 'load_model', 'init_from']
 
 # %% ../nbs/05_checkpoints.ipynb #f046cf0d
-import errno, hashlib, json, os, pickle, re, shutil, tempfile
+import errno, hashlib, json, os, pickle, re, secrets, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -84,12 +84,13 @@ def whole_file(
     path # of the file
 ):
     "A temporary file beside `path` to write to, which takes its place when it is on disk, all or nothing"
-    fd, temp = tempfile.mkstemp(suffix='.part', prefix=f'.{path.name}.', dir=path.parent); os.close(fd)
+    temp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+    os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # readable by whoever may read what else is written here
     try:
         yield temp
         with open(temp, 'rb+') as f: os.fsync(f.fileno())
         os.replace(temp, path)
-    finally: Path(temp).unlink(missing_ok=True)
+    finally: temp.unlink(missing_ok=True)
 
 def _all_to_disk(folder):
     for at, _, files in os.walk(folder, topdown=False):

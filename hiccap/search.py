@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from fastai.callback.core import Callback, CancelFitException
 from fastcore.basics import patch
+from .callbacks import lower_is_better
 from .comparison import set_field, word_of
 from .experiments import FREE, Run, nearest_field, read_yaml
 
@@ -172,8 +173,6 @@ STUDY, ASKED = 'study.db', 'search.json'
 def _sampler(optuna, seed, number):
     return optuna.samplers.TPESampler(seed=int(np.random.default_rng([seed, number]).integers(2**31)))
 
-def _lower(monitor): return 'loss' in monitor or 'error' in monitor  # as `KeepBest` has it
-
 def open_study(
     folder,      # of the search
     search: Search # what is to be found
@@ -182,7 +181,7 @@ def open_study(
     import optuna
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = Run.from_dict(search.base)
-    return optuna.create_study(storage=f'sqlite:///{Path(folder)/STUDY}', study_name='hiccap', load_if_exists=True, direction='minimize' if _lower(run.monitor) else 'maximize',
+    return optuna.create_study(storage=f'sqlite:///{Path(folder)/STUDY}', study_name='hiccap', load_if_exists=True, direction='minimize' if lower_is_better(run.monitor) else 'maximize',
                                sampler=_sampler(optuna, run.seed, 0), pruner=optuna.pruners.MedianPruner())
 
 def _asked(search): return json.loads(json.dumps(dict(run=Run.from_dict(search.base).to_dict(), search=search.space)))
@@ -335,7 +334,7 @@ def plot_trials(
 def _write_found(out, search, study, table):
     "Write the trials and the best of them"
     import yaml
-    monitor = Run.from_dict(search.base).monitor; best = best_trial(table, _lower(monitor))
+    monitor = Run.from_dict(search.base).monitor; best = best_trial(table, lower_is_better(monitor))
     _replace(Path(out)/'trials.csv', table.to_csv(index=False))
     if best is not None: _replace(Path(out)/'best.yaml', f"# The best of {len(table)} trials, {monitor} {best.score:.4f} on validation. Run it over seeds: hiccap_run best.yaml --out best\n" + yaml.safe_dump(best_run(search, study), sort_keys=False, allow_unicode=True))
     return table
@@ -356,9 +355,9 @@ def search_report(
     "What was searched, what was found, and what it is worth, as Markdown"
     import pandas as pd, yaml
     from hiccap.experiments import markdown_table
-    monitor = Run.from_dict(search.base).monitor; best, n = best_trial(table, _lower(monitor)), table.state.value_counts()
+    monitor = Run.from_dict(search.base).monitor; best, n = best_trial(table, lower_is_better(monitor)), table.state.value_counts()
     def cell(v): return '–' if pd.isna(v) else f'{v:.4g}' if isinstance(v, float) else str(v)
-    order = table.sort_values('score', ascending=_lower(monitor), na_position='last', kind='stable')
+    order = table.sort_values('score', ascending=lower_is_better(monitor), na_position='last', kind='stable')
     parts = [f"# Search on {search.base['data']}", f"{len(table)} trials: " + ', '.join(f'{n[k]} {k}' for k in ('complete', 'pruned', 'failed') if k in n) + '.']
     parts.append('**No trial was completed.**' if best is None else f"Best: trial {best.trial + 1}, {monitor} **{best.score:.4f}** on validation, with " + ', '.join(f'{k} {cell(best[k])}' for k in search.space) + '.')
     parts += [f"The score is the best of {len(table)} trials on the clips that chose it, so it is too good: what the values are worth is told by test clips, which no trial has seen. `hiccap_run best.yaml` runs them over {SEEDS} seeds, and scores them there.", '![score of each trial](trials.png)',

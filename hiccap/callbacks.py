@@ -1016,7 +1016,7 @@ def before_fit(self: KeepBest):
     names = [o for o in self.learn.recorder.metric_names if o not in ('epoch', 'time')]
     if self.monitor not in names:
         near = difflib.get_close_matches(self.monitor, names, 1, 0.4)
-        raise ValueError(f"no score is named {self.monitor!r}" + (f"; did you mean {near[0]!r}?" if near else '') + f" There are {', '.join(names)}")
+        raise ValueError(f"no score is named {self.monitor!r}" + (f"; did you mean {near[0]!r}?" if near else '.') + f" There are {', '.join(names)}")
     if self.folder is not None and not isinstance(self.learn.model, HICCAP):
         raise ValueError(f"folder= takes a HICCAP, and this network is a {type(self.learn.model).__name__}: leave folder out, and save it yourself")
     self.begun = False

@@ -19,7 +19,7 @@ def _value(text):
     "`name=value` as a pair; the value is read as JSON where it is JSON"
     import json
     name, eq, value = text.partition('=')
-    if not eq or not name: raise argparse.ArgumentTypeError(f"{text!r} is no name=value")
+    if not eq or not name: raise argparse.ArgumentTypeError(f"{text!r} is no name=value; clips and folders come before the options")
     try: return name, json.loads(value)
     except ValueError: return name, value
 
@@ -73,7 +73,7 @@ def _guarded(f, args, several=False):
         except BrokenPipeError: return 141
         except (ValueError, FloatingPointError, OSError) as e:
             if not _is_ours(e): raise
-            print(f"{_process()}error: {e}", file=sys.stderr); return 2
+            print(f"{_process()}error: {_told(e)}", file=sys.stderr); return 2
         except RuntimeError as e:
             if type(e).__name__ != 'OtherProcessError': raise
             if 'has ended' in str(e): print(f"{_process()}{e}", file=sys.stderr)  # else it was told by the one that failed
@@ -90,6 +90,8 @@ def _in_processes(f, args, several):
     from hiccap.processes import is_main, processes
     with processes(), open(os.devnull, 'w') as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere): return f(args)
 
+def _told(e): return str(e).partition(':\n\t')[2] if str(e).startswith('Exception occured in `') else str(e)  # fastai writes before it where it was raised
+
 def _is_ours(e):
     "Whether an error was raised by this library, or by the operating system about a file"
     tb = e.__traceback__
@@ -97,7 +99,16 @@ def _is_ours(e):
     raised_in = tb.tb_frame.f_globals
     return isinstance(e, OSError) or raised_in is globals() or raised_in.get('__name__', '').startswith('hiccap.')
 
-def _parser(doc): return argparse.ArgumentParser(description=doc, allow_abbrev=False)
+class _Parser(argparse.ArgumentParser):
+    "A parser whose errors are one line, with the nearest option for one that there is not"
+    def error(self, message):
+        import difflib
+        wrong = [o.partition('=')[0] for o in message.partition('unrecognized arguments: ')[2].split() if o.startswith('-')]
+        near = {o: n[0] for o in wrong if (n := difflib.get_close_matches(o, self._option_string_actions, 1))}
+        hint = '; did you mean ' + ', '.join(near.values()) + '?' if near else f'; {self.prog} --help tells all'
+        self.exit(2, f'{self.prog}: error: {message}{hint}\n')
+
+def _parser(doc): return _Parser(description=doc, allow_abbrev=False)
 
 def _add_out(p, default, what='run', more=''):
     "The options of every command that does a run in a folder"
@@ -137,6 +148,7 @@ def train(
 def _train(args):
     from hiccap.experiments import interrupted_run, train_run
     run = run_of(args, Run.from_yaml(args.run) if args.run else (args.resume and interrupted_run(args.out)) or Run())
+    if not run.data and args.resume: raise ValueError(f"{args.out} holds no interrupted run: give what it was called with")
     if not run.data: raise ValueError('no clips to train on: give a file, such as hiccap_train clips.csv --labels funny --encoder minilm')
     if result := train_run(run, args.out, args.overwrite, resume=args.resume): _show(result)
 

@@ -19,6 +19,7 @@ def draw_kept(
     generator: torch.Generator|None=None # of the draws, PyTorch's default one if None
 ) -> tuple:         # uint8 (n,), 1 where kept; float: what the kept ones are multiplied by
     "Which of `n` numbers dropout keeps; raises `ValueError` for a probability that cannot be"
+    if n < 0: raise ValueError(f"There cannot be {n} numbers to draw for")
     if not 0 <= p < 1: raise ValueError(f"The probability of being dropped must be at least 0 and below 1, got {p!r}")
     whole = 2**_BITS
     kept = max(1, round((1 - p)*whole))
@@ -105,17 +106,30 @@ class _Attention(torch.autograd.Function):
             _weights(q, k, ctx.scale, w)
             m.copy_(keep[at:at + n].view(shape))
             torch.bmm(g, v.transpose(1, 2), out=ds).mul_(m).sub_(delta[asks, h].t()[..., None]).mul_(w)
-            dv[asked, h] = torch.bmm(m.mul_(w).transpose(1, 2), g).transpose(0, 1)
-            dq[asks, h], dk[asked, h] = torch.bmm(ds, k).transpose(0, 1), torch.bmm(ds.transpose(1, 2), q).transpose(0, 1)
+            dv[asked, h] += torch.bmm(m.mul_(w).transpose(1, 2), g).transpose(0, 1)
+            dq[asks, h] = torch.bmm(ds, k).transpose(0, 1)
+            dk[asked, h] += torch.bmm(ds.transpose(1, 2), q).transpose(0, 1)
         return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv.mul_(ctx.up), None, None, None
 
 # %% ../nbs/03a_cpu.ipynb #160c8be7
+def _check_spans(query, key, value, spans):
+    "Raise `ValueError`, naming the span, for shapes that do not fit and spans that leave the lines, or ask twice for one position"
+    if query.ndim != 3 or key.shape != value.shape or key.shape[1:] != query.shape[1:]:
+        raise ValueError(f"query must be (N, H, d), key and value (M, H, d), got {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}")
+    last = 0
+    for span in spans:
+        a, b, c, d = span
+        if not (0 <= a <= b <= len(query) and 0 <= c <= d <= len(key)): raise ValueError(f"The span {tuple(span)} does not lie within {len(query)} positions that ask and {len(key)} that are asked")
+        if a < last: raise ValueError(f"The span {tuple(span)} begins before {last}, where the one before it ends: a position asks once")
+        last = b
+
 def attend_spans(
     query,       # (N, H, d) float32 on the CPU, lined up
     key, value,  # (M, H, d) likewise
-    spans,       # (from, to, from, to) for each clip: its positions in `query`, and those in `key` that they ask
+    spans,       # (from, to, from, to) ints for each clip, in order: its positions in `query`, and those in `key` that they ask, which clips may share
     p: float=0., # probability of a weight being dropped
     scale: float|None=None # of the scores, 1/√d if None
 ):               # (N, H, d), 0 where a clip has nothing to ask
-    "Scaled dot-product attention with dropout within each clip of a line; it keeps no scores. Differentiable once"
+    "Scaled dot-product attention with dropout within each clip of a line; it keeps no scores. Differentiable once. Raises `ValueError` for spans that cannot be"
+    _check_spans(query, key, value, spans)
     return _Attention.apply(query, key, value, spans, p, query.shape[-1]**-.5 if scale is None else scale)

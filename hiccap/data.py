@@ -128,6 +128,14 @@ class FeatureFolder:
         if not self.folder.is_dir(): raise DataError('no such folder of features', file=folder, mend='Give the folder that holds the .npy files')
         self.names = {o.name for o in os.scandir(self.folder)}  # one listing instead of a look-up a file
 
+    def check_names(self):
+        "Raise `DataError` for a folder in which no file is named as features are"
+        ends = {part: f'_{part}.npy' for parts in self.files.values() for part in parts}
+        if any(o.endswith(tuple(ends.values())) for o in self.names): return
+        there = ', '.join(sorted(self.names)[:3]) + (f' and {len(self.names) - 3} more' if len(self.names) > 3 else '')
+        raise DataError('no file in it is named as features are' + (f'; it holds {there}' if there else ', it is empty'), file=self.folder,
+                        mend='Name the files of a clip ' + ', '.join(' and '.join(f'<id>{ends[o]}' for o in parts) + f' ({m})' for m, parts in self.files.items()) + ', or leave the folder out')
+
     def paths(self, id, modality):
         "The files of a clip's modality, whether or not they exist"
         return [self.folder/f'{check_id(id)}_{part}.npy' for part in self.files[modality]]
@@ -153,6 +161,7 @@ class FeatureFolder:
             if dtype.kind != 'f': raise DataError(f"dtype {dtype}", id, p, 'Save features as float32 or float16')
             if len(shape) != 2: raise DataError(f"shape {shape}; features need two dimensions, (length, width)", id, p, 'Save one row a step in time')
             width = self.widths.setdefault(modality, shape[1]) if self.widths.get(modality) else self.widths.update({modality: shape[1]}) or shape[1]
+            if shapes and shape[1] != shapes[0][1]: raise DataError(f"{shape[1]} columns where {paths[0].name} has {shapes[0][1]}, and the two are added", id, p, f"Extract {' and '.join(self.files[modality])} at one width")
             if shape[0] and shape[1] != width: raise DataError(f"{shape[1]} columns where {modality} has {width}", id, p, 'Use one extractor for all clips, or set the width')
             shapes.append(shape)
         if len({s[0] for s in shapes}) > 1:
@@ -454,6 +463,7 @@ def _feature_columns(features, ids):
     "Video and audio columns from a folder of features, with a note on what is missing"
     if features is None: return {}, []
     folder = features if isinstance(features, FeatureFolder) else FeatureFolder(features)
+    folder.check_names()
     columns = {m: FeatureColumn(folder, m, ids) for m in folder.files}
     missing, notes = {m: [o for o, n in zip(ids, c.lengths) if not n] for m, c in columns.items()}, []
     for m, some in missing.items():

@@ -969,6 +969,7 @@ def in_folder(
     data, digests = together(read)
     if begun and not on_main(lambda: is_same_data(begun, digests, part, overwrite)): begun = {}
     if begun: say_going_on(begun, part, write)
+    elif resume: write(f"{out}: no interrupted run to go on with, so it starts from the beginning")
     with _folder_here(out, overwrite or bool(begun), kind, bool(begun)) as folder: return work(folder, data, digests)
 
 @contextmanager
@@ -989,6 +990,7 @@ def train_run(
     resume: bool=False      # go on with a run that was interrupted; one that is finished is left as it is
 ) -> Result|None: # None where the run was finished before
     "Read, check, train, score and report. Raises `DataError`, `ValueError`, `FileExistsError`; nothing is trained before all is read and checked"
+    from hiccap.data import MODALITIES, DataError
     from hiccap.tracking import check_trackers
     from hiccap.processes import is_main
     begin, write = time.perf_counter(), write if is_main() else lambda line: None
@@ -996,6 +998,7 @@ def train_run(
         check_trackers(run.track)
         tokenizer = run_tokenizer(run)
         splits = read_splits(run, tokenizer)
+        if not any(splits[0][0].lengths(m).any() for m in MODALITIES): raise DataError('no training clip has text, video or audio', file=run.data, mend='Name the column of the text, or the folder of features')
         for ds in splits[0] if run.features else (): ds.check()  # the parts of one fold are all the clips there are
         return (splits, tokenizer), data_digests(splits[0])
     def train(folder, data, digests): return _train_into(folder, run, *data, digests, write, begin)
@@ -1108,6 +1111,7 @@ def load_run(
     from hiccap.metrics import Thresholds
     folder = Path(folder)
     for name in ('config.json', 'metrics.json'):
+        if not folder.is_dir(): raise ValueError(f"there is no folder {folder}; give the --out folder of hiccap_train or hiccap_demo")
         if not (folder/name).is_file(): raise ValueError(f"{folder} lacks {name}: it is no finished run; give the --out folder of hiccap_train or hiccap_demo")
     config, metrics = _json(folder/'config.json'), _json(folder/'metrics.json')
     if 'run' not in config or 'thresholds' not in metrics: raise ValueError(f"{folder} holds a config.json or metrics.json that no run wrote, or that is damaged")

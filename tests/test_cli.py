@@ -251,3 +251,28 @@ def test_an_evaluation_with_modalities_away_and_damaged(trained, planted, tmp_pa
     whole = {t: v['scores']['auroc'] for t, v in json.loads(files['metrics.json'])['scores']['tasks'].items()}
     assert len({o['shown'] for o in subsets}) == 7 and {o['task']: float(o['score']) for o in subsets if o['shown'] == 'text + video + audio' and o['task'] != 'mean'} == pytest.approx(whole)
     assert {(o['kind'], o['damaged']) for o in csv.DictReader((tmp_path/'scored'/'corruption.csv').open())} == {(k, d) for k in ('drop', 'noise') for d in ('text', 'video', 'audio', 'text + video + audio')}
+
+
+@pytest.mark.parametrize('command, args, said', [
+    ('train', ['clips.csv', '--feature', 'x', '--epoch', '1'], 'did you mean --features, --epochs?'),
+    ('train', ['--set', 'width=48', 'clips.csv'], "'clips.csv' is no name=value; clips and folders come before the options"),
+    ('train', ['--resume', '--out', 'nowhere'], 'nowhere holds no interrupted run'),
+    ('predict', ['nowhere', 'clips.csv'], 'there is no folder nowhere'),
+    ('train', ['texts.csv', '--labels', 'funny', '--features', 'wrong', '--encoder', 'minilm'], 'wrong: no file in it is named as features are; it holds audio, video. Name the files of a clip <id>_rgb.npy'),
+    ('train', ['texts.csv', '--labels', 'funny', '--features', 'nothing', '--encoder', 'minilm'], 'it is empty'),
+    ('train', ['silent.csv', '--labels', 'funny', '--encoder', 'minilm'], 'silent.csv: no training clip has text, video or audio'),
+    ('train', ['texts.csv', '--labels', 'funny', '--features', 'uneven', '--encoder', 'minilm'], '8 columns where v0_0_rgb.npy has 12, and the two are added'),
+], ids=['misspelt', 'after-a-list', 'resume-nothing', 'no-folder', 'misnamed', 'empty-folder', 'silent', 'uneven-parts'])
+def test_what_a_hurried_person_does_wrong_is_one_line(tmp_path, monkeypatch, capsys, command, args, said):
+    from hiccap import cli
+    monkeypatch.chdir(tmp_path)
+    for name, text in (('texts', 'so it goes'), ('silent', '')):
+        Path(f'{name}.csv').write_text('id,text,funny\n' + ''.join(f'v{i}_0,{text},{i % 2}\n' for i in range(24)))
+    for o in ('wrong/audio', 'wrong/video', 'nothing', 'uneven'): Path(o).mkdir(parents=True)
+    for part, width in (('rgb', 12), ('flow', 8)): np.save(f'uneven/v0_0_{part}.npy', np.zeros((3, width), np.float32))
+    before = tree(tmp_path)
+    try: status = getattr(cli, command)(args)
+    except SystemExit as e: status = e.code
+    err = capsys.readouterr().err
+    assert status == 2 and said in err and len(err.splitlines()) == 1, err
+    assert tree(tmp_path) == before

@@ -22,6 +22,21 @@ def spans_of(sizes):
     return list(zip(a, a[1:], c, c[1:]))
 
 
+@proof
+@given(sizes, st.integers(0, 2**31))
+def test_clips_may_ask_the_same_positions(sizes, seed):
+    g = torch.Generator().manual_seed(seed)
+    ends, shared, n = [0], [], 12
+    for a, _ in sizes:
+        c, d = sorted(torch.randint(0, n + 1, (2,), generator=g).tolist())
+        shared.append((ends[-1], ends[-1] + a, c, d)); ends.append(ends[-1] + a)
+    q, k, v = (torch.randn(m, 2, 3, generator=g, dtype=torch.float64, requires_grad=True) for m in (ends[-1], n, n))
+    count = 2*sum((b - a)*(d - c) for a, b, c, d in shared)
+    found, want = attend_spans(q, k, v, shared), plain(q, k, v, shared, torch.ones(count, dtype=torch.float64), 3**-.5)
+    torch.testing.assert_close(found, want)
+    for o, e in zip(torch.autograd.grad(found.pow(2).sum(), (q, k, v)), torch.autograd.grad(want.pow(2).sum(), (q, k, v))): torch.testing.assert_close(o, e)
+
+
 def plain(q, k, v, spans, kept, scale):
     "Clip after clip, head after head, written out; `kept`: a multiplier for each score, in the order of clips and heads"
     out, at = q*0 + k.sum()*0 + v.sum()*0, 0

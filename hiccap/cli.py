@@ -104,8 +104,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         import difflib
         wrong = [o.partition('=')[0] for o in message.partition('unrecognized arguments: ')[2].split() if o.startswith('-')]
-        near = {o: n[0] for o in wrong if (n := difflib.get_close_matches(o, self._option_string_actions, 1))}
-        hint = '; did you mean ' + ', '.join(near.values()) + '?' if near else f'; {self.prog} --help tells all'
+        near = [n[0] for o in wrong if (n := difflib.get_close_matches(o, self._option_string_actions, 1))]
+        hint = '; did you mean ' + ', '.join(near) + '?' if near else f'; {self.prog} --help tells all'
         self.exit(2, f'{self.prog}: error: {message}{hint}\n')
 
 def _parser(doc): return _Parser(description=doc, allow_abbrev=False)

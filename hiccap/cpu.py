@@ -81,7 +81,7 @@ class _Attention(torch.autograd.Function):
         heads = query.shape[1]
         pieces = list(_pieces(heads, spans))
         keep, up = draw_kept(heads*sum((b - a)*(d - c) for a, b, c, d in spans), p)
-        value, out = value*up, torch.zeros_like(query, memory_format=torch.contiguous_format)
+        out = torch.zeros_like(query, memory_format=torch.contiguous_format)
         room = query.new_empty(2, max((math.prod(shape) for _, shape, _ in pieces), default=0))
         for (asks, asked, h), shape, at in pieces:
             n = math.prod(shape)
@@ -89,7 +89,7 @@ class _Attention(torch.autograd.Function):
             _weights(query[asks, h].transpose(0, 1), key[asked, h].transpose(0, 1), scale, w)
             m.copy_(keep[at:at + n].view(shape)).mul_(w)
             out[asks, h] = torch.bmm(m, value[asked, h].transpose(0, 1)).transpose(0, 1)
-        ctx.save_for_backward(query, key, value, out, keep)
+        ctx.save_for_backward(query, key, value, out.mul_(up), keep)
         ctx.pieces, ctx.up, ctx.scale, ctx.room = pieces, up, scale, room.shape[1]
         return out
 
@@ -98,7 +98,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad):
         query, key, value, out, keep = ctx.saved_tensors
         dq, dk, dv = (torch.zeros_like(o, memory_format=torch.contiguous_format) for o in (query, key, value))
-        delta, room = (grad*out).sum(-1), query.new_empty(3, ctx.room)
+        delta, grad, room = (grad*out).sum(-1), grad*ctx.up, query.new_empty(3, ctx.room)
         for (asks, asked, h), shape, at in ctx.pieces:
             n = math.prod(shape)
             w, m, ds = (o[:n].view(shape) for o in room)
@@ -109,7 +109,7 @@ class _Attention(torch.autograd.Function):
             dv[asked, h] += torch.bmm(m.mul_(w).transpose(1, 2), g).transpose(0, 1)
             dq[asks, h] = torch.bmm(ds, k).transpose(0, 1)
             dk[asked, h] += torch.bmm(ds.transpose(1, 2), q).transpose(0, 1)
-        return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv.mul_(ctx.up), None, None, None
+        return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None
 
 # %% ../nbs/03a_cpu.ipynb #160c8be7
 def _check_spans(query, key, value, spans):

@@ -1,7 +1,8 @@
-"""What the callbacks cost a healthy step: `python benchmarks/callbacks.py` prints ratios, step with / step without, from one run.
+"""What the callbacks cost a step in which nothing fails: `python benchmarks/callbacks.py`.
 
-Steps with and without are taken in turn, so that whatever else the machine does strikes both, and the medians are compared.
-`--quick` takes few steps of the tiny network only; `--device cuda` measures on a GPU.
+Prints ratios, step with / step without, from one run. Steps with and without are taken in turn, so that other load of
+the machine affects both, and the medians are compared. `--quick` takes few steps of the tiny network only; `--device
+cuda` measures on a GPU.
 """
 import argparse
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from steps import SIZES, Stepper, batch_of, in_turn
 
-from hiccap.callbacks import ClipGradients, NanDetector, StepRecorder
+from hiccap.callbacks import ClipGradients, StepRecorder
+from hiccap.nan_detector import NanDetector
 from hiccap.model import HICCAP
 from hiccap.tasks import COMIC_MISCHIEF
 
@@ -25,8 +27,13 @@ def measure(name, config, tokens, steps, device):
     batch = batch_of(np.random.default_rng(0), tokens, COMIC_MISCHIEF, device)
     print(f'{name}: 8 clips of {tokens} tokens, {steps} steps each, {device}')
     for label, cbs in SETS.items():
-        r = in_turn([Stepper(HICCAP(config, COMIC_MISCHIEF, seed=0).to(device), batch, o, COMIC_MISCHIEF, device) for o in ([], cbs())], steps)
-        print(f"  {label:<30} ratio {r['ratio']:.4f}   middle half of single ratios {r['low']:.3f} to {r['high']:.3f}   without {r['first_ms']:.1f} ms")
+        r = in_turn(
+            [Stepper(HICCAP(config, COMIC_MISCHIEF, seed=0).to(device), batch, o, COMIC_MISCHIEF, device)
+             for o in ([], cbs())],
+            steps,
+        )
+        print(f"  {label:<30} ratio {r['ratio']:.4f}   middle half of single ratios {r['low']:.3f} to {r['high']:.3f}  "
+              f" without {r['first_ms']:.1f} ms")
 
 
 if __name__ == '__main__':
@@ -36,4 +43,5 @@ if __name__ == '__main__':
     ap.add_argument('--steps', type=int, default=None, help='steps of each learner; 200 tiny and 20 wide by default')
     a = ap.parse_args()
     for i, (name, (config, tokens)) in enumerate(SIZES.items()):
-        if not (a.quick and i): measure(name, config, tokens, a.steps or (20 if i else 10 if a.quick else 200), torch.device(a.device))
+        if not (a.quick and i):
+            measure(name, config, tokens, a.steps or (20 if i else 10 if a.quick else 200), torch.device(a.device))

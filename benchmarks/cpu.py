@@ -1,7 +1,7 @@
-"""Dropout and attention with dropout beside PyTorch's: `OMP_NUM_THREADS=2 python benchmarks/cpu.py` prints ratios, ours / PyTorch's, of a forward and a backward pass.
+"""Dropout and attention with dropout next to PyTorch's: `OMP_NUM_THREADS=2 python benchmarks/cpu.py`.
 
-12 heads of 64, 8 clips of one length, dropout of 0.1. The two are called in turn, so that whatever else the machine does strikes both, and the medians
-are compared.
+Prints ratios, this library / PyTorch, of a forward and a backward pass: 12 heads of 64, 8 clips of one length, dropout
+of 0.1. The two are called in turn, so that other load of the machine affects both, and the medians are compared.
 """
 import argparse
 import statistics
@@ -26,13 +26,17 @@ def in_turn(ours, theirs, times):
 
 def told(label, ours, theirs, times):
     a, b, low, high = in_turn(ours, theirs, times)
-    print(f'{label:<34} ratio {a/b:.2f}   middle half of single ratios {low:.2f} to {high:.2f}   PyTorch {1e3*b:.1f} ms', flush=True)
+    print(
+        f'{label:<34} ratio {a/b:.2f}   middle half of single ratios {low:.2f} to {high:.2f}   PyTorch {1e3*b:.1f} ms',
+        flush=True)
 
 
 def attention(tokens, clips=8, heads=12, width=64, p=.1):
     "(ours, PyTorch's): a forward and a backward pass over the same clips"
     q, k, v = (torch.randn(clips*tokens, heads, width, requires_grad=True) for _ in range(3))
-    g, spans, mask = torch.randn(clips*tokens, heads, width), [(tokens*i, tokens*(i + 1))*2 for i in range(clips)], torch.ones(clips, 1, 1, tokens, dtype=torch.bool)
+    g, spans, mask = (torch.randn(clips * tokens, heads, width),
+                      [(tokens * i, tokens * (i + 1)) * 2 for i in range(clips)],
+                      torch.ones(clips, 1, 1, tokens, dtype=torch.bool))
     def theirs():
         a = (o.unflatten(0, (clips, tokens)).transpose(1, 2) for o in (q, k, v))
         F.scaled_dot_product_attention(*a, mask, p).transpose(1, 2).flatten(0, 1).backward(g)

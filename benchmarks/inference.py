@@ -1,7 +1,8 @@
-"""Clips a second and latency of one clip: `OMP_NUM_THREADS=2 python benchmarks/inference.py --out nbs/results/inference.json`.
+"""Clips per second and latency of one clip: `OMP_NUM_THREADS=2 python benchmarks/inference.py --out FILE`.
 
-BERT-base width and depth with random weights, text lengths of the released validation split. float32, bfloat16, compiled and ONNX, each in a
-process of its own, on the same clips; how far each is from float32 is told. `--quick` takes a tiny network, to see that everything runs.
+The study reads nbs/results/inference.json. BERT-base width and depth with random weights, text lengths of the released
+validation split. float32, bfloat16, compiled and ONNX, each in a process of its own, on the same clips, with the
+largest difference from float32. `--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
 import json
@@ -57,11 +58,14 @@ def measure(way, quick, data, bs, batches):
         for x in (inputs[0], inputs[-1], singles[0]): run(x)
         ready = time.perf_counter() - start
         times, alone = [], []
-        for x, one in zip(inputs, singles): times.append(timed(lambda: run(x))); alone.append(timed(lambda: run(one)))
+        for x, one in zip(inputs, singles):
+            times.append(timed(lambda: run(x)))
+            alone.append(timed(lambda: run(one)))
         off = max((run(x) - y).abs().max().item() for x, y in zip(singles, expected))
     n = sum(map(len, sets))
-    return dict(clips_a_second=n/sum(times), one_clip_ms=1e3*statistics.median(alone), ready_seconds=ready, difference=off, peak_memory_mb=peak_memory()/2**20,
-                operations_a_second=sum(operations(model, o)/3 for o in sets)/sum(times), clips=n)
+    return dict(clips_a_second=n / sum(times), one_clip_ms=1e3 * statistics.median(alone), ready_seconds=ready,
+                difference=off, peak_memory_mb=peak_memory() / 2**20,
+                operations_a_second=sum(operations(model, o) / 3 for o in sets) / sum(times), clips=n)
 
 
 if __name__ == '__main__':
@@ -75,22 +79,36 @@ if __name__ == '__main__':
     a = ap.parse_args()
     if a.quick: a.bs, a.batches = 4, 2
     if a.only:
-        print(json.dumps(matrix_product(256 if a.quick else 2048) if a.only == 'product' else measure(a.only, a.quick, a.data, a.bs, a.batches)))
+        print(
+            json.dumps(matrix_product(256 if a.quick else 2048) if a.only == 'product'
+                       else measure(a.only, a.quick, a.data, a.bs, a.batches))
+        )
         sys.exit()
     r = {}
     for way in ('product', *WAYS):
-        cmd = [sys.executable, __file__, '--only', way, '--bs', str(a.bs), '--batches', str(a.batches)] + ['--quick']*a.quick + (['--data', a.data] if a.data else [])
+        cmd = ([sys.executable, __file__, '--only', way, '--bs', str(a.bs), '--batches', str(a.batches)]
+               + ['--quick'] * a.quick + (['--data', a.data] if a.data else []))
         try:
             done = subprocess.run(cmd, capture_output=True, text=True, timeout=400)
-            r[way] = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else dict(failed=done.stderr.strip().splitlines()[-1][:300])
+            r[way] = (json.loads(done.stdout.splitlines()[-1]) if not done.returncode
+                      else dict(failed=done.stderr.strip().splitlines()[-1][:300]))
         except subprocess.TimeoutExpired: r[way] = dict(failed='not ready within 400 s')
     r = dict(machine=machine(), quick=a.quick, product_operations_a_second=r.pop('product'), bs=a.bs, ways=r)
     base = r['ways']['float32']
-    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads, bfloat16 in hardware: {r['machine']['bfloat16_in_hardware']}")
+    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads, bfloat16 in hardware:"
+          f" {r['machine']['bfloat16_in_hardware']}")
     for way, o in r['ways'].items():
-        if 'failed' in o: print(f"{way:<9} failed: {o['failed']}"); continue
-        o['ratio'], o['latency_ratio'], o['utilisation'] = o['clips_a_second']/base['clips_a_second'], o['one_clip_ms']/base['one_clip_ms'], o['operations_a_second']/r['product_operations_a_second']
-        print(f"{way:<9} {o['clips_a_second']:.2f} clips/s ({o['ratio']:.2f} of float32), one clip {o['one_clip_ms']:.0f} ms ({o['latency_ratio']:.2f}), ready after {o['ready_seconds']:.0f} s, "
-              f"{o['peak_memory_mb']:.0f} MB, {o['difference']:.1e} from float32, utilisation {o['utilisation']:.0%}")
+        if 'failed' in o:
+            print(f"{way:<9} failed: {o['failed']}")
+            continue
+        o['ratio'], o['latency_ratio'], o['utilisation'] = (o['clips_a_second'] / base['clips_a_second'],
+                                                            o['one_clip_ms'] / base['one_clip_ms'],
+                                                            o['operations_a_second'] / r['product_operations_a_second'])
+        print(
+            f"{way:<9} {o['clips_a_second']:.2f} clips/s ({o['ratio']:.2f} of float32), one clip {o['one_clip_ms']:.0f}"
+            f" ms ({o['latency_ratio']:.2f}), ready after {o['ready_seconds']:.0f} s, {o['peak_memory_mb']:.0f} MB,"
+            f" {o['difference']:.1e} from float32, utilisation {o['utilisation']:.0%}")
     if a.out:
-        with open(a.out, 'w', encoding='utf-8') as f: json.dump(r, f, indent=1); f.write('\n')
+        with open(a.out, 'w', encoding='utf-8') as f:
+            json.dump(r, f, indent=1)
+            f.write('\n')

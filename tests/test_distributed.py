@@ -1,4 +1,5 @@
-"""Two processes on a CPU, started as a user starts them, give what one gives: losses, weights, scores, shares, files, and errors."""
+"""Two processes on a CPU, started as a user starts them, give what one gives:
+losses, weights, scores, shares, files, and errors."""
 import json
 import math
 import os
@@ -22,8 +23,17 @@ CASES = Path(cases.__file__)
 def launch(*args, timeout=300):
     "`accelerate launch` of two processes; on a CPU its flag is the same"
     at = Path(sys.executable).with_name('accelerate')
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': os.pathsep.join([str(CASES.parents[1]), os.environ.get('PYTHONPATH', '')]), 'ACCELERATE_USE_CPU': 'true'}
-    return subprocess.run([sys.executable, at, 'launch', '--multi_gpu', '--num_machines', '1', '--num_processes', '2', '--main_process_port', '0', *map(str, args)], capture_output=True, text=True, timeout=timeout, env=env)
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
+           'PYTHONPATH': os.pathsep.join([str(CASES.parents[1]), os.environ.get('PYTHONPATH', '')]),
+           'ACCELERATE_USE_CPU': 'true'}
+    return subprocess.run(
+        [sys.executable, at, 'launch', '--multi_gpu', '--num_machines', '1', '--num_processes', '2',
+         '--main_process_port', '0', *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=env,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -44,12 +54,14 @@ def differences(a, b, where=''):
         if len(a) != len(b): yield f'{where}: {len(a)} and {len(b)} values'
         for i, o in enumerate(zip(a, b)): yield from differences(*o, f'{where}[{i}]')
     elif isinstance(a, (int, float)) and isinstance(b, (int, float)) and not isinstance(a, bool):
-        if not (a != a and b != b) and not math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE): yield f'{where}: {a} and {b}'
+        if not (a != a and b != b) and not math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            yield f'{where}: {a} and {b}'
     elif a != b: yield f'{where}: {a!r} and {b!r}'
 
 def timeless(o):
     "Without what fastai writes of the clock"
-    if isinstance(o, dict) and 'values' in o: return {**o, 'values': [[v for v in row if not isinstance(v, str)] for row in o['values']]}
+    if isinstance(o, dict) and 'values' in o:
+        return {**o, 'values': [[v for v in row if not isinstance(v, str)] for row in o['values']]}
     return o
 
 
@@ -66,22 +78,26 @@ def test_shares_are_the_same_to_the_row(two, tmp_path):
     for case in ('a_mixture', 'pretraining'):
         want = getattr(cases, case)(tmp_path)['shares']
         assert len({tuple(share) for share, _, _ in want}) > 2
-        for got in two[1:3]: assert [quota for _, quota, _ in got[case]['shares']] == json.loads(json.dumps([quota for _, quota, _ in want]))
+        for got in two[1:3]:
+            assert [quota for _, quota, _ in got[case]['shares']] == json.loads(
+                json.dumps([quota for _, quota, _ in want]))
 
 
 def test_a_number_that_is_not_finite_is_the_same_finding_everywhere(two, tmp_path):
     want = cases.an_infinite_clip(tmp_path)
     assert want['where'] == 'forward' and want['clip'] == ['v7_0'] and len(want['bundles']) == 1 and want['same']
-    for got in two[1:3]: assert got['an_infinite_clip'] == want  # the clip that one of the two has read, and one bundle of it
+    # the clip that one of the two has read, and one bundle of it
+    for got in two[1:3]: assert got['an_infinite_clip'] == want
 
 
-def test_both_go_on_from_one_checkpoint(two):
+def test_both_resume_from_one_checkpoint(two):
     for got in two[1:3]:
         assert all(got['resumed']['same'].values()) and got['resumed']['alone']
-        assert [o for o in got['resumed']['said'] if o.startswith('going on')] == ['going on after step 2, in epoch 1 of 3', 'going on after step 9, in epoch 3 of 3']
+        assert [o for o in got['resumed']['said'] if o.startswith('resuming')] == [
+            'resuming after step 2, in epoch 1 of 3', 'resuming after step 9, in epoch 3 of 3']
 
 
-def test_another_number_of_processes_goes_on_and_says_so(two):
+def test_another_number_of_processes_resumes_and_says_so(two):
     said, learn = [], cases.learner(dropout=.3)
     folder = two[0]/'resumed'/'cut'
     shutil.rmtree(sorted(folder.iterdir())[-1])  # that of the finished fit
@@ -92,17 +108,24 @@ def test_another_number_of_processes_goes_on_and_says_so(two):
 def test_what_cannot_be_as_in_one_process_is_refused(two):
     for got in two[1:3]:
         said = got['refusals']
-        for name, says in dict(BatchNorm="norm is a BatchNorm1d", loader='deals its rows out to 1 processes, and there are 2', weighting='one process only', after="negatives='after'", inputs='with_input').items():
+        expected = dict(BatchNorm="norm is a BatchNorm1d", loader='deals its rows out to 1 processes, and there are 2',
+                        weighting='one process only', after="negatives='after'", inputs='with_input')
+        for name, says in expected.items():
             assert says in said[name], (name, said)
 
 
 def test_the_commands_write_one_set_of_files(two, tmp_path):
     folder, first, second, done = two
     want = cases.commands(tmp_path)
-    assert want == first['commands'] == second['commands'] == {'train': 0, 'again': 2, 'resume': 0, 'other': 2, 'pretrain': 0, 'one cannot read': 2}
-    for kind, tables in dict(train=('history.csv', 'predictions.csv'), pretrain=('history.csv', 'predictions.csv', 'shares.csv')).items():
+    assert (
+        want == first['commands'] == second['commands'] == {'train': 0, 'again': 2, 'resume': 0, 'other': 2,
+                                                            'pretrain': 0, 'one cannot read': 2}
+    )
+    written = dict(train=('history.csv', 'predictions.csv'), pretrain=('history.csv', 'predictions.csv', 'shares.csv'))
+    for kind, tables in written.items():
         one, two_ = tmp_path/f'{kind}_1', folder/'commands'/f'{kind}_2'
-        assert sorted(str(p.relative_to(one)) for p in one.rglob('*')) == sorted(str(p.relative_to(two_)) for p in two_.rglob('*'))
+        assert sorted(str(p.relative_to(one)) for p in one.rglob('*')) == sorted(
+            str(p.relative_to(two_)) for p in two_.rglob('*'))
         for name in tables:
             a, b = (pd.read_csv(o/name) for o in (one, two_))
             assert list(a) == list(b) and len(a) == len(b)
@@ -110,14 +133,16 @@ def test_the_commands_write_one_set_of_files(two, tmp_path):
                 if a[k].dtype.kind in 'fi': np.testing.assert_allclose(a[k], b[k], rtol=TOLERANCE, atol=TOLERANCE)
                 else: assert list(a[k].fillna('')) == list(b[k].fillna(''))
     assert sorted(p.name for p in (folder/'commands').iterdir()) == ['mixture', 'pretrain_2', 'run.yaml', 'train_2']
-    assert done.stdout.count('epochs of') == done.stdout.count('Report, plots and model') == 1 and done.stdout.count('Report, plots, predictions and model') == 1
+    assert done.stdout.count('epochs of') == 2  # one line of each command
+    assert (done.stdout.count('Report, plots and model') == 1
+            and done.stdout.count('Report, plots, predictions and model') == 1)
     errors = [o for o in done.stderr.splitlines() if 'error: ' in o]
     assert len(errors) == 3 and 'process 1: error: epochs must be at least 1' in errors[-1], errors
 
 
 def test_a_process_that_fails_ends_all(tmp_path):
     "While the other waits for its rows"
-    code = ('import sys, torch\nfrom hiccap.processes import gather_rows, processes, rank\n'
+    code = ('import sys, torch\nfrom hiccap.distributed import gather_rows, processes, rank\n'
             'with processes():\n'
             '    gather_rows(dict(a=torch.ones(1, 1)), 2)\n'
             '    if rank() == 1: sys.exit("row 7 cannot be read")\n'
@@ -125,8 +150,14 @@ def test_a_process_that_fails_ends_all(tmp_path):
     (tmp_path/'p.py').write_text(code)
     import socket
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = {**os.environ, 'PYTHONPATH': str(CASES.parents[1]), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
+    env = {**os.environ, 'PYTHONPATH': str(CASES.parents[1]), 'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2',
+           'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'ACCELERATE_USE_CPU': 'true', 'OMP_NUM_THREADS': '1'}
     begin = time.monotonic()
-    both = [subprocess.Popen([sys.executable, '-W', 'ignore', tmp_path/'p.py'], stderr=subprocess.PIPE, text=True, env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}) for r in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, '-W', 'ignore', tmp_path / 'p.py'], stderr=subprocess.PIPE, text=True,
+                         env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)})
+        for r in range(2)
+    ]
     said = [p.communicate(timeout=120)[1] for p in both]
-    assert all(p.returncode for p in both) and 'row 7 cannot be read' in said[1] and 'OtherProcessError: another process has ended' in said[0], said
+    assert (all(p.returncode for p in both) and 'row 7 cannot be read' in said[1]
+            and 'OtherProcessError: another process has ended' in said[0]), said

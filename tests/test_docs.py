@@ -16,8 +16,15 @@ def undocumented(f):
     "Parameters of `f` without a comment on their line; a line of several shares its comment"
     if not inspect.isclass(f) and not inspect.isfunction(f): return []
     if inspect.isclass(f) and '__init__' not in vars(f): return []
-    source = ''.join(inspect.getsource(o) for o in (f.__mro__ if inspect.isclass(f) else [f]) if o.__module__.startswith('hiccap'))
-    return [k for k, v in docments(f).items() if not v and k not in ('self', 'cls', 'return', 'args', 'kwargs', 'kw') and not re.search(rf'(?m)^\s+(\*?\w+, )*\*{{0,2}}{k}\b[^#\n]*#', source)]
+    source = ''.join(
+        inspect.getsource(o) for o in (f.__mro__ if inspect.isclass(f) else [f]) if o.__module__.startswith('hiccap'))
+    return [
+        k
+        for k, v in docments(f).items()
+        if not v
+        and k not in ('self', 'cls', 'return', 'args', 'kwargs', 'kw')
+        and not re.search(rf'(?m)^\s+(\*?\w+, )*\*{{0,2}}{k}\b[^#\n]*#', source)
+    ]
 
 
 @pytest.mark.parametrize('module', MODULES)

@@ -1,4 +1,5 @@
-"""An exported network answers what the run answers: every subset of modalities, other lengths, folds, the original's quirks; and nothing is left half written."""
+"""An exported network gives the run's predictions: every subset of modalities, other lengths, folds, the original's
+quirks; and no file is left half written."""
 import itertools
 import json
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiccap.data import Clip
+from hiccap.clips import Clip
 from hiccap.export import ExportError, OnnxModel, export_onnx, largest_difference, mean_logits
 from hiccap.metrics import Thresholds
 from hiccap.model import HICCAP, HICCAPConfig
@@ -15,11 +16,17 @@ from hiccap.tasks import Task
 
 for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
 TASKS = Task('gory'), Task('mood', 3, classes=('sad', 'glad', 'mad'))
-BERT = dict(kind='tokens', config=dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64))
+BERT = dict(
+    kind='tokens',
+    config=dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=64),
+)
 DEEP = dict(kind='features', width=8, hidden=6, layers=2)
 
 
-def network(seed=0, **kw): return HICCAP(HICCAPConfig.tiny(**{**dict(video=DEEP, audio=DEEP | dict(width=4, layers=1), text=BERT), **kw}), TASKS, seed=seed).eval()
+def network(seed=0, **kw):
+    return HICCAP(HICCAPConfig.tiny(**{**dict(video=DEEP, audio=DEEP | dict(width=4, layers=1), text=BERT), **kw}),
+                  TASKS, seed=seed).eval()
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +40,11 @@ def exported(tmp_path_factory):
 def clips(rng, there, n, longest=63):
     "Clips with the modalities that are there, of any length"
     def some(w): return rng.normal(size=(rng.integers(1, 70), w))
-    return [Clip(f'c{i}', rng.integers(0, 60, rng.integers(1, longest)) if there[0] else None, some(8) if there[1] else None, some(4) if there[2] else None) for i in range(n)]
+    return [
+        Clip(f'c{i}', rng.integers(0, 60, rng.integers(1, longest)) if there[0] else None,
+             some(8) if there[1] else None, some(4) if there[2] else None)
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize('there', itertools.product((True, False), repeat=3))
@@ -47,24 +58,27 @@ def test_every_subset_of_modalities(exported, there):
             with torch.inference_mode(): expected = mean_logits([m(inputs) for m in models])
             got = onnx(inputs)
             for k, v in expected.items(): np.testing.assert_allclose(got[k], v.numpy(), atol=1e-4)
-            probs, verdicts = onnx.answer(inputs)
+            probs, predicted = onnx.answer(inputs)
             with torch.inference_mode(): mean = sum(m(inputs)['gory'].softmax(1) for m in models)/2
             np.testing.assert_allclose(probs['gory'], mean.numpy(), atol=1e-4)
-            assert (verdicts['gory'] == (probs['gory'][:, 1] >= .4)).all()
+            assert (predicted['gory'] == (probs['gory'][:, 1] >= .4)).all()
 
 
 def test_what_the_file_says_of_itself(exported):
     import onnx as package
     models, onnx, path = exported
     said = json.loads({p.key: p.value for p in package.load(path).metadata_props}['hiccap'])
-    assert [t['name'] for t in said['tasks']] == ['gory', 'mood'] and said['thresholds']['values'] == dict(gory=.4) and said['networks'] == 2 and said['longest']['text'] == 64
+    assert ([t['name'] for t in said['tasks']] == ['gory', 'mood'] and said['thresholds']['values'] == dict(gory=0.4)
+            and said['networks'] == 2 and said['longest']['text'] == 64)
     assert onnx.tasks == list(TASKS)
     package.checker.check_model(package.load(path))
     assert [o.name for o in path.parent.iterdir()] == ['folds.onnx']
 
 
 def test_the_original_with_all_it_does_otherwise(tmp_path):
-    model = HICCAP(HICCAPConfig.upstream('multi_task', text=BERT, video=DEEP, audio=DEEP | dict(width=4), width=16, heads=2), TASKS, seed=0).eval()
+    model = HICCAP(
+        HICCAPConfig.upstream('multi_task', text=BERT, video=DEEP, audio=DEEP | dict(width=4), width=16, heads=2),
+        TASKS, seed=0).eval()
     assert export_onnx(model, tmp_path/'upstream.onnx') < 1e-4
 
 
@@ -77,7 +91,8 @@ def test_an_export_that_differs_is_none(exported, tmp_path, monkeypatch):
     models, onnx, path = exported
     assert largest_difference(models, onnx) < 1e-4 < largest_difference([network(2), network(1)], onnx)
     monkeypatch.setattr('hiccap.export._program', lambda _: Other(path))
-    with pytest.raises(ExportError, match='differs from the trained one'): export_onnx([network(2), network(1)], tmp_path/'wrong.onnx')
+    with pytest.raises(ExportError, match='differs from the trained one'):
+        export_onnx([network(2), network(1)], tmp_path/'wrong.onnx')
     assert not list(tmp_path.iterdir())
 
 
@@ -95,4 +110,5 @@ def test_packages_that_are_missing_are_named(monkeypatch, tmp_path):
     import importlib.util
     found = importlib.util.find_spec
     monkeypatch.setattr('importlib.util.find_spec', lambda name, *a: None if name == 'onnxscript' else found(name, *a))
-    with pytest.raises(ExportError, match=r"onnxscript: pip install 'hiccap\[export\]'"): export_onnx(network(), tmp_path/'a.onnx')
+    with pytest.raises(ExportError, match=r"onnxscript: pip install 'hiccap\[export\]'"):
+        export_onnx(network(), tmp_path/'a.onnx')

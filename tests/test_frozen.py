@@ -1,4 +1,5 @@
-"""Frozen text: with the cache and without are the same; what was kept is found by encoder and text alone; nothing damaged is used."""
+"""Frozen text: results with the cache and without are equal; states are found by encoder and text alone; nothing
+damaged is used."""
 import pickle
 import tempfile
 
@@ -7,19 +8,26 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from hiccap.data import Clip, ClipDataset, DataError
+from hiccap.clips import Clip, ClipDataset, DataError
 from hiccap.frozen import TextCache, encoder_digest, text_digest
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import FeaturesConfig, HICCAP, HICCAPConfig
+from hiccap.encoders import FeaturesConfig
+from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.padding import collate
 from hiccap.tasks import Task
 
 TASKS = Task('gory'), Task('mood', 3, classes=('sad', 'glad', 'mad'))
-BERT = dict(kind='tokens', config=dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64))
+BERT = dict(
+    kind='tokens',
+    config=dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=64),
+)
 
 
 def network(seed=0, width=16, **kw):
-    model = HICCAP(HICCAPConfig.tiny(video=FeaturesConfig(8, 6, 2), audio=FeaturesConfig(4, 6, 1), text=BERT, width=width, **kw), TASKS, seed=seed)
+    model = HICCAP(
+        HICCAPConfig.tiny(video=FeaturesConfig(8, 6, 2), audio=FeaturesConfig(4, 6, 1), text=BERT, width=width, **kw),
+        TASKS, seed=seed)
     model.encoders['text'].freeze()
     return model
 
@@ -33,10 +41,14 @@ def clip_sets(draw):
     rng, clips = np.random.default_rng(draw(st.integers(0, 2**32))), []
     for i in range(draw(st.integers(1, 6))):
         n = draw(st.sampled_from([0, 1, 2, 7, 40]))
-        text = list(clips[0].text) if clips and clips[0].text is not None and draw(st.booleans()) else rng.integers(0, 60, n)
+        text = (list(clips[0].text) if clips and clips[0].text is not None and draw(st.booleans())
+                else rng.integers(0, 60, n))
         seg = rng.integers(0, 2, len(text)) if draw(st.booleans()) and len(text) else None
         video, audio = (rng.normal(size=(draw(st.integers(0, 4)), w)) for w in (8, 4))
-        clips.append(Clip(f'c{i}', torch.as_tensor(np.asarray(text)), video, audio, {t.name: int(rng.integers(t.n_classes)) for t in TASKS if draw(st.booleans())}, seg))
+        clips.append(
+            Clip(f'c{i}', torch.as_tensor(np.asarray(text)), video, audio,
+                 {t.name: int(rng.integers(t.n_classes)) for t in TASKS if draw(st.booleans())}, seg)
+        )
     return ClipDataset.from_clips(clips, TASKS)
 
 
@@ -53,7 +65,8 @@ def step(model, clips, seed):
 @given(clip_sets(), st.sampled_from([16, 8]), st.integers(0, 9))
 def test_with_the_cache_and_without_are_the_same(ds, width, seed):
     model = NETWORKS[width]
-    with tempfile.TemporaryDirectory() as folder: compare(model, ds, TextCache(model.encoders['text'], folder, file_bytes=4000).dataset(ds), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(model, ds, TextCache(model.encoders['text'], folder, file_bytes=4000).dataset(ds), seed)
 
 
 def compare(model, ds, kept, seed):
@@ -61,7 +74,9 @@ def compare(model, ds, kept, seed):
     (loss, grads), (loss_kept, grads_kept) = (step(model, [o[i] for i in range(len(ds))], seed) for o in (ds, kept))
     assert torch.allclose(loss, loss_kept, atol=1e-5, equal_nan=True)
     assert set(grads) == set(grads_kept) and not any('backbone' in n for n in grads)
-    if grads: assert torch.allclose(*(torch.cat([g[n].flatten() for n in grads]) for g in (grads, grads_kept)), atol=2e-5, rtol=1e-3)
+    if grads:
+        assert torch.allclose(
+            *(torch.cat([g[n].flatten() for n in grads]) for g in (grads, grads_kept)), atol=2e-5, rtol=1e-3)
 
 
 @given(st.data())
@@ -80,7 +95,12 @@ def test_one_weight_or_one_token_makes_another_key(data):
     other[at] = (other[at] + 1) % 60
     flipped = seg.clone()
     flipped[at] = 1 - flipped[at]
-    assert len({text_digest(ids, seg), text_digest(other, seg), text_digest(ids, flipped), text_digest(ids[:-1], seg[:-1])}) == 4
+    assert (
+        len(
+            {text_digest(ids, seg), text_digest(other, seg), text_digest(ids, flipped), text_digest(ids[:-1], seg[:-1])}
+        )
+        == 4
+    )
 
 
 @given(st.data())
@@ -101,8 +121,8 @@ def test_nothing_damaged_is_used(tmp_path_factory, data):
     file.write_bytes(raw)
     cache = TextCache(encoder, at, precision)
     again = cache.dataset(ds)
-    mended = [again[i].text for i in range(3)]
-    for a, b in zip(good, mended): assert torch.allclose(a, b, atol=1e-6 if precision == 'float32' else 2e-3)
+    fixed = [again[i].text for i in range(3)]
+    for a, b in zip(good, fixed): assert torch.allclose(a, b, atol=1e-6 if precision == 'float32' else 2e-3)
     if changed and kind == 'cut': assert cache.damaged and str(file) in cache.damaged[0]
     assert not TextCache(encoder, at, precision).dataset(ds)[0].text.isnan().any()
 
@@ -125,17 +145,23 @@ def test_it_is_computed_once(tmp_path):
 def test_what_cannot_be_encoded_names_the_clip(tmp_path):
     cache = TextCache(network().encoders['text'], tmp_path)
     for text, said in (([60], 'vocabulary has 60'), ([1]*65, '65 tokens'), (np.ones((2, 16)), 'vectors already')):
-        with pytest.raises(DataError, match="clip 'odd'") as e: cache.dataset(ClipDataset.from_clips([Clip('odd', text)], TASKS, name='set'))
+        with pytest.raises(DataError, match="clip 'odd'") as e:
+            cache.dataset(ClipDataset.from_clips([Clip('odd', text)], TASKS, name='set'))
         assert said in str(e.value) and 'set' in str(e.value)
     assert not list(tmp_path.rglob('*.safetensors'))
-    upstream = HICCAP(HICCAPConfig.upstream('binary', text=BERT, video=FeaturesConfig(8, 6, 1), audio=FeaturesConfig(4, 6, 1), width=12), TASKS)
+    upstream = HICCAP(
+        HICCAPConfig.upstream(
+            'binary', text=BERT, video=FeaturesConfig(8, 6, 1), audio=FeaturesConfig(4, 6, 1), width=12),
+        TASKS,
+    )
     upstream.encoders['text'].freeze()
     with pytest.raises(ValueError, match='reads padding'): TextCache(upstream.encoders['text'], tmp_path)
 
 
 def test_another_process_reads_it(tmp_path):
     "A worker gets the data set by pickling or forking; what it opens is its own"
-    kept = TextCache(network().encoders['text'], tmp_path).dataset(ClipDataset.from_clips([Clip(f'c{i}', [i + 1]*(i + 1)) for i in range(10)], TASKS))
+    kept = TextCache(network().encoders['text'], tmp_path).dataset(
+        ClipDataset.from_clips([Clip(f'c{i}', [i + 1] * (i + 1)) for i in range(10)], TASKS))
     there = pickle.loads(pickle.dumps(kept.subset(range(5, 10)).columns['text']))
     for i in range(5): assert torch.equal(there[i], kept[i + 5].text)
     sent = pickle.dumps(kept.columns['text'])

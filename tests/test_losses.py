@@ -1,6 +1,7 @@
 """Losses: the same as a plain loop over labelled rows, whatever is missing; and regularizers that do what they say."""
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, strategies as st
 from torch import nn
 
-from hiccap.losses import REGULARIZERS, MultiTaskLoss, Regularizer, balanced_weights, check_batch
+from hiccap.losses import (REGULARIZERS, MultiTaskLoss, Regularizer, balanced_weights, check_batch,
+                           check_per_task)
 from hiccap.tasks import IGNORE, Task
 
 TASKS = Task('a'), Task('b', 3, class_weights=(1., 2., .5)), Task('c', 4)
@@ -20,13 +22,21 @@ floats = st.floats(-1e4, 1e4, width=16)
 def batches(draw, tasks=TASKS, values=floats):
     "Logits and targets in which any row, and any task, may lack its label"
     n = draw(st.integers(1, 5))
-    logits = {t.name: torch.tensor(draw(st.lists(st.lists(values, min_size=t.n_classes, max_size=t.n_classes), min_size=n, max_size=n))) for t in tasks}
-    targets = {t.name: torch.tensor(draw(st.lists(st.one_of(st.just(IGNORE), st.integers(0, t.n_classes - 1)), min_size=n, max_size=n))) for t in tasks}
+    logits = {
+        t.name: torch.tensor(
+            draw(st.lists(st.lists(values, min_size=t.n_classes, max_size=t.n_classes), min_size=n, max_size=n)))
+        for t in tasks
+    }
+    targets = {
+        t.name: torch.tensor(
+            draw(st.lists(st.one_of(st.just(IGNORE), st.integers(0, t.n_classes - 1)), min_size=n, max_size=n)))
+        for t in tasks
+    }
     return logits, targets
 
 
 def plain(x, y, weights=None, smoothing=0.):
-    "Weighted mean of -log softmax over labelled rows, one number at a time; None without one. The rows' own losses too."
+    "Weighted mean of -log softmax over labelled rows, one number at a time, None without one; and the rows' own losses"
     total, mass, rows = 0., 0., []
     for row, k in zip(x.double().tolist(), y.tolist()):
         if k == IGNORE: rows.append(0.); continue
@@ -70,7 +80,8 @@ def test_any_pattern_of_missing_labels_is_finite_and_teaches_only_the_labelled(b
     logits = {k: v.to(dtype).requires_grad_() for k, v in logits.items()}
     loss = MultiTaskLoss(TASKS, reduction=reduction)
     value = loss(logits, targets)
-    assert value.isfinite().all() and value.dtype == torch.float32 and all(v.isfinite().all() and not v.requires_grad for v in loss.per_task.values())
+    assert (value.isfinite().all() and value.dtype == torch.float32
+            and all(v.isfinite().all() and not v.requires_grad for v in loss.per_task.values()))
     value.sum().backward()
     nobody = all((y == IGNORE).all() for y in targets.values())
     assert nobody == (not loss.per_task) and (not nobody or not value.any())
@@ -90,14 +101,17 @@ def test_an_absent_task_has_no_vote(batch):
     others = MultiTaskLoss([TASKS[0], TASKS[2]])
     for x in (logits, wild):
         loss = MultiTaskLoss(TASKS)
-        assert loss(x, without).item() == others(logits, targets).item() and loss.per_task.keys() == others.per_task.keys()
+        assert (
+            loss(x, without).item() == others(logits, targets).item() and loss.per_task.keys() == others.per_task.keys()
+        )
 
 
 def test_rows_without_a_label_do_not_thin_the_mean():
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1, 0])
     more = dict(a=torch.cat([x, 7*x]))
-    assert MultiTaskLoss(TASKS[:1])(more, dict(a=torch.cat([y, torch.full((3,), IGNORE)]))).item() == pytest.approx(MultiTaskLoss(TASKS[:1])(dict(a=x), dict(a=y)).item())
+    assert MultiTaskLoss(TASKS[:1])(more, dict(a=torch.cat([y, torch.full((3,), IGNORE)]))).item() == pytest.approx(
+        MultiTaskLoss(TASKS[:1])(dict(a=x), dict(a=y)).item())
 
 
 def test_class_weights_move_with_the_loss_and_stay_out_of_its_state():
@@ -108,9 +122,12 @@ def test_class_weights_move_with_the_loss_and_stay_out_of_its_state():
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda x, y: x.pop('b'), "no logits for task 'b'; there are a, c"), (lambda x, y: y.pop('c'), "no targets for task 'c'"),
-    (lambda x, y: x.update(b=torch.zeros(2, 2)), r"logits of task 'b' have shape \(2, 2\), expected \(B, 3\)"), (lambda x, y: x.update(a=torch.zeros(2)), 'expected'),
-    (lambda x, y: y.update(a=torch.zeros(3).long()), r"targets of task 'a' have shape \(3,\) for 2 rows"), (lambda x, y: y.update(c=torch.tensor([IGNORE, 4])), "target 4 of task 'c' in row 1 is not in 0..3"),
+    (lambda x, y: x.pop('b'), "no logits for task 'b'; there are a, c"),
+    (lambda x, y: y.pop('c'), "no targets for task 'c'"),
+    (lambda x, y: x.update(b=torch.zeros(2, 2)), r"logits of task 'b' have shape \(2, 2\), expected \(B, 3\)"),
+    (lambda x, y: x.update(a=torch.zeros(2)), 'expected'),
+    (lambda x, y: y.update(a=torch.zeros(3).long()), r"targets of task 'a' have shape \(3,\) for 2 rows"),
+    (lambda x, y: y.update(c=torch.tensor([IGNORE, 4])), "target 4 of task 'c' in row 1 is not in 0..3"),
     (lambda x, y: y.update(c=torch.tensor([-1, 0])), "target -1 of task 'c' in row 0")])
 def test_what_does_not_fit_is_named(change, message):
     x, y = {t.name: torch.zeros(2, t.n_classes) for t in TASKS}, {t.name: torch.tensor([0, 1]) for t in TASKS}
@@ -119,7 +136,9 @@ def test_what_does_not_fit_is_named(change, message):
 
 
 def test_settings_that_cannot_be_are_refused():
-    for kw, message in ((dict(weights=dict(z=1.)), 'weights for no task: z'), (dict(weights=dict(a=-1.)), "weight of task 'a'"), (dict(weights=dict(a=math.nan)), "weight of task 'a'"),
+    for kw, message in ((dict(weights=dict(z=1.)), 'weights for no task: z'),
+                        (dict(weights=dict(a=-1.)), "weight of task 'a'"),
+                        (dict(weights=dict(a=math.nan)), "weight of task 'a'"),
                         (dict(reduction='sum'), 'reduction must be'), (dict(label_smoothing=1.5), 'label_smoothing')):
         with pytest.raises(ValueError, match=message): MultiTaskLoss(TASKS, **kw)
     with pytest.raises(ValueError, match='no task to learn'): MultiTaskLoss(())({}, {})
@@ -193,7 +212,8 @@ def test_decoupled_is_the_decay_of_adamw_and_adds_nothing_to_the_loss():
     none, w0 = learnt('none', 0., lr)
     decoupled, w1 = learnt('decoupled', wd, lr)
     assert decoupled == none and Regularizer('decoupled').penalty(net()) is None
-    for before, plain_step, decayed in zip(net().parameters(), w0, w1): assert torch.allclose(decayed, plain_step - lr*wd*before, atol=1e-6)
+    for before, plain_step, decayed in zip(net().parameters(), w0, w1):
+        assert torch.allclose(decayed, plain_step - lr*wd*before, atol=1e-6)
 
 
 def test_the_kinds():
@@ -202,3 +222,35 @@ def test_the_kinds():
     with pytest.raises(ValueError, match='must be one of none, decoupled, norm, upstream'): Regularizer('l2')
     m = net().to(torch.bfloat16)
     assert Regularizer('norm').penalty(m).dtype == torch.float32
+
+
+# The losses of the tasks, kept
+
+def test_losses_keep_their_graph_until_the_backward_pass():
+    loss, x = MultiTaskLoss(TASKS[:1]), torch.zeros(2, 2, requires_grad=True)
+    y = dict(a=torch.tensor([0, 1]))
+    first = loss(dict(a=x), y)
+    second = loss(dict(a=2*x), y)
+    first.backward()  # of an earlier call: the losses of the later one keep their graph
+    assert loss.losses['a'].requires_grad and not loss.per_task['a'].requires_grad
+    held = loss.losses['a']
+    second.backward()
+    assert not loss.losses['a'].requires_grad and loss.losses['a'].equal(held.detach())
+    with torch.no_grad(): loss(dict(a=x), y)
+    assert not loss.losses['a'].requires_grad
+
+
+def test_a_loss_with_graphs_is_copied_and_pickled_by_its_values():
+    loss = MultiTaskLoss(TASKS)
+    x = {t.name: torch.zeros(2, t.n_classes, requires_grad=True) for t in TASKS}
+    loss(x, {t.name: torch.tensor([0, 1]) for t in TASKS})
+    assert all(v.requires_grad for v in loss.losses.values()) and not loss.state_dict()
+    for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert all(again.losses[k].equal(v) for k, v in loss.per_task.items()) and len(again.losses) == 3
+        assert not any(v.requires_grad for v in again.losses.values())
+
+
+def test_a_loss_without_the_losses_of_its_tasks_is_refused():
+    check_per_task(MultiTaskLoss(TASKS), 'Weigh')
+    with pytest.raises(TypeError, match='Weigh needs the loss of each task, which a Identity does not keep'):
+        check_per_task(nn.Identity(), 'Weigh')

@@ -1,21 +1,35 @@
-"""Modality schedules hide nothing but what is there and never all of it; corruption damages clip by clip, and more contains less."""
+"""Modality schedules hide only what is there and never all of it; damage is the clip's own, and more damage leaves
+less of the same."""
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from hiccap.data import MODALITIES, Clip, ClipDataset
+from hiccap.clips import MODALITIES, Clip, ClipDataset
 from hiccap.learner import ClipDL, clip_dls, hiccap_learner
-from hiccap.modalities import KINDS, SUBSETS, ModalityDropout, ModalitySchedule, OneModality, ShowModalities, corrupted, corruption_scores, modality_schedule, only, present_in, show, subset_scores
-from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig, TokensConfig
+from hiccap.modalities import (ModalityDropout, ModalitySchedule, OneModality, ShowModalities, modality_schedule,
+                               present_in, show)
+from hiccap.robustness import KINDS, SUBSETS, corrupted, corruption_scores, only, subset_scores
+from hiccap.encoders import FeaturesConfig, TokensConfig
+from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.padding import collate
-from hiccap.pretraining import Contrastive, Matching, PretextStream, pretraining_learner
-from hiccap.sampling import Mixture, Stream
+from hiccap.pretext import Contrastive, Matching, PretextStream
+from hiccap.pretraining import pretraining_learner
+from hiccap.mixture import Mixture
+from hiccap.streams import Stream
 from hiccap.tasks import Task
 
 TASKS = [Task('a'), Task('b', 3)]
-CONFIG = HICCAPConfig.tiny(text=TokensConfig(dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)), video=FeaturesConfig(4, 8, 1), audio=FeaturesConfig(3, 8, 1),
-                           dropout=0., attention_dropout=0., state_dropout=0., head_dropout=0.)
+CONFIG = HICCAPConfig.tiny(
+    text=TokensConfig(
+        dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
+    video=FeaturesConfig(4, 8, 1),
+    audio=FeaturesConfig(3, 8, 1),
+    dropout=0.0,
+    attention_dropout=0.0,
+    state_dropout=0.0,
+    head_dropout=0.0,
+)
 lengths = st.lists(st.tuples(*[st.integers(0, 5)]*3), min_size=1, max_size=5)
 
 
@@ -23,15 +37,24 @@ def clips(ns, seed=0, segments=False):
     "Clips of so many tokens, frames and seconds; of none they lack it"
     rng = np.random.default_rng(seed)
     def one(i, n):
-        x = dict(text=rng.integers(5, 50, n[0]).tolist() if n[0] else None, video=rng.normal(size=(n[1], 4)).astype(np.float32) if n[1] else None, audio=rng.normal(size=(n[2], 3)).astype(np.float32) if n[2] else None)
-        return Clip(f'v{i}_0', **x, labels=dict(a=int(rng.integers(2)), b=int(rng.integers(3))), segments=[0]*(n[0]//2) + [1]*(n[0] - n[0]//2) if segments and n[0] else None)
+        x = dict(text=rng.integers(5, 50, n[0]).tolist() if n[0] else None,
+                 video=rng.normal(size=(n[1], 4)).astype(np.float32) if n[1] else None,
+                 audio=rng.normal(size=(n[2], 3)).astype(np.float32) if n[2] else None)
+        return Clip(f'v{i}_0', **x, labels=dict(a=int(rng.integers(2)), b=int(rng.integers(3))),
+                    segments=[0] * (n[0] // 2) + [1] * (n[0] - n[0] // 2) if segments and n[0] else None)
     return ClipDataset.from_clips([one(i, n) for i, n in enumerate(ns)], TASKS)
 
 
 def schedules():
     p = st.floats(0, .99)
-    return st.one_of(st.builds(lambda p: ('dropout', dict(p=p)), p), st.builds(lambda d: ('dropout', dict(p=d)), st.dictionaries(st.sampled_from(MODALITIES), p)), st.just(('subsets', {})), st.just(('all', {})),
-                     st.builds(lambda o, e: ('one_at_a_time', dict(order=o, every=e)), st.lists(st.sampled_from(MODALITIES), min_size=1, max_size=4), st.integers(1, 3)))
+    return st.one_of(
+        st.builds(lambda p: ('dropout', dict(p=p)), p),
+        st.builds(lambda d: ('dropout', dict(p=d)), st.dictionaries(st.sampled_from(MODALITIES), p)),
+        st.just(('subsets', {})),
+        st.just(('all', {})),
+        st.builds(lambda o, e: ('one_at_a_time', dict(order=o, every=e)),
+                  st.lists(st.sampled_from(MODALITIES), min_size=1, max_size=4), st.integers(1, 3)),
+    )
 
 
 @given(schedules(), st.lists(st.tuples(*[st.booleans()]*3), max_size=6), st.integers(0, 9), st.integers(0, 9))
@@ -55,25 +78,41 @@ def test_hidden_is_absent(net, ns, data, seed):
     shown = [data.draw(st.tuples(*[st.booleans()]*3)) for _ in ns]
     whole = clips(ns, seed)
     inputs = show(collate(list(whole), ())[0], shown)
-    gone = collate([Clip(c.id, **{m: getattr(c, m) if k else None for m, k in zip(MODALITIES, row)}) for c, row in zip(whole, shown)], ())[0]
+    gone = collate(
+        [Clip(c.id, **{m: getattr(c, m) if k else None for m, k in zip(MODALITIES, row)})
+         for c, row in zip(whole, shown)],
+        (),
+    )[0]
     assert (present_in(inputs) == present_in(gone)).all()
     results = []
     for x in (inputs, gone):
-        net.zero_grad(); out = net(x); sum(o.square().sum() for o in out.values()).backward()
+        net.zero_grad()
+        out = net(x)
+        sum(o.square().sum() for o in out.values()).backward()
         results.append(([o.detach() for o in out.values()], [p.grad.clone() for p in net.absent.values()]))
     for a, b in zip(sum(results[0], []), sum(results[1], [])): torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
 
 
 @given(lengths, st.sampled_from(SUBSETS), st.booleans())
 def test_only_some_modalities(ns, modalities, segments):
-    ds = clips(ns, segments=segments); some = only(ds, modalities)
+    ds = clips(ns, segments=segments)
+    some = only(ds, modalities)
     for c, o in zip(ds, some):
-        for m in MODALITIES: assert getattr(o, m) is None if m not in modalities or getattr(c, m) is None else torch.equal(getattr(o, m), getattr(c, m))
-        assert o.labels == c.labels and o.id == c.id and (o.segments is None if 'text' not in modalities or c.text is None else (o.segments is None) == (c.segments is None))
-    for m in MODALITIES: assert (some.lengths(m) == [0 if getattr(o, m) is None else len(getattr(o, m)) for o in some]).all()
+        for m in MODALITIES:
+            assert (getattr(o, m) is None if m not in modalities or getattr(c, m) is None
+                    else torch.equal(getattr(o, m), getattr(c, m)))
+        assert (
+            o.labels == c.labels
+            and o.id == c.id
+            and (o.segments is None if 'text' not in modalities or c.text is None
+                 else (o.segments is None) == (c.segments is None))
+        )
+    for m in MODALITIES:
+        assert (some.lengths(m) == [0 if getattr(o, m) is None else len(getattr(o, m)) for o in some]).all()
 
 
-@given(lengths, st.sampled_from(KINDS), st.sampled_from(SUBSETS), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9), st.booleans())
+@given(lengths, st.sampled_from(KINDS), st.sampled_from(SUBSETS), st.floats(0, 1), st.floats(0, 1), st.integers(0, 9),
+       st.booleans())
 def test_damage_is_the_clips_own_and_more_contains_less(ns, kind, modalities, a, b, seed, segments):
     ds = clips(ns, segments=segments)
     less, more = (corrupted(ds, modalities, kind, x, seed) for x in sorted((a, b)))
@@ -81,28 +120,37 @@ def test_damage_is_the_clips_own_and_more_contains_less(ns, kind, modalities, a,
     for i, c in enumerate(ds):
         for m in MODALITIES:
             x, l, o = getattr(c, m), getattr(less[i], m), getattr(more[i], m)
-            if x is None or m not in modalities: assert (l is None) == (x is None) and (x is None or torch.equal(l, x)); continue
+            if x is None or m not in modalities:
+                assert (l is None) == (x is None) and (x is None or torch.equal(l, x))
+                continue
             if kind == 'drop':
-                kept = [[] if v is None else [next(j for j in range(len(x)) if torch.equal(x[j], r)) for r in v] for v in (l, o)]
-                if len({tuple(np.atleast_1d(r.numpy())) for r in x}) == len(x): assert set(kept[1]) <= set(kept[0]) and kept[0] == sorted(kept[0])
+                kept = [[] if v is None else [next(j for j in range(len(x)) if torch.equal(x[j], r)) for r in v]
+                        for v in (l, o)]
+                if len({tuple(np.atleast_1d(r.numpy())) for r in x}) == len(x):
+                    assert set(kept[1]) <= set(kept[0]) and kept[0] == sorted(kept[0])
             else:
                 assert o.shape == x.shape and o.dtype == x.dtype
-                if m == 'text': assert set(o.tolist()) <= {t for d in ds for t in ([] if d.text is None else d.text.tolist())}
+                if m == 'text':
+                    assert set(o.tolist()) <= {t for d in ds for t in ([] if d.text is None else d.text.tolist())}
             again = getattr(turned[i], m)
             assert (again is None) == (o is None) and (o is None or torch.equal(again, o))
         if more[i].text is not None and segments: assert len(more[i].segments) == len(more[i].text)
-    for m in MODALITIES: assert (more.lengths(m) == [0 if getattr(o, m) is None else len(getattr(o, m)) for o in more]).all()
+    for m in MODALITIES:
+        assert (more.lengths(m) == [0 if getattr(o, m) is None else len(getattr(o, m)) for o in more]).all()
 
 
 @given(lengths, st.sampled_from(KINDS))
 def test_no_damage_and_all_of_it(ns, kind):
     ds = clips(ns)
     for c, o, lost in zip(ds, corrupted(ds, MODALITIES, kind, 0.), corrupted(ds, MODALITIES, 'drop', 1.)):
-        assert all((getattr(o, m) is None) == (getattr(c, m) is None) and (getattr(c, m) is None or torch.equal(getattr(o, m), getattr(c, m))) and getattr(lost, m) is None for m in MODALITIES)
+        assert all((getattr(o, m) is None) == (getattr(c, m) is None)
+                   and (getattr(c, m) is None or torch.equal(getattr(o, m), getattr(c, m))) and getattr(lost, m) is None
+                   for m in MODALITIES)
 
 
 def test_noise_has_the_size_of_what_it_replaces():
-    ds = clips([(0, 400, 0)]*3); loud = ClipDataset.from_clips([Clip(c.id, video=c.video*torch.tensor([1., 10., 0., 100.])) for c in ds], [])
+    ds = clips([(0, 400, 0)]*3)
+    loud = ClipDataset.from_clips([Clip(c.id, video=c.video*torch.tensor([1., 10., 0., 100.])) for c in ds], [])
     x = torch.cat([c.video for c in corrupted(loud, 'video', 'noise', 1.)])
     assert torch.allclose(x.std(0), torch.tensor([1., 10., 0., 100.]), rtol=.1) and x[:, 2].eq(0).all()
 
@@ -110,15 +158,19 @@ def test_noise_has_the_size_of_what_it_replaces():
 FULL = [(3, 4, 2)]*6
 
 def test_rows_of_pretext_tasks_stay_whole():
-    ds = clips(FULL*4, 1); seen = []
-    streams = [Stream('labels', ds, TASKS), PretextStream('matching', ds, Matching()), PretextStream('contrast', ds, Contrastive())]
+    ds = clips(FULL*4, 1)
+    seen = []
+    streams = [Stream('labels', ds, TASKS), PretextStream('matching', ds, Matching()),
+               PretextStream('contrast', ds, Contrastive())]
     class See(ShowModalities):
         def before_batch(self):
-            rows = self.asked()
+            rows = self.pretext_rows()
             ShowModalities.before_batch(self)
             seen.append((rows.numpy(), present_in(self.xb[0])))
     net = HICCAP(HICCAPConfig.from_dict({**CONFIG.to_dict(), 'matching': True, 'projection': 8}), TASKS, seed=0)
-    learn = pretraining_learner(Mixture(streams, 'uniform', bs=9, seed=0), net, dict.fromkeys(('labels', 'matching', 'contrast'), other_videos()), steps=6, seed=0, cbs=[See(OneModality())], metrics=[])
+    learn = pretraining_learner(Mixture(streams, 'uniform', bs=9, seed=0), net,
+                                dict.fromkeys(('labels', 'matching', 'contrast'), other_videos()), steps=6, seed=0,
+                                cbs=[See(OneModality())], metrics=[])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     for rows, present in seen: assert rows.sum() == 6 and present[rows].all() and (present[~rows].sum(1) == 1).all()
 
@@ -126,7 +178,10 @@ def test_rows_of_pretext_tasks_stay_whole():
 def test_a_network_to_which_absence_is_no_value_is_refused():
     ds = clips(FULL*2)
     def fit(schedule):
-        learn = hiccap_learner(clip_dls(ds, other_videos(), 4, device='cpu'), HICCAP(HICCAPConfig.from_dict({**CONFIG.to_dict(), 'absent': 'as_given'}), TASKS, seed=0), cbs=[ShowModalities(schedule)])
+        learn = hiccap_learner(
+            clip_dls(ds, other_videos(), 4, device='cpu'),
+            HICCAP(HICCAPConfig.from_dict({**CONFIG.to_dict(), 'absent': 'as_given'}), TASKS, seed=0),
+            cbs=[ShowModalities(schedule)])
         with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     with pytest.raises(ValueError, match="absent='learned'"): fit(ModalityDropout(.5))
     fit(ModalitySchedule())
@@ -138,7 +193,8 @@ def other_videos():
 
 
 def test_scores_by_subset_and_damage_are_those_of_the_changed_clips():
-    ds = clips([(3, 4, 2)]*40, 3); net = HICCAP(CONFIG, TASKS, seed=1).eval()
+    ds = clips([(3, 4, 2)]*40, 3)
+    net = HICCAP(CONFIG, TASKS, seed=1).eval()
     def answer(d):
         dl = ClipDL(d, 7, device='cpu')
         with torch.no_grad(): out = [net(x) for x, _ in dl]
@@ -147,7 +203,12 @@ def test_scores_by_subset_and_damage_are_those_of_the_changed_clips():
     from hiccap.metrics import evaluate
     table = subset_scores(answer, ds, n_boot=10).set_index(['shown', 'task'])
     want = evaluate(answer(only(ds, ('video',))), {k: y.numpy() for k, y in ds.labels.items()}, TASKS, n_boot=0)
-    for t in TASKS: assert table.loc[('video', t.name), 'score'] == want.tasks[t.name].scores['auroc'] and table.loc[('video', t.name), 'trivial'] == .5
-    assert len(table) == 7*3 and table.loc[('video', 'mean'), 'score'] == pytest.approx(np.mean([table.loc[('video', t.name), 'score'] for t in TASKS]))
-    curve = corruption_scores(answer, ds, amounts=(0., 1.), kinds=('drop',)).query("task == 'a'").set_index(['damaged', 'amount']).score
-    assert curve['text', 0.] == curve['audio', 0.] == table.loc[(' + '.join(MODALITIES), 'a'), 'score'] and curve['text', 1.] == table.loc[('video + audio', 'a'), 'score']
+    for t in TASKS:
+        assert (table.loc[('video', t.name), 'score'] == want.tasks[t.name].scores['auroc']
+                and table.loc[('video', t.name), 'trivial'] == 0.5)
+    assert len(table) == 7 * 3 and table.loc[('video', 'mean'), 'score'] == pytest.approx(
+        np.mean([table.loc[('video', t.name), 'score'] for t in TASKS]))
+    curve = (corruption_scores(answer, ds, amounts=(0.0, 1.0), kinds=('drop',)) .query("task == 'a'")
+             .set_index(['damaged', 'amount']) .score)
+    assert (curve['text', 0.0] == curve['audio', 0.0] == table.loc[(' + '.join(MODALITIES), 'a'), 'score']
+            and curve['text', 1.0] == table.loc[('video + audio', 'a'), 'score'])

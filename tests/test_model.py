@@ -1,4 +1,5 @@
-"""The network: equal to the original, blind to padding, at home with absence, finite at any score, and as DESIGN's contract has it."""
+"""The network: equal to the original, unchanged by padding, defined for absent modalities, finite at any score; and the
+contract of its public names."""
 import ast
 import copy
 import itertools
@@ -14,24 +15,30 @@ from upstream_reference import Reference, parity_folder, parity_recipe
 
 import hiccap
 from hiccap.checkpoints import load_upstream
-from hiccap.data import MODALITIES, Clip
+from hiccap.clips import MODALITIES, Clip
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig, Rows, TokenEncoder, TokensConfig, VARIANTS, attend, masked_softmax
+from hiccap.attention import PackedRows, attend
+from hiccap.encoders import FeaturesConfig, TokenEncoder, TokensConfig
+from hiccap.model import HICCAP, HICCAPConfig, VARIANTS, masked_softmax
 from hiccap.padding import collate
 from hiccap.tasks import COMIC_MISCHIEF, IGNORE, Task
 
 proof = pytest.mark.proof
-needs_parity = pytest.mark.skipif(parity_folder() is None, reason='no ../shared/parity beside the checkout, and HICCAP_PARITY names none')
+needs_parity = pytest.mark.skipif(
+    parity_folder() is None, reason='no ../shared/parity beside the checkout, and HICCAP_PARITY names none')
 TASKS = Task('a'), Task('b', 3, class_weights=(1., 2., .5)), Task('c')
 VOCAB, VIDEO, AUDIO, UNKNOWN = 50, 6, 4, 3
-BERT = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=24,
-            hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+BERT = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=24, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 CALM = dict(dropout=0., attention_dropout=0., state_dropout=0., head_dropout=0.)
 
 
 def small(**kw):
     "The default configuration, tiny and without dropout"
-    return HICCAPConfig.tiny(**{**dict(text=TokensConfig(BERT), video=FeaturesConfig(VIDEO, 8, 2), audio=FeaturesConfig(AUDIO, 8, 1)), **CALM, **kw})
+    return HICCAPConfig.tiny(
+        **{**dict(text=TokensConfig(BERT), video=FeaturesConfig(VIDEO, 8, 2), audio=FeaturesConfig(AUDIO, 8, 1)),
+           **CALM, **kw}
+    )
 
 
 NETWORKS = dict(hierarchical={}, gated=dict(fusion='parallel', combiner='gmu'))
@@ -50,11 +57,13 @@ def clip(n, g, id='c', unknown=False):
 
 
 def lay_out(clips, places, lengths, fill):
-    "Inputs in which clip i's real positions of modality m stand at `places[m][i]` of `lengths[m]`, and `fill` elsewhere"
+    "Inputs with clip i's real positions of modality m at `places[m][i]` of `lengths[m]`, and `fill` elsewhere"
     out = {}
     for m, width in zip(MODALITIES, (None, VIDEO, AUDIO)):
         shape = (len(clips), lengths[m]) + (() if width is None else (width,))
-        x, mask = torch.full(shape, fill) if width else torch.full(shape, int(fill) if np.isfinite(fill) else 7), torch.zeros(shape[:2], dtype=torch.bool)
+        x, mask = (
+            torch.full(shape, fill) if width else torch.full(shape, int(fill) if np.isfinite(fill) else 7)
+        ), torch.zeros(shape[:2], dtype=torch.bool)
         for i, c in enumerate(clips):
             if (v := getattr(c, m)) is None: continue
             at = torch.as_tensor(places[m][i], dtype=torch.long)
@@ -67,7 +76,7 @@ sizes = st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5))
 
 @st.composite
 def layouts(draw):
-    "Clips; the same batch twice: tight on the right, and with more padding, of other values, on the left, on both sides and in the middle"
+    "Clips, and their batch twice: padded on the right, and with more padding of other values, on the left or anywhere"
     ns = draw(st.lists(sizes, min_size=1, max_size=4))
     g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     clips = [clip(n, g, f'c{i}', draw(st.booleans()) if i == 0 else False) for i, n in enumerate(ns)]
@@ -144,18 +153,21 @@ def test_every_variant_equals_the_stored_outputs(variant):
     weights, inputs = recipe.weights(variant), recipe.inputs()
     net = load_upstream(weights, variant, recipe.TEXT_CONFIG, verbose=False)
     agree(outputs(net, inputs), want)
-    if variant in ('multi_task', 'contrastive'): agree(Reference(weights, variant)(inputs), want)  # the yardstick of the next test
+    if variant in ('multi_task', 'contrastive'):  # the reference of the next test
+        agree(Reference(weights, variant)(inputs), want)
     if variant == 'binary':
         net.packed = False
         agree(outputs(net, inputs), want)
 
 
+# no clip fills the batch
 DRAWS = [dict(seed=1, text_len=20, text=(20, 1, 6), video=(4, 9, 1), audio=(2, 13, 7), video_len=9, audio_len=13),
-         dict(seed=2, text_len=33, text=(5, 12), video=(3, 8), audio=(6, 1), video_len=11, audio_len=10)]  # no clip fills the batch
+         dict(seed=2, text_len=33, text=(5, 12), video=(3, 8), audio=(6, 1), video_len=11, audio_len=10)]
 
 @needs_parity
 @pytest.mark.parametrize('variant', VARIANTS)
-@pytest.mark.parametrize('salt', ['again', 'and again'] if os.environ.get('HYPOTHESIS_PROFILE') == 'nightly' else ['again'])
+@pytest.mark.parametrize(
+    'salt', ['again', 'and again'] if os.environ.get('HYPOTHESIS_PROFILE') == 'nightly' else ['again'])
 def test_other_weights_and_lengths_equal_the_network_as_described(variant, salt):
     recipe = parity_recipe()
     weights = recipe.weights(variant, salt)
@@ -166,13 +178,17 @@ def test_other_weights_and_lengths_equal_the_network_as_described(variant, salt)
 # Contract
 
 def test_contract_tasks_are_the_five():
-    assert [t.name for t in COMIC_MISCHIEF] == ['binary', 'mature', 'gory', 'slapstick', 'sarcasm'] and isinstance(COMIC_MISCHIEF, tuple)
+    assert [t.name for t in COMIC_MISCHIEF] == ['binary', 'mature', 'gory', 'slapstick', 'sarcasm'] and isinstance(
+        COMIC_MISCHIEF, tuple)
 
 
 def test_contract_from_clips_to_loss():
     g = torch.Generator().manual_seed(0)
-    clips = [Clip('a', text=[5, 6, 7], video=torch.randn(4, 1024, generator=g), audio=torch.randn(2, 128, generator=g), labels=dict(binary=1, gory=0)),
-             Clip('b', text=[8], labels=dict(binary=0))]
+    clips = [
+        Clip('a', text=[5, 6, 7], video=torch.randn(4, 1024, generator=g), audio=torch.randn(2, 128, generator=g),
+             labels=dict(binary=1, gory=0)),
+        Clip('b', text=[8], labels=dict(binary=0)),
+    ]
     inputs, targets = collate(clips, tasks=COMIC_MISCHIEF)
     net = HICCAP(HICCAPConfig.tiny(), tasks=COMIC_MISCHIEF)
     logits, pooled = net(inputs), net.encode(inputs)
@@ -194,13 +210,22 @@ def test_contract_the_default_network_is_full_width():
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_contract_upstream_variants(variant):
     tiny = HICCAPConfig.tiny()
-    net = HICCAP(HICCAPConfig.upstream(variant, text=tiny.text, video=tiny.video, audio=tiny.audio, width=16, heads=2), TASKS if variant in ('binary', 'multi_task') else ()).eval()
-    inputs = collate([Clip('a', [4, 5], torch.ones(2, 1024), torch.ones(3, 128)), Clip('b', [4], torch.ones(1, 1024), torch.ones(1, 128))], ())[0]
+    net = HICCAP(HICCAPConfig.upstream(variant, text=tiny.text, video=tiny.video, audio=tiny.audio, width=16, heads=2),
+                 TASKS if variant in ('binary', 'multi_task') else ()).eval()
+    inputs = collate(
+        [Clip('a', [4, 5], torch.ones(2, 1024), torch.ones(3, 128)),
+         Clip('b', [4], torch.ones(1, 1024), torch.ones(1, 128))],
+        (),
+    )[0]
     out = net(inputs)
-    if variant == 'matching': assert {k: tuple(v.shape) for k, v in out.items()} == dict(text_audio=(2, 2), video_audio=(2, 2), video_text=(2, 2))
-    elif variant == 'contrastive': assert {k: tuple(v.shape) for k, v in net.project(inputs).items()} == {m: (2, 400) for m in MODALITIES}
+    if variant == 'matching':
+        assert {k: tuple(v.shape) for k, v in out.items()} == dict(
+            text_audio=(2, 2), video_audio=(2, 2), video_text=(2, 2))
+    elif variant == 'contrastive':
+        assert {k: tuple(v.shape) for k, v in net.project(inputs).items()} == {m: (2, 400) for m in MODALITIES}
     else: assert list(out) == ['a', 'b', 'c']
-    assert net.config.dropout == (.2 if variant in ('binary', 'multi_task') else .1) and (net.config.state_dropout, net.config.attention_dropout, net.config.head_dropout) == (.3, .1, .3)
+    assert net.config.dropout == (0.2 if variant in ('binary', 'multi_task') else 0.1) and (
+        net.config.state_dropout, net.config.attention_dropout, net.config.head_dropout) == (0.3, 0.1, 0.3)
     if variant != 'contrastive':
         with pytest.raises(ValueError, match='projection'): net.project(inputs)
 
@@ -208,8 +233,10 @@ def test_contract_upstream_variants(variant):
 def test_heavy_packages_are_imported_where_they_are_used():
     "So that `--help` answers at once"
     for name in ('model', 'checkpoints', 'losses', 'metrics'):
-        top = [o for o in ast.parse((Path(hiccap.__file__).parent/f'{name}.py').read_text()).body if isinstance(o, (ast.Import, ast.ImportFrom))]
-        names = {a.name.split('.')[0] for o in top if isinstance(o, ast.Import) for a in o.names} | {(o.module or '').split('.')[0] for o in top if isinstance(o, ast.ImportFrom)}
+        top = [o for o in ast.parse((Path(hiccap.__file__).parent / f'{name}.py').read_text()).body
+               if isinstance(o, (ast.Import, ast.ImportFrom))]
+        names = {a.name.split('.')[0] for o in top if isinstance(o, ast.Import) for a in o.names} | {
+            (o.module or '').split('.')[0] for o in top if isinstance(o, ast.ImportFrom)}
         assert names and not names & {'transformers', 'fastai', 'pandas', 'matplotlib', 'sklearn', 'safetensors'}, name
 
 
@@ -236,7 +263,8 @@ def test_batch_mates_say_nothing(model, batch):
 
 
 @proof
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=3), st.sampled_from(['left', 'right']),
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=3),
+    st.sampled_from(['left', 'right']),
        st.integers(0, 5), st.booleans(), st.integers(0, 9))
 def test_padding_by_collate_says_nothing(model, ns, side, more, segments, seed):
     g = torch.Generator().manual_seed(seed)
@@ -261,12 +289,14 @@ def test_words_in_another_order_or_segment_say_something(model):
     for other in (turned, captions, played): assert (other - base).abs().max() > 1e-4
 
 
-KINDS = dict(bert={}, roberta=dict(pad_token_id=1, type_vocab_size=1), distilbert={}, electra={}, albert=dict(embedding_size=8), mpnet={}, gpt2={})
+KINDS = dict(bert={}, roberta=dict(pad_token_id=1, type_vocab_size=1), distilbert={}, electra={},
+             albert=dict(embedding_size=8), mpnet={}, gpt2={})
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_any_text_encoder_reads_each_text_as_if_alone(kind):
-    "More tokens in the batch than the encoder has positions, padding anywhere, its own count of positions, segments where it has them"
-    size = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=34, bos_token_id=0, eos_token_id=2, **KINDS[kind])
+    "Also with more tokens than the encoder has positions, padding anywhere, its own position numbers, and segments"
+    size = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                max_position_embeddings=34, bos_token_id=0, eos_token_id=2, **KINDS[kind])
     net = TokenEncoder(TokensConfig({'model_type': kind, **size}), 8, 0., 0.).eval()
     g = torch.Generator().manual_seed(0)
     ids, mask = torch.randint(3, VOCAB, (4, 30), generator=g), torch.rand(4, 30, generator=g) < .7
@@ -274,22 +304,35 @@ def test_any_text_encoder_reads_each_text_as_if_alone(kind):
     segments = (torch.arange(30) > 12).long().expand(4, 30)
     for packed in (True, False):
         with torch.no_grad():
-            states, shown = net(ids, mask, packed, segments)
+            states, rows = net(ids, mask, packed, segments)
+            states, shown = rows.unpack(states), rows.mask
             assert torch.equal(shown.sum(1), mask.sum(1))
             for i in range(3):
-                alone = net(ids[i:i+1, mask[i]], torch.ones(1, int(mask[i].sum()), dtype=torch.bool), packed, segments[i:i+1, mask[i]])[0][0]
+                alone, _ = net(ids[i : i + 1, mask[i]], torch.ones(1, int(mask[i].sum()), dtype=torch.bool), packed,
+                               segments[i : i + 1, mask[i]])
                 close(states[i][shown[i]], alone)
     backbone = copy.deepcopy(net.backbone)
     if hasattr(backbone, 'set_attn_implementation'): backbone.set_attn_implementation('eager')
     n = int(mask[1].sum())
-    with torch.no_grad(): plain = net.project(backbone(ids[1:2, mask[1]], attention_mask=torch.ones(1, n).long()).last_hidden_state[0])
-    with torch.no_grad(): close(net(ids, mask)[0][1][:n], plain)  # as transformers itself, which counts the positions by its own rule
+    with torch.no_grad():
+        plain = net.project(backbone(ids[1:2, mask[1]], attention_mask=torch.ones(1, n).long()).last_hidden_state[0])
+    with torch.no_grad(): states, rows = net(ids, mask)
+    close(rows.unpack(states)[1][:n], plain)  # as transformers, which counts positions by its own rule
 
 
 def test_a_text_of_the_greatest_length_and_one_more():
-    for kind, longest in (('bert', 12), ('roberta', 10), ('roformer', 12)):  # RoFormer counts positions itself, padding included
-        net = HICCAP(small(text=TokensConfig({**BERT, 'model_type': kind, 'max_position_embeddings': 12, **dict(roberta=dict(pad_token_id=1), roformer=dict(embedding_size=16)).get(kind, {})})), TASKS).eval()
-        assert net.encoders['text'].longest == longest
+    # RoFormer counts positions itself, padding included
+    for kind, longest in (('bert', 12), ('roberta', 10), ('roformer', 12)):
+        net = HICCAP(
+            small(
+                text=TokensConfig(
+                    {**BERT, 'model_type': kind, 'max_position_embeddings': 12,
+                     **dict(roberta=dict(pad_token_id=1), roformer=dict(embedding_size=16)).get(kind, {})}
+                )
+            ),
+            TASKS,
+        ).eval()
+        assert net.encoders['text'].max_length == longest
         for n in (longest, longest + 1):
             inputs = collate([Clip('a', torch.full((n,), 5)), Clip('b', [4])], (), lengths=dict(text=20))[0]
             if n == longest:
@@ -297,23 +340,32 @@ def test_a_text_of_the_greatest_length_and_one_more():
                     net.packed = packed
                     assert all(v.isfinite().all() for v in net(inputs).values())
             else:
-                with pytest.raises(ValueError, match=f'text of row 0 has {n} tokens; its encoder takes {longest}'): net(inputs)
+                with pytest.raises(ValueError, match=f'text of row 0 has {n} tokens; its encoder takes {longest}'):
+                    net(inputs)
 
 
 def test_an_encoder_may_have_no_greatest_length():
-    net = HICCAP(small(text=TokensConfig(dict(model_type='xlnet', vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_head=8, d_inner=32))), TASKS, seed=0).eval()
-    assert net.encoders['text'].longest is None and net(collate([Clip('a', [4]*40)], ())[0])['a'].isfinite().all()
+    net = HICCAP(
+        small(
+            text=TokensConfig(
+                dict(model_type='xlnet', vocab_size=VOCAB, d_model=16, n_layer=1, n_head=2, d_head=8, d_inner=32))
+        ),
+        TASKS,
+        seed=0,
+    ).eval()
+    assert net.encoders['text'].max_length is None and net(collate([Clip('a', [4]*40)], ())[0])['a'].isfinite().all()
 
 
 @proof
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_rows_come_back_with_zeros_at_padding(masks, packed, wide):
     mask = torch.tensor(masks)
-    x = torch.arange(1., 1 + mask.numel()*3).reshape(*mask.shape, 3) if wide else torch.arange(1., 1 + mask.numel()).reshape(mask.shape)
-    rows = Rows(mask, packed)
+    x = (torch.arange(1.0, 1 + mask.numel() * 3).reshape(*mask.shape, 3) if wide
+         else torch.arange(1.0, 1 + mask.numel()).reshape(mask.shape))
+    rows = PackedRows(mask, packed)
     assert torch.equal(rows.unpack(rows.pack(x)), torch.where(mask[..., None] if wide else mask, x, 0.))
     assert len(rows.pack(x)) == (mask.sum() if packed else mask.numel())
-    assert torch.equal((everything := Rows(mask, packed, padding=True)).unpack(everything.pack(x)), x)
+    assert torch.equal((everything := PackedRows(mask, packed, padding=True)).unpack(everything.pack(x)), x)
 
 
 # Invariant 2: absence is a value
@@ -358,10 +410,13 @@ def loud(request):
         net = HICCAP(small(**NETWORKS[request.param]), TASKS, seed=0)
         with torch.no_grad():
             for n, p in net.named_parameters():
-                if where in ('pooling', 'both') and n.startswith('pools.') and n.endswith('.v'): p.mul_(size/p.abs().sum())
+                if where in ('pooling', 'both') and n.startswith('pools.') and n.endswith('.v'):
+                    p.mul_(size/p.abs().sum())
                 if where in ('pooling', 'both') and n.startswith('pools.') and n.endswith('.u.weight'): p.mul_(8.)
-                if where in ('attention', 'both') and 'fusion' in n and ('query.weight' in n or 'key.weight' in n): p.mul_((size/1.5)**.5)
-                if where in ('attention', 'both') and 'backbone' in n and ('query.weight' in n or 'key.weight' in n): p.mul_((size*20)**.5)
+                if where in ('attention', 'both') and 'fusion' in n and ('query.weight' in n or 'key.weight' in n):
+                    p.mul_((size/1.5)**.5)
+                if where in ('attention', 'both') and 'backbone' in n and ('query.weight' in n or 'key.weight' in n):
+                    p.mul_((size*20)**.5)
         return made.setdefault(key, net.to(dtype))
     return get
 
@@ -369,15 +424,18 @@ def loud(request):
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 
 def rounding(dtype, where, size):
-    """How far apart, by rounding alone, outputs and gradients may be; None where a rounded score decides between positions. float64 takes no part in that, so that
-    equality is seen at every score; only the pooling's scores are float32 there too."""
+    """How far apart outputs and gradients may be by rounding alone; None if a rounded score decides between positions.
+
+    In float64 rounding is never the reason, so equality is tested at every score; only the pooling's scores are float32
+    there too."""
     if dtype == torch.float64: return (1e-6, 1e-6) if where == 'attention' else (1e-6*size, 5e-6*size)
     if dtype == torch.float32: return (2e-5, 1e-4) if size == 1 else (2e-4, 1e-3) if size == 100 else None
     return (16*torch.finfo(dtype).eps, 64*torch.finfo(dtype).eps) if size == 1 else None
 
 
 @proof
-@given(layouts(), st.sampled_from([*DTYPES, torch.float64]), st.sampled_from(['pooling', 'attention', 'both']), st.sampled_from([1., 100., 1e4]),
+@given(layouts(), st.sampled_from([*DTYPES, torch.float64]), st.sampled_from(['pooling', 'attention', 'both']),
+    st.sampled_from([1., 100., 1e4]),
        st.booleans(), st.booleans(), st.booleans())
 def test_finite_in_finite_out(loud, batch, dtype, where, size, training, packed, other_packed):
     "Any subset of modalities, any length and mask, any padding: finite, and equal as far as the precision tells"
@@ -393,8 +451,7 @@ def test_the_scores_of_that_test_are_as_large_as_it_says(loud):
     g = torch.Generator().manual_seed(0)
     inputs, _ = collate([clip((5, 5, 5), g, f'c{i}') for i in range(4)], ())
     net, seen = loud(torch.float32, 'both', 1e4).eval(), {}
-    states = net.encode_unimodal(inputs)
-    x, rows = net.line_up(states)
+    x, rows = net.pack_states(net.encode_unimodal(inputs))
     pooled = max(net.pools[m].scores(h).abs().max().item() for m, h in net.fusion(x, rows).items())
     b = net.fusion.branches['text']; b = b.attentions[0] if hasattr(b, 'attentions') else b.attention
     q, k = b.query(x['text']).unflatten(-1, (2, 8)), b.key(x['video']).unflatten(-1, (2, 8))
@@ -433,7 +490,7 @@ def test_pooling_scores_are_summed_in_full_precision(loud, dtype):
     assert s.dtype == torch.float32 and (s - want).abs().max() < 1e-6*want.abs().max() and want.abs().max() > 1e3
 
 
-def test_a_row_of_which_nothing_may_be_asked_is_asked_whole():
+def test_a_fully_masked_row_is_unmasked():
     q, k, v = torch.randn(3, 2, 1, 4, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     mask = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0]]).bool()
     out = attend(q.requires_grad_(), k, v, mask)
@@ -457,7 +514,8 @@ def test_mixed_precision_takes_every_subset(model, dtype):
         for clips in ([clip(ns, g)], [clip(ns, g), clip((2, 2, 2), g, 'd')]):
             inputs, _ = collate(clips, ())
             with torch.autocast('cpu', dtype): logits, loss, grads = learn(model.train(), inputs)
-            assert np.isfinite(loss) and all(v.isfinite().all() for v in logits.values()) and all(p is None or p.isfinite().all() for p in grads.values())
+            assert (np.isfinite(loss) and all(v.isfinite().all() for v in logits.values())
+                    and all(p is None or p.isfinite().all() for p in grads.values()))
             for k, v in model.eval()(inputs).items(): close(v.detach(), logits[k], .1)
 
 
@@ -467,7 +525,8 @@ def test_each_projection_is_computed_once(model):
     "Of X, of what the first step gave, and of each context"
     seen, hooks = {}, []
     for n, m in model.named_modules():
-        if isinstance(m, torch.nn.Linear): hooks.append(m.register_forward_hook(lambda *a, n=n: seen.__setitem__(n, seen.get(n, 0) + 1)))
+        if isinstance(m, torch.nn.Linear):
+            hooks.append(m.register_forward_hook(lambda *a, n=n: seen.__setitem__(n, seen.get(n, 0) + 1)))
     model.eval()(collate([clip((3, 2, 2), torch.Generator().manual_seed(0))], ())[0])
     for h in hooks: h.remove()
     assert seen and all(c == (2 if '.attention.' in n and n.startswith('fusion') else 1) for n, c in seen.items())
@@ -489,8 +548,10 @@ def test_an_absent_task_teaches_no_head(model, ns, data):
     model.train()
     g = torch.Generator().manual_seed(0)
     inputs, _ = collate([clip(n, g, f'c{i}') for i, n in enumerate(ns)], ())
-    known = {t.name: data.draw(st.lists(st.booleans(), min_size=len(ns), max_size=len(ns)), label=t.name) for t in TASKS}
-    targets = {t.name: torch.tensor([i % t.n_classes if k else IGNORE for i, k in enumerate(known[t.name])]) for t in TASKS}
+    known = {
+        t.name: data.draw(st.lists(st.booleans(), min_size=len(ns), max_size=len(ns)), label=t.name) for t in TASKS}
+    targets = {
+        t.name: torch.tensor([i % t.n_classes if k else IGNORE for i, k in enumerate(known[t.name])]) for t in TASKS}
     model.zero_grad(set_to_none=True)
     loss = MultiTaskLoss(TASKS)
     loss(model(inputs), targets).backward()
@@ -506,10 +567,13 @@ def test_an_absent_task_teaches_no_head(model, ns, data):
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2))
 def test_feature_widths_of_any_size(video, audio, layers):
-    net = HICCAP(small(video=FeaturesConfig(video, 4, layers), audio=FeaturesConfig(audio, 4, layers)), TASKS[:1], seed=0)
-    inputs, _ = collate([Clip('a', [3, 4], torch.ones(3, video), torch.ones(2, audio)), Clip('b', [3], None, torch.ones(1, audio))], ())
+    net = HICCAP(
+        small(video=FeaturesConfig(video, 4, layers), audio=FeaturesConfig(audio, 4, layers)), TASKS[:1], seed=0)
+    inputs, _ = collate(
+        [Clip('a', [3, 4], torch.ones(3, video), torch.ones(2, audio)), Clip('b', [3], None, torch.ones(1, audio))], ())
     assert net(inputs)['a'].shape == (2, 2)
-    with pytest.raises(ValueError, match='video has shape .* the model takes'): net(collate([Clip('a', [3], torch.ones(3, video + 1))], ())[0])
+    with pytest.raises(ValueError, match='video has shape .* the model takes'):
+        net(collate([Clip('a', [3], torch.ones(3, video + 1))], ())[0])
 
 
 def test_text_as_vectors_and_video_as_tokens():
@@ -517,12 +581,15 @@ def test_text_as_vectors_and_video_as_tokens():
     g = torch.Generator().manual_seed(0)
     text = torch.randn(4, 12, generator=g)
     inputs, _ = collate([Clip('a', text, None, torch.ones(2, AUDIO)), Clip('b', text[:1])], ())
-    inputs |= dict(video=torch.tensor([[0, 5, 6, 7], [0, 0, 0, 0]]), video_mask=torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0]]).bool())
+    inputs |= dict(
+        video=torch.tensor([[0, 5, 6, 7], [0, 0, 0, 0]]), video_mask=torch.tensor([[0, 1, 1, 1], [0, 0, 0, 0]]).bool())
     logits = net(inputs)
     close(net.eval()(collate([Clip('b', text[:1])], ())[0])['a'], net(inputs)['a'][1:])
     sum(v.square().sum() for v in net.train()(inputs).values()).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for n, p in net.named_parameters() if n.startswith('encoders'))
-    assert logits['b'].shape == (2, 3) and len(net.param_groups()[0]) == len(list(net.encoders['video'].backbone.parameters()))
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for n, p in net.named_parameters() if n.startswith('encoders'))
+    assert logits['b'].shape == (2, 3) and len(net.param_groups()[0]) == len(
+        list(net.encoders['video'].backbone.parameters()))
 
 
 @given(layouts())
@@ -532,7 +599,8 @@ def test_states_of_a_frozen_encoder_stand_for_its_tokens(model, batch):
     model.eval()
     with torch.no_grad():
         encoder = model.encoders['text']
-        states = [None if c.text is None else encoder(c.text[None], torch.ones(1, len(c.text), dtype=torch.bool))[0][0] for c in clips]
+        states = [None if c.text is None else encoder(c.text[None], torch.ones(1, len(c.text), dtype=torch.bool))[0]
+                  for c in clips]
         again, _ = collate([Clip(c.id, s, c.video, c.audio) for c, s in zip(clips, states)], (), 'left')
         for packed in (True, False):
             model.packed = packed
@@ -546,11 +614,13 @@ def test_a_training_batch_of_one(head):
     one = collate([clip((3, 2, 1), torch.Generator().manual_seed(0))], ())[0]
     if head == 'mlp':
         logits = net(one)
-        assert all(v.shape[0] == 1 and v.isfinite().all() for v in logits.values()) and net.project(one)['text'].shape == (1, 5)
+        assert all(v.shape[0] == 1 and v.isfinite().all() for v in logits.values()) and net.project(one)[
+            'text'].shape == (1, 5)
         sum(v.square().sum() for v in logits.values()).backward()
     else:
         for ask in (net, net.project):
-            with pytest.raises(ValueError, match="BatchNorm cannot train on a batch of one; .*HICCAPConfig\\(head='mlp'\\)"): ask(one)
+            message = "BatchNorm cannot train on a batch of one; .*HICCAPConfig\\(head='mlp'\\)"
+            with pytest.raises(ValueError, match=message): ask(one)
         assert net.eval()(one)['a'].shape == (1, 2)
 
 
@@ -566,18 +636,25 @@ def test_the_seed_decides_the_weights_and_leaves_the_generator_alone():
 def test_bad_input_is_named(model):
     g = torch.Generator().manual_seed(0)
     inputs, _ = collate([clip((3, 2, 1), g, 'a'), clip((1, 2, 1), g, 'b')], ())
-    for change, message in ((dict(text=torch.full((2, 3), VOCAB)), 'text of row 0 has the token id 50 at position 0'), (dict(text=-torch.ones(2, 3).long()), 'token id -1'),
-                            (dict(video=torch.ones(2, 2, 9)), 'video has shape'), (dict(audio_mask=torch.ones(2, 5).bool()), 'audio_mask'),
-                            (dict(text=torch.ones(2, 3, 5)), 'text has shape'), (dict(audio=torch.ones(3, 1, AUDIO), audio_mask=torch.ones(3, 1).bool()), 'as many rows')):
+    for change, message in (
+            (dict(text=torch.full((2, 3), VOCAB)), 'text of row 0 has the token id 50 at position 0'),
+            (dict(text=-torch.ones(2, 3).long()), 'token id -1'),
+            (dict(video=torch.ones(2, 2, 9)), 'video has shape'),
+            (dict(audio_mask=torch.ones(2, 5).bool()), 'audio_mask'),
+            (dict(text=torch.ones(2, 3, 5)), 'text has shape'),
+            (dict(audio=torch.ones(3, 1, AUDIO), audio_mask=torch.ones(3, 1).bool()), 'as many rows')):
         with pytest.raises(ValueError, match=message): model({**inputs, **change})
     with pytest.raises(ValueError, match="no 'video'"): model({k: v for k, v in inputs.items() if k != 'video'})
-    for kw, message in ((dict(video=FeaturesConfig), 'An encoder is'), (dict(contexts=dict(text='va')), 'contexts'), (dict(dropout=float('nan')), 'dropout'), (dict(head_widths=(0,)), 'widths')):
+    for kw, message in ((dict(video=FeaturesConfig), 'An encoder is'), (dict(contexts=dict(text='va')), 'contexts'),
+            (dict(dropout=float('nan')), 'dropout'), (dict(head_widths=(0,)), 'widths')):
         with pytest.raises(ValueError, match=message): small(**kw)
-    for make in (lambda: FeaturesConfig('6'), lambda: FeaturesConfig(6.5), lambda: FeaturesConfig(6, layers=-1), lambda: small(video=True)):
+    for make in (lambda: FeaturesConfig('6'), lambda: FeaturesConfig(6.5), lambda: FeaturesConfig(6, layers=-1),
+            lambda: small(video=True)):
         with pytest.raises(ValueError): make()
 
 
-@given(st.sampled_from(['video', 'text']), st.integers(1, 3), st.booleans(), st.sampled_from(['softmax', 'exp']), st.lists(st.integers(1, 9), max_size=3))
+@given(st.sampled_from(['video', 'text']), st.integers(1, 3), st.booleans(), st.sampled_from(['softmax', 'exp']),
+    st.lists(st.integers(1, 9), max_size=3))
 def test_a_configuration_survives_json(m, n, flag, pooling, widths):
     c = small(**{m: FeaturesConfig(n, layers=0), 'soft_mask': flag, 'pooling': pooling, 'head_widths': tuple(widths)})
     assert HICCAPConfig.from_dict(json.loads(json.dumps(c.to_dict()))) == c

@@ -12,15 +12,22 @@ import yaml
 from hypothesis import given, strategies as st
 
 import hiccap.cli as cli
-import hiccap.experiments as experiments
-import hiccap.search as room
+import hiccap.search as module
 from hiccap.comparison import expand
 from hiccap.search import Outcome, Search, best_trial, distributions, plot_trials, run_search
 
 optuna = pytest.importorskip('optuna')
 
-NET = dict(width=16, heads=2, head_widths=[16], text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
-           video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1))
+NET = dict(
+    width=16,
+    heads=2,
+    head_widths=[16],
+    text=dict(
+        kind='tokens',
+        config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
+    video=dict(kind='features', width=32, hidden=8, layers=1),
+    audio=dict(kind='features', width=16, hidden=8, layers=1),
+)
 BASE = dict(data='synthetic', synthetic=dict(n=60, scale=.1), config=NET, epochs=2, threads=1)
 SPACE = {'lr': dict(low=1e-5, high=1e-1, log=True), 'bs': [8, 16], 'config.width': dict(low=8, high=16, step=8)}
 
@@ -31,13 +38,13 @@ def quick(monkeypatch):
     ran = []
     def run_trial(run, train, valid, trial, write=None):
         ran.append(run)
-        score = -abs(np.log10(run.lr) + 2) + .01*run.config['width']
-        if run.lr < 3e-5: raise RuntimeError('too slow')
-        for i in range(run.epochs):
+        score = -abs(np.log10(run.training.lr) + 2) + .01*run.network.config['width']
+        if run.training.lr < 3e-5: raise RuntimeError('too slow')
+        for i in range(run.training.epochs):
             trial.report(score + i, i)
-            if i + 1 < run.epochs and trial.should_prune(): return Outcome(score + i, i + 1, i + 1, True)
-        return Outcome(score + run.epochs - 1, run.epochs, run.epochs, False)
-    monkeypatch.setattr(room, 'run_trial', run_trial)
+            if i + 1 < run.training.epochs and trial.should_prune(): return Outcome(score + i, i + 1, i + 1, True)
+        return Outcome(score + run.training.epochs - 1, run.training.epochs, run.training.epochs, False)
+    monkeypatch.setattr(module, 'run_trial', run_trial)
     return ran
 
 
@@ -56,42 +63,46 @@ class Killed(BaseException): pass
 def test_an_interrupted_search_is_the_one_that_was_not(quick, tmp_path, monkeypatch):
     "Killed in its second trial, and again in its twelfth, where the sampler draws by what was found"
     whole = run_search(Search(BASE, SPACE), tmp_path/'whole', 13, write=lambda s: None)
-    plain, n, said = room.run_trial, [], []
+    plain, n, said = module.run_trial, [], []
     def dies(*args, **kw):
         n.append(0)
         if len(n) in (2, 13): raise Killed
         return plain(*args, **kw)
-    monkeypatch.setattr(room, 'run_trial', dies)
+    monkeypatch.setattr(module, 'run_trial', dies)
     for _ in range(2):
         with pytest.raises(Killed): run_search(Search(BASE, SPACE), tmp_path/'cut', 13, write=lambda s: None)
     rest = run_search(Search(BASE, SPACE), tmp_path/'cut', 13, write=said.append)
     pd.testing.assert_frame_equal(rest, whole)
-    assert said[0] == '11 trials were done before' and (tmp_path/'cut'/'trials.csv').read_text() == (tmp_path/'whole'/'trials.csv').read_text()
+    assert (said[0] == '11 trials were done before'
+            and (tmp_path / 'cut' / 'trials.csv').read_text() == (tmp_path / 'whole' / 'trials.csv').read_text())
     assert (tmp_path/'cut'/'best.yaml').read_text() == (tmp_path/'whole'/'best.yaml').read_text()
 
 
 def test_failures_are_recorded_and_end_nothing(quick, tmp_path):
     table = run_search(Search(BASE, {'lr': [1e-5, 1e-2]}), tmp_path/'s', 4, write=lambda s: None)
-    assert set(table.state) == {'failed', 'complete'} and set(table.error[table.state == 'failed']) == {'RuntimeError: too slow'}
+    assert set(table.state) == {'failed', 'complete'} and set(table.error[table.state == 'failed']) == {
+        'RuntimeError: too slow'}
     assert 'too slow' in (tmp_path/'s'/'report.md').read_text() and pd.isna(table.score[table.state == 'failed']).all()
     alone = run_search(Search(BASE, {'lr': [1e-5]}), tmp_path/'none', 2, write=lambda s: None)
-    assert best_trial(alone) is None and not (tmp_path/'none'/'best.yaml').exists() and 'No trial was completed' in (tmp_path/'none'/'report.md').read_text()
+    assert (best_trial(alone) is None and not (tmp_path / 'none' / 'best.yaml').exists()
+            and 'No trial was completed' in (tmp_path / 'none' / 'report.md').read_text())
 
 
 def test_lower_is_better_for_a_loss(monkeypatch, tmp_path):
-    monkeypatch.setattr(room, 'run_trial', lambda run, *a, **k: Outcome(run.lr, 1, 1, False))
-    table = run_search(Search({**BASE, 'monitor': 'valid_loss'}, {'lr': dict(low=.001, high=1.)}), tmp_path/'s', 3, write=lambda s: None)
+    monkeypatch.setattr(module, 'run_trial', lambda run, *a, **k: Outcome(run.training.lr, 1, 1, False))
+    table = run_search(Search({**BASE, 'monitor': 'valid_loss'}, {'lr': dict(low=0.001, high=1.0)}), tmp_path / 's', 3,
+                       write=lambda s: None)
     assert best_trial(table, lower=True).lr == table.lr.min() == table.best_so_far.iloc[-1]
-    assert yaml.safe_load((tmp_path/'s'/'best.yaml').read_text())['lr'] == table.lr.min()
+    assert yaml.safe_load((tmp_path/'s'/'best.yaml').read_text())['training']['lr'] == table.lr.min()
 
 
 def test_trials_never_see_the_test_clips(tmp_path, monkeypatch):
-    real = experiments.read_splits
+    real = module.read_splits
     class Untouchable:
         def __getattr__(self, name): raise AssertionError(f'the test clips were asked for {name}')
         def __len__(self): raise AssertionError('the test clips were counted')
         def __getitem__(self, i): raise AssertionError('a test clip was read')
-    monkeypatch.setattr(experiments, 'read_splits', lambda *a, **k: [(t, v, Untouchable()) for t, v, _ in real(*a, **k)])
+    monkeypatch.setattr(module, 'read_splits', lambda *a, **k: [(t, v, Untouchable()) for t, v, _ in real(*a, **k)])
     table = run_search(Search({**BASE, 'epochs': 1}, {'lr': [.001]}), tmp_path/'s', 1, write=lambda s: None)
     assert table.state.tolist() == ['complete'], table.error.tolist()
 
@@ -102,15 +113,20 @@ def test_a_pruned_trial_ends_early(tmp_path):
         def __init__(self): self.told = []
         def report(self, s, i): self.told.append((i, s))
         def should_prune(self): return self.told[-1][0] == 1
-    from hiccap.experiments import Run, read_splits
-    run = Run.from_dict({**BASE, 'epochs': 4}); train, valid, _ = read_splits(run, None)[0]
-    given = Given(); out = room.run_trial(run, train, valid, given)
-    assert (out.pruned, out.passes, [i for i, _ in given.told]) == (True, 2, [0, 1]) and out.score == max(s for _, s in given.told)
+    from hiccap.runs import Run
+    from hiccap.run_data import read_splits
+    run = Run.from_dict({**BASE, 'epochs': 4}); train, valid, _ = read_splits(run.clips, None)[0]
+    given = Given(); out = module.run_trial(run, train, valid, given)
+    assert (out.pruned, out.passes, [i for i, _ in given.told]) == (True, 2, [0, 1]) and out.score == max(
+        s for _, s in given.told)
 
 
 def test_another_search_and_other_clips_are_refused(quick, tmp_path):
     run_search(Search(BASE, SPACE), tmp_path/'s', 1, write=lambda s: None)
-    for base, space, said in (({**BASE, 'wd': .5}, SPACE, 'its wd is None, here it is 0.5'), (BASE, {**SPACE, 'bs': [8]}, r'its bs is \[8, 16\]')):
+    for base, space, said in (
+        ({**BASE, 'wd': .5}, SPACE, 'its wd is None, here it is 0.5'),
+        (BASE, {**SPACE, 'bs': [8]}, r'its bs is \[8, 16\]'),
+    ):
         with pytest.raises(FileExistsError, match=said): run_search(Search(base, space), tmp_path/'s', 1)
     (tmp_path/'mine').mkdir(); (tmp_path/'mine'/'thesis.txt').write_text('x')
     with pytest.raises(FileExistsError, match='no search'): run_search(Search(BASE, SPACE), tmp_path/'mine', 1)
@@ -119,7 +135,7 @@ def test_another_search_and_other_clips_are_refused(quick, tmp_path):
 
 
 def test_optuna_missing_is_said_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, 'find_spec', lambda name: None)
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match='pip install optuna'): run_search(Search(BASE, SPACE), tmp_path/'s', 1)
     assert not (tmp_path/'s').exists()
 
@@ -127,7 +143,8 @@ def test_optuna_missing_is_said_with_the_command(tmp_path, monkeypatch):
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.booleans())
 def test_a_range_is_taken_or_refused_by_its_bounds(low, high, log):
     spec = dict(low=low, high=high, log=log)
-    if low < high: assert (d := distributions(Search(BASE, {'lr': spec}))['lr']).low == low and d.high == high and d.log == log
+    if low < high:
+        assert (d := distributions(Search(BASE, {'lr': spec}))['lr']).low == low and d.high == high and d.log == log
     else:
         with pytest.raises(ValueError, match='low must be below high'): Search(BASE, {'lr': spec})
 
@@ -135,7 +152,15 @@ def test_a_range_is_taken_or_refused_by_its_bounds(low, high, log):
 def test_one_process_at_a_time(quick, tmp_path):
     pytest.importorskip('fcntl')
     (tmp_path/'s').mkdir()
-    holder = subprocess.Popen([sys.executable, '-c', f"import fcntl, time; f = open({str(tmp_path/'s'/'.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            (f"import fcntl, time; f = open({str(tmp_path/'s'/'.lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX);"
+             " print(1, flush=True); time.sleep(60)"),
+        ],
+        stdout=subprocess.PIPE,
+    )
     holder.stdout.readline()
     try:
         with pytest.raises(FileExistsError, match='another process'): run_search(Search(BASE, SPACE), tmp_path/'s', 1)
@@ -144,22 +169,28 @@ def test_one_process_at_a_time(quick, tmp_path):
 
 
 def test_choices_keep_their_types(quick, tmp_path):
-    choices = {'config.text': [dict(kind='tokens', config=dict(vocab_size=200)), dict(kind='features')], 'max_length': [None, 8], 'lr': [.01, .02]}
+    choices = {'config.text': [dict(kind='tokens', config=dict(vocab_size=200)), dict(kind='features')],
+               'max_length': [None, 8], 'lr': [0.01, 0.02]}
     search = Search(BASE, choices); words = distributions(search)
     for k, spec in choices.items():
-        for v, w in zip(spec, words[k].choices): assert room._values(search, {k: w}) == {k: v}
+        for v, w in zip(spec, words[k].choices): assert module._values(search, {k: w}) == {k: v}
 
 
 def test_the_picture_is_the_table():
     from matplotlib.figure import Figure
-    t = pd.DataFrame(dict(trial=range(4), state=['complete', 'pruned', 'failed', 'complete'], score=[.5, .1, np.nan, .6], best_so_far=[.5, .5, .5, .6]))
+    t = pd.DataFrame(
+        dict(trial=range(4), state=['complete', 'pruned', 'failed', 'complete'], score=[0.5, 0.1, np.nan, 0.6],
+             best_so_far=[0.5, 0.5, 0.5, 0.6])
+    )
     ax = plot_trials(t, 'macro_f1', Figure().subplots())
-    assert [c.get_offsets().tolist() for c in ax.collections] == [[[1, .5], [4, .6]], [[2, .1]]] and ax.lines[0].get_ydata().tolist() == [.5, .5, .5, .6]
+    assert [c.get_offsets().tolist() for c in ax.collections] == [[[1, 0.5], [4, 0.6]], [[2, 0.1]]] and ax.lines[
+        0].get_ydata().tolist() == [0.5, 0.5, 0.5, 0.6]
     assert ax.lines[1].get_xdata() == [3, 3]
 
 
 def typed(*args, **kw):
-    return [sys.executable, '-W', 'ignore', '-c', 'import sys; from hiccap.cli import search; sys.exit(search())', *map(str, args)], dict(text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kw)
+    return [sys.executable, '-W', 'ignore', '-c', 'import sys; from hiccap.cli import search; sys.exit(search())',
+            *map(str, args)], dict(text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kw)
 
 
 def test_the_whole_program(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Trackers: what they wrote is read back, they change nothing, and a run that is gone on with goes on in the same place."""
+"""Trackers: what they wrote is read back, they change nothing, and a resumed run continues in the same place."""
 import json
 import struct
 
@@ -6,12 +6,22 @@ import pandas as pd
 import pytest
 from fastai.callback.core import Callback
 
-import hiccap.tracking as room
-from hiccap.experiments import Run, build_model, read_splits, run_learner, train_run
+import hiccap.tracking as module
+from hiccap.runs import Run
+from hiccap.run_data import read_splits
+from hiccap.training import build_model, run_learner, train_run
 from hiccap.tracking import check_trackers, tracked
 
-NET = dict(width=16, heads=2, head_widths=[16], text=dict(kind='tokens', config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
-           video=dict(kind='features', width=32, hidden=8, layers=1), audio=dict(kind='features', width=16, hidden=8, layers=1))
+NET = dict(
+    width=16,
+    heads=2,
+    head_widths=[16],
+    text=dict(
+        kind='tokens',
+        config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
+    video=dict(kind='features', width=32, hidden=8, layers=1),
+    audio=dict(kind='features', width=16, hidden=8, layers=1),
+)
 SMALL = dict(data='synthetic', synthetic=dict(n=48, scale=.1), epochs=2, threads=1, bs=8, config=NET)
 
 
@@ -22,13 +32,13 @@ def scalars(folder):
     out = {}
     for k in e.Tags()['scalars']:
         seen = [(o.step, o.value) for o in e.Scalars(k)]
-        assert len(dict(seen)) == len(seen), f'{k} was told twice of a step'
+        assert len(dict(seen)) == len(seen), f'{k} was written twice for a step'
         out[k] = dict(seen)
     return out
 
 
 def logged(file):
-    "Rows of history in an offline file of Weights & Biases: step -> key -> value. Records in blocks, as LevelDB's log has them"
+    "Rows of history in an offline file of Weights & Biases (records in blocks, as in LevelDB): step -> key -> value"
     from wandb.proto.wandb_internal_pb2 import Record
     data, at, part, rows = file.read_bytes(), 7, b'', {}
     while at + 7 <= len(data):
@@ -45,7 +55,7 @@ def logged(file):
 
 
 def check(history, read, of_step, losses=('loss', 'loss_said', 'loss_order')):
-    "Each step's losses and each pass's scores are those of history.csv"
+    "Each step's losses and each epoch's scores are those of history.csv"
     steps, passes = history[history.kind == 'step'], history[history.kind == 'epoch']
     for k in losses:
         for _, r in steps.iterrows():
@@ -71,26 +81,36 @@ def test_a_batch_is_on_disk_when_it_is_done(tmp_path):
     "A checkpoint may be written after any batch, and a kill may follow"
     class Look(Callback):
         order, run_valid, seen = 900, False, 0
-        def after_batch(self): self.seen += 1; assert list(scalars(tmp_path/'tensorboard')['loss']) == list(range(1, self.seen + 1))
-    run = Run.from_dict({**SMALL, 'epochs': 1}); train, valid, _ = read_splits(run, None)[0]
-    learn = run_learner(run, train, valid, build_model(run, train), tmp_path, lambda s: None); look = Look(); learn.add_cb(look)
+        def after_batch(self):
+            self.seen += 1
+            assert list(scalars(tmp_path/'tensorboard')['loss']) == list(range(1, self.seen + 1))
+    run = Run.from_dict({**SMALL, 'epochs': 1}); train, valid, _ = read_splits(run.clips, None)[0]
+    learn = run_learner(run.training, train, valid, build_model(run.network, train), tmp_path, lambda s: None)
+    look = Look()
+    learn.add_cb(look)
     with tracked(learn, ['tensorboard'], tmp_path): learn.fit(1)
     assert look.seen == len(learn.dls.train)
 
 
 def test_both_hold_what_the_history_says_and_change_nothing(tmp_path, offline):
-    "One run without trackers; one with both, interrupted in its last pass and gone on with"
+    "One run without trackers; one with both, interrupted in its last epoch and resumed"
     wandb = pytest.importorskip('wandb')
-    with pytest.raises(KeyboardInterrupt): train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=stop_at('epoch 2/2'))
+    with pytest.raises(KeyboardInterrupt):
+        train_run(Run.from_dict({**SMALL, 'checkpoint_every': 0, 'track': ['tensorboard', 'wandb']}), tmp_path / 'run',
+                  write=stop_at('epoch 2/2'))
     assert wandb.run is None  # closed, so that another may begin
-    train_run(Run.from_dict({**SMALL, 'track': ['tensorboard', 'wandb']}), tmp_path/'run', write=lambda s: None, resume=True)
+    train_run(
+        Run.from_dict({**SMALL, 'track': ['tensorboard', 'wandb']}), tmp_path / 'run', write=lambda s: None, resume=True
+    )
     train_run(Run.from_dict(SMALL), tmp_path/'plain', write=lambda s: None)
-    for f in ('history.csv', 'predictions.csv', 'model/model.safetensors'): assert (tmp_path/'run'/f).read_bytes() == (tmp_path/'plain'/f).read_bytes(), f
+    for f in ('history.csv', 'predictions.csv', 'model/model.safetensors'):
+        assert (tmp_path/'run'/f).read_bytes() == (tmp_path/'plain'/f).read_bytes(), f
     history, events = pd.read_csv(tmp_path/'run'/'history.csv'), scalars(tmp_path/'run'/'tensorboard')
     check(history, lambda k, i: events[k][i], lambda s: s + 1)
     assert len(events['loss']) == (history.kind == 'step').sum() and 'lr_0' in events
     files = sorted((tmp_path/'run'/'wandb').glob('offline-run-*/*.wandb'))
-    assert len({f.name for f in files}) == 1 and (tmp_path/'run'/'wandb'/'id').read_text() in files[0].name  # one id, whatever the number of folders
+    # one id, whatever the number of folders
+    assert len({f.name for f in files}) == 1 and (tmp_path/'run'/'wandb'/'id').read_text() in files[0].name
     rows = {}
     for f in files:
         for s, d in logged(f).items(): rows.setdefault(s, {}).update(d)
@@ -99,7 +119,8 @@ def test_both_hold_what_the_history_says_and_change_nothing(tmp_path, offline):
 
 
 def test_tensorboard_of_each_fold(tmp_path):
-    train_run(Run.from_dict({**SMALL, 'epochs': 1, 'folds': 2, 'track': ['tensorboard']}), tmp_path/'run', write=lambda s: None)
+    train_run(Run.from_dict({**SMALL, 'epochs': 1, 'folds': 2, 'track': ['tensorboard']}), tmp_path / 'run',
+              write=lambda s: None)
     history = pd.read_csv(tmp_path/'run'/'history.csv')
     for i in (1, 2):
         events = scalars(tmp_path/'run'/'tensorboard'/f'fold_{i}')
@@ -107,11 +128,12 @@ def test_tensorboard_of_each_fold(tmp_path):
 
 
 def test_what_is_missing_is_said_before_anything_starts(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match='among tensorboard, wandb'): Run(track=('tensorbord',))
+    with pytest.raises(ValueError, match='among tensorboard, wandb'): Run.flat(track=('tensorbord',))
     for k in ('WANDB_MODE', 'WANDB_API_KEY'): monkeypatch.delenv(k, raising=False)
     monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(ValueError, match='WANDB_MODE=offline'): check_trackers(['wandb'])
-    monkeypatch.setattr(room, 'find_spec', lambda name: None)
+    monkeypatch.setattr(module, 'find_spec', lambda name: None)
     for name in ('tensorboard', 'wandb'):
-        with pytest.raises(ValueError, match=f'pip install {name}'): train_run(Run.from_dict({**SMALL, 'track': [name]}), tmp_path/'run', write=lambda s: None)
+        with pytest.raises(ValueError, match=f'pip install {name}'):
+            train_run(Run.from_dict({**SMALL, 'track': [name]}), tmp_path/'run', write=lambda s: None)
     assert not (tmp_path/'run').exists() and not (tmp_path/'.run.part').exists()

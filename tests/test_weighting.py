@@ -1,7 +1,10 @@
-"""Weightings: an absent task is absent, scale and order change nothing that they should not, and a run is continued bit for bit."""
+"""Weightings: an absent task is absent, scale and order change nothing that they should not, and a resumed run
+continues bit for bit."""
+import gc
 import json
 import math
 import sys
+import weakref
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -12,14 +15,17 @@ from fastai.basics import Callback, DataLoaders
 from fastai.callback.training import GradientAccumulation
 from hypothesis import given, strategies as st
 
-import hiccap.weighting as room
-from hiccap.callbacks import ClipGradients, optimizer_state
-from hiccap.data import Clip, ClipDataset
+import hiccap.gradient_weighting as module
+from hiccap.states import optimizer_state
+from hiccap.callbacks import ClipGradients
+from hiccap.clips import Clip, ClipDataset
 from hiccap.learner import ClipDL, hiccap_learner
 from hiccap.losses import MultiTaskLoss
-from hiccap.model import HICCAP, FeaturesConfig, HICCAPConfig
+from hiccap.encoders import FeaturesConfig
+from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
-from hiccap.weighting import PLACES, WEIGHTINGS, DynamicWeightAverage, FAMO, IMTLL, PlainSum, Uncertainty, Weigh, Weighting, weighting
+from hiccap.weighting import (COMPARED_AT, WEIGHTINGS, DynamicWeightAverage, FAMO, IMTLL, PlainSum, Uncertainty,
+                              Weigh, Weighting, weighting)
 
 NAMES = 'abcd'
 SLOW = 'cagrad', 'nash_mtl'  # through a general solver
@@ -50,7 +56,8 @@ def world(seed, scales, n=6):
     "For each step losses and gradients of every task, as large as their scale"
     rng = np.random.default_rng(seed)
     while True:
-        yield ({k: float(s*rng.uniform(.2, 2)) for k, s in zip(NAMES, scales)}, {k: torch.tensor(s*rng.normal(size=n), dtype=torch.float32) for k, s in zip(NAMES, scales)})
+        yield ({k: float(s * rng.uniform(0.2, 2)) for k, s in zip(NAMES, scales)},
+               {k: torch.tensor(s * rng.normal(size=n), dtype=torch.float32) for k, s in zip(NAMES, scales)})
 
 
 def take(w, losses, grads, present):
@@ -86,7 +93,8 @@ def test_absent_tasks_have_no_influence(pattern, scale, seed):
 
 @pytest.mark.parametrize('scale', [[1., 1., 1., 1.], [1e-6, 1e4, 1., 1e2], [1e4, 1e4, 1e-6, 1e-6]])
 @pytest.mark.parametrize('name', SLOW)
-def test_absent_tasks_have_no_influence_on_solvers(name, scale): absent_is_absent(name, ['ab', 'bcd', 'd', 'abcd', 'ac'], scale, 7)
+def test_absent_tasks_have_no_influence_on_solvers(name, scale):
+    absent_is_absent(name, ['ab', 'bcd', 'd', 'abcd', 'ac'], scale, 7)
 
 
 def in_another_order(name, order, scale, seed):
@@ -113,8 +121,10 @@ def test_renaming_tasks_renames_weights(name, order, seed):
     "Where nothing is drawn, a task's name is only a name"
     a, b, new = made(name), made(name), dict(zip(NAMES, order))
     for _, (losses, grads) in zip(range(3), world(seed, [1., 2., .5, 1.], 12)):
-        (g, u), (h, v) = take(a, losses, grads, NAMES), take(b, {new[n]: losses[n] for n in NAMES}, {new[n]: grads[n] for n in NAMES}, NAMES)
-        for n in NAMES: assert u[n] == pytest.approx(v[new[n]], rel=1e-3, abs=.02)  # MGDA's solver stops at a thousandth
+        (g, u), (h, v) = take(a, losses, grads, NAMES), take(
+            b, {new[n]: losses[n] for n in NAMES}, {new[n]: grads[n] for n in NAMES}, NAMES)
+        # MGDA's solver stops at a thousandth
+        for n in NAMES: assert u[n] == pytest.approx(v[new[n]], rel=1e-3, abs=.02)
         a.end_epoch(); b.end_epoch()
 
 
@@ -160,8 +170,10 @@ def test_every_weighting_keeps_all_it_learns():
 def rows(n=4, k=3, seed=0): return torch.tensor(np.random.default_rng(seed).normal(size=(k, n)))
 
 
-@pytest.mark.parametrize('name,theirs,kw', [('mgda', 'MGDA', {}), ('upgrad', 'UPGrad', {}), ('cagrad', 'CAGrad', dict(c=.5)), ('aligned_mtl', 'AlignedMTL', {}),
-                                            ('imtl_g', 'IMTLG', {}), ('nash_mtl', 'NashMTL', dict(n_tasks=3))])
+@pytest.mark.parametrize('name,theirs,kw',
+                         [('mgda', 'MGDA', {}), ('upgrad', 'UPGrad', {}), ('cagrad', 'CAGrad', dict(c=.5)),
+                          ('aligned_mtl', 'AlignedMTL', {}), ('imtl_g', 'IMTLG', {}),
+                          ('nash_mtl', 'NashMTL', dict(n_tasks=3))])
 @pytest.mark.parametrize('seed', range(3))
 def test_aggregators_are_torchjds(name, theirs, kw, seed):
     import torchjd.aggregation as jd
@@ -185,7 +197,8 @@ def test_pcgrad_and_graddrop_are_torchjds():
 def test_aggregators_follow_the_scale(name, scale):
     "torchjd's own return the mean, or nothing, for gradients below 0.01"
     losses, J = dict(a=1., b=1., c=1.), rows(8, seed=2)
-    torch.testing.assert_close(weighting(name).aggregate(losses, scale*J)[0], scale*weighting(name).aggregate(losses, J)[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(weighting(name).aggregate(losses, scale * J)[0],
+                               scale * weighting(name).aggregate(losses, J)[0], rtol=1e-5, atol=0)
 
 
 def test_tasks_of_very_different_scale_keep_their_projections():
@@ -205,7 +218,8 @@ def test_a_task_without_a_gradient_has_no_vote(name):
     J = rows(8)
     g, w = weighting(name).aggregate(dict(a=1., b=1., c=1.), J)
     h, v = weighting(name).aggregate(dict(a=1., b=1., c=1., d=1.), torch.cat([J, torch.zeros(1, 8)]))
-    torch.testing.assert_close(g, h, rtol=1e-3 if name == 'nash_mtl' else 1e-8, atol=1e-12)  # a larger matrix product rounds otherwise
+    # a larger matrix product rounds otherwise
+    torch.testing.assert_close(g, h, rtol=1e-3 if name == 'nash_mtl' else 1e-8, atol=1e-12)
     assert v['d'] == 0
     assert not weighting(name).aggregate(dict(a=1., b=1.), torch.zeros(2, 8))[0].any()
 
@@ -221,7 +235,8 @@ def test_famo_is_torchjds():
         np.testing.assert_allclose(list(w.values()), x.grad, rtol=1e-4)
 
 
-@pytest.mark.parametrize('name,theirs', [('geometric_mean', lambda s: s.GeometricMean()), ('stch', lambda s: s.STCH(mu=.1))])
+@pytest.mark.parametrize('name,theirs',
+                         [('geometric_mean', lambda s: s.GeometricMean()), ('stch', lambda s: s.STCH(mu=.1))])
 def test_loss_weightings_are_torchjds(name, theirs):
     import torchjd.scalarization as s
     x = torch.tensor([.5, 1.5, .1], dtype=torch.float64, requires_grad=True)
@@ -248,16 +263,20 @@ def test_imtl_l_and_dwa_are_torchjds():
 
 # -- what is said before training -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name,lacks,command', [('pcgrad', 'torchjd', r'pip install "torchjd>=0\.18,<0\.19"'), ('upgrad', 'quadprog', r'pip install "torchjd\[quadprog-projector\]'),
-                                                ('cagrad', 'cvxpy', r'pip install "torchjd\[cagrad\]'), ('nash_mtl', 'ecos', r'pip install "torchjd\[nash-mtl\]')])
+@pytest.mark.parametrize('name,lacks,command',
+                         [('pcgrad', 'torchjd', r'pip install "torchjd>=0\.18,<0\.19"'),
+                          ('upgrad', 'quadprog', r'pip install "torchjd\[quadprog-projector\]'),
+                          ('cagrad', 'cvxpy', r'pip install "torchjd\[cagrad\]'),
+                          ('nash_mtl', 'ecos', r'pip install "torchjd\[nash-mtl\]')])
 def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, lacks, command):
-    monkeypatch.setattr(room, 'find_spec', lambda m: None if m == lacks else True)
+    monkeypatch.setattr(module, 'find_spec', lambda m: None if m == lacks else True)
     with pytest.raises(ImportError, match=command): weighting(name)
 
 
 def test_loss_weightings_need_no_torchjd(monkeypatch):
-    for m in [m for m in sys.modules if m.startswith('torchjd')] + ['torchjd']: monkeypatch.setitem(sys.modules, m, None)
-    monkeypatch.setattr(room, 'find_spec', lambda m: None)
+    for m in [m for m in sys.modules if m.startswith('torchjd')] + ['torchjd']:
+        monkeypatch.setitem(sys.modules, m, None)
+    monkeypatch.setattr(module, 'find_spec', lambda m: None)
     for name in WEIGHTINGS:
         if name in GRADIENTS and name != 'gradnorm': continue
         w, steps = made(name), world(1, [1., 2., .5, 1.])
@@ -275,12 +294,14 @@ def clips(n=24, sparse=2, seed=0):
         y = rng.integers(0, 2, 3)
         video = rng.normal(size=(3, 8)); video[:, :3] += 2*(2*y - 1)
         labels = {t.name: int(k) for t, k in zip(TASKS, y) if t.name != 'sarcasm' or i//8 % sparse}
-        out.append(Clip(f'c{i}', text=rng.normal(size=(4, 6)), video=video, audio=rng.normal(size=(2, 5)), labels=labels))
+        out.append(
+            Clip(f'c{i}', text=rng.normal(size=(4, 6)), video=video, audio=rng.normal(size=(2, 5)), labels=labels))
     return ClipDataset.from_clips(out, TASKS)
 
 
 DATA = clips()
-CONFIG = HICCAPConfig.tiny(dropout=.3, **{m: FeaturesConfig(n, 8, 0) for m, n in dict(text=6, video=8, audio=5).items()})
+CONFIG = HICCAPConfig.tiny(
+    dropout=0.3, **{m: FeaturesConfig(n, 8, 0) for m, n in dict(text=6, video=8, audio=5).items()})
 
 
 class Blocks(ClipDL):
@@ -317,17 +338,61 @@ def test_a_run_continued_is_the_run_that_was_not_interrupted(name, kw):
     half, opt, state = deepcopy(a.model.state_dict()), deepcopy(optimizer_state(a.opt)), json.dumps(whole.state_dict())
     quiet(a)
     second = callback(name, kw); c = learner([second, ClipGradients(1.)], Blocks, seed=9)
-    c.create_opt(); c.model.load_state_dict(half); c.opt.opt.load_state_dict(opt); second.load_state_dict(json.loads(state)); c.fits = 1
+    c.create_opt()
+    c.model.load_state_dict(half)
+    c.opt.opt.load_state_dict(opt)
+    second.load_state_dict(json.loads(state))
+    c.fits = 1
     quiet(c)
     assert torch.equal(weights(a), weights(c)) and torch.isfinite(weights(a)).all()
     assert second.state_dict() == whole.state_dict()
     assert [len(r['loss']) for r in whole.records] == [2, 3, 2]*2 and whole.failed == 0
 
 
+class Count(MultiTaskLoss):
+    "How often the losses of the tasks are computed in training"
+    n = 0
+    def task_losses(self, *batch):
+        self.n += torch.is_grad_enabled()
+        return super().task_losses(*batch)
+
+
+class Mark:
+    "Lives as long as the node of a graph that holds it"
+
+
+class Held(Callback):
+    "Whether the losses have a graph before and after the backward pass, and marks in these graphs"
+    order, run_valid = 96, False
+    def before_fit(self): self.graphs, self.marks = [], []
+    def has_graph(self): return any(v.requires_grad for v in self.loss_func.losses.values())
+    def after_loss(self):
+        self.graphs.append(self.has_graph())
+        for v in self.loss_func.losses.values():
+            mark = v.grad_fn.metadata['mark'] = Mark()
+            self.marks.append(weakref.ref(mark))
+    def after_backward(self): self.graphs.append(self.has_graph())
+
+
+@pytest.mark.parametrize('name', [None, 'sum', 'uncertainty', 'mgda', 'gradnorm', 'graddrop'])
+@pytest.mark.parametrize('accumulate', [False, True])
+def test_losses_are_computed_once_and_no_graph_outlives_its_step(name, accumulate):
+    loss, held = Count(TASKS), Held()
+    cbs = [held, *([Weigh(name)] if name else []), *([GradientAccumulation(16)] if accumulate else [])]
+    learn = quiet(learner(cbs, loss_func=loss), 2)
+    assert loss.n == 6 and held.graphs == [True, False]*6
+    assert not any(v.requires_grad for v in loss.losses.values()) and loss.losses.keys() == loss.per_task.keys()
+    learn.loss = learn.loss_grad = learn.pred = None  # what fastai itself keeps of the last batch
+    gc.collect()
+    assert len(held.marks) >= 12 and not any(mark() for mark in held.marks)
+
+
 class Gradients(Callback):
     "Gradients of the first step, before the optimizer has them"
     order, found = 95, None
-    def before_step(self): self.found = self.found or {n: p.grad.clone() for n, p in self.learn.model.named_parameters() if p.grad is not None}
+    def before_step(self):
+        self.found = self.found or {
+            n: p.grad.clone() for n, p in self.learn.model.named_parameters() if p.grad is not None}
 
 
 def gradients(cbs, **kw):
@@ -347,10 +412,11 @@ class Batch(Callback):
         if self.training and self.kept is None: self.kept = self.xb[0], self.yb[0], torch.get_rng_state()
 
 
-@pytest.mark.parametrize('name,theirs', [('mgda', 'MGDA'), ('upgrad', 'UPGrad'), ('aligned_mtl', 'AlignedMTL'), ('imtl_g', 'IMTLG')])
-@pytest.mark.parametrize('at', PLACES)
+@pytest.mark.parametrize('name,theirs',
+                         [('mgda', 'MGDA'), ('upgrad', 'UPGrad'), ('aligned_mtl', 'AlignedMTL'), ('imtl_g', 'IMTLG')])
+@pytest.mark.parametrize('at', COMPARED_AT)
 def test_gradients_are_those_of_torchjd(name, theirs, at):
-    "Against `torchjd.autojac.mtl_backward` in the parameters, and against a matrix of gradients at the pooled vectors made by hand"
+    "Against `torchjd.autojac.mtl_backward` in the parameters, and a matrix of gradients at the pooled vectors by hand"
     import torchjd.aggregation as jd
     from torchjd.autojac import jac_to_grad, mtl_backward
     batch = Batch(); got = gradients([Weigh(weighting(name, at=at)), batch])
@@ -364,11 +430,17 @@ def test_gradients_are_those_of_torchjd(name, theirs, at):
     shared = [p for n, p in model.named_parameters() if not n.startswith('heads.')]
     z = list(pooled.values())
     if at == 'parameters':
-        used = [p for p, g in zip(shared, torch.autograd.grad(sum(losses.values()), shared, retain_graph=True, allow_unused=True)) if g is not None]
+        used = [
+            p
+            for p, g in zip(
+                shared, torch.autograd.grad(sum(losses.values()), shared, retain_graph=True, allow_unused=True))
+            if g is not None
+        ]
         mtl_backward(list(losses.values()), features=z, tasks_params=heads, shared_params=used, parallel_chunk_size=1)
         jac_to_grad(used, rule)
     else:
-        J = torch.stack([torch.cat([g.flatten() for g in torch.autograd.grad(l, z, retain_graph=True)]) for l in losses.values()])
+        J = torch.stack(
+            [torch.cat([g.flatten() for g in torch.autograd.grad(l, z, retain_graph=True)]) for l in losses.values()])
         g = rule(100*J)/100  # torchjd takes short gradients for none
         for l, ps in zip(losses.values(), heads):
             for p, d in zip(ps, torch.autograd.grad(l, ps, retain_graph=True)): p.grad = d
@@ -386,7 +458,8 @@ def test_the_sum_is_training_without_a_weighting(kw):
 
 
 def test_fixed_weights_are_the_loss_functions_own():
-    a = quiet(learner([Weigh(weighting('fixed', tasks=named))], Blocks)); b = quiet(learner([], Blocks, loss_func=MultiTaskLoss(TASKS, named)))
+    a = quiet(learner([Weigh(weighting('fixed', tasks=named))], Blocks))
+    b = quiet(learner([], Blocks, loss_func=MultiTaskLoss(TASKS, named)))
     assert torch.equal(weights(a), weights(b))
     assert a.recorder.values[-1][0] != b.recorder.values[-1][0]  # but the loss that is told is the plain one
 

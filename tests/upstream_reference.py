@@ -1,7 +1,8 @@
-"""The original HICCAP network as plain functions of a released state dict, in float64, written from its description alone.
+"""The original HICCAP network as plain functions of a released state dict, in float64, written from its description.
 
-Nothing here comes from `hiccap.model`: loops over time for the LSTM, an explicit softmax for attention, the released names
-for the weights. `tests/test_model.py` holds the library's network to it on weights and lengths that no stored file has.
+Nothing here comes from `hiccap.model`: loops over time for the LSTM, an explicit softmax for attention, the released
+names for the weights. `tests/test_model.py` compares the library's network with it, on weights and lengths that no
+stored file has.
 """
 import importlib.util
 import os
@@ -16,8 +17,10 @@ ORDERS = dict(binary=dict(text='va', audio='vt', video='ta'), multi_task=dict(te
               matching=dict(text='av', audio='tv', video='ta'), contrastive=dict(text='av', audio='tv', video='ta'))
 NAMES = dict(t='text', a='audio', v='video')
 ATTENTION, POOL = dict(text=7, audio=10, video=13), dict(text=16, audio=18, video=20)
-TASKS = dict(binary=dict(binary='img_audio_text_linear'), multi_task={t: f'img_audio_text_linear_{t}' for t in ('mature', 'gory', 'slapstick', 'sarcasm')})
-PAIRS = dict(text_audio=('TAM_linear', 'text', 'audio'), video_audio=('IAM_linear', 'video', 'audio'), video_text=('ITM_linear', 'video', 'text'))
+TASKS = dict(binary=dict(binary='img_audio_text_linear'),
+             multi_task={t: f'img_audio_text_linear_{t}' for t in ('mature', 'gory', 'slapstick', 'sarcasm')})
+PAIRS = dict(text_audio=('TAM_linear', 'text', 'audio'), video_audio=('IAM_linear', 'video', 'audio'),
+             video_text=('ITM_linear', 'video', 'text'))
 
 
 def parity_folder():
@@ -37,7 +40,8 @@ def parity_recipe():
 class Reference:
     "One variant in evaluation mode; `W` maps released names to arrays"
     def __init__(self, W, variant, layers=2, heads=12):
-        self.W, self.variant, self.layers, self.heads = {k: torch.as_tensor(v).double() for k, v in W.items()}, variant, layers, heads
+        self.W, self.variant, self.layers, self.heads = ({k: torch.as_tensor(v).double() for k, v in W.items()},
+                                                         variant, layers, heads)
 
     def linear(self, x, name): return x @ self.W[name + '.weight'].T + self.W[name + '.bias']
 
@@ -47,7 +51,8 @@ class Reference:
 
     def batch_norm(self, x, name, eps=1e-5):
         w = self.W
-        return (x - w[name + '.running_mean'])/(w[name + '.running_var'] + eps).sqrt()*w[name + '.weight'] + w[name + '.bias']
+        return (x - w[name + '.running_mean']) / (w[name + '.running_var'] + eps).sqrt() * w[name + '.weight'] + w[
+            name + '.bias']
 
     def attention(self, q, k, v, penalty=0.):
         "Each (B, L, D); heads side by side in D"
@@ -60,12 +65,14 @@ class Reference:
     def bert(self, ids):
         "No attention mask; positions count padding"
         p, n = 'features.0.embeddings.', ids.shape[1]
-        x = self.W[p + 'word_embeddings.weight'][ids] + self.W[p + 'position_embeddings.weight'][:n] + self.W[p + 'token_type_embeddings.weight'][0]
+        x = (self.W[p + 'word_embeddings.weight'][ids] + self.W[p + 'position_embeddings.weight'][:n]
+             + self.W[p + 'token_type_embeddings.weight'][0])
         x = self.layer_norm(x, p + 'LayerNorm', 1e-12)
         for i in range(self.layers):
             p = f'features.0.encoder.layer.{i}.'
             a = self.attention(*(self.linear(x, p + f'attention.self.{o}') for o in ('query', 'key', 'value')))
-            x = self.layer_norm(self.linear(a, p + 'attention.output.dense') + x, p + 'attention.output.LayerNorm', 1e-12)
+            x = self.layer_norm(
+                self.linear(a, p + 'attention.output.dense') + x, p + 'attention.output.LayerNorm', 1e-12)
             h = self.linear(x, p + 'intermediate.dense')
             h = h*(1 + torch.erf(h/2**.5))/2
             x = self.layer_norm(self.linear(h, p + 'output.dense') + x, p + 'output.LayerNorm', 1e-12)
@@ -74,7 +81,8 @@ class Reference:
     def lstm(self, x, name):
         "Two layers, both directions, over all positions"
         def direction(x, end):
-            w_ih, w_hh, b_ih, b_hh = (self.W[f'{name}.{o}{end}'] for o in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'))
+            w_ih, w_hh, b_ih, b_hh = (
+                self.W[f'{name}.{o}{end}'] for o in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh'))
             z, h, c, out = x @ w_ih.T + b_ih + b_hh, 0, 0, []
             for t in range(x.shape[1]):
                 i, f, g, o = (z[:, t] + (h @ w_hh.T if t else 0)).chunk(4, -1)
@@ -90,7 +98,8 @@ class Reference:
         for step, letter in enumerate(ORDERS[self.variant][m], 1):
             c = NAMES[letter]
             penalty = (1 - masks[c].double())[:, None, None]*-10000
-            a = self.attention(self.linear(h, f'features.{n}.query'), self.linear(states[c], f'features.{n}.key'), self.linear(states[c], f'features.{n}.value'), penalty)
+            a = self.attention(self.linear(h, f'features.{n}.query'), self.linear(states[c], f'features.{n}.key'),
+                               self.linear(states[c], f'features.{n}.value'), penalty)
             h = self.layer_norm(a, f'features.{n + step}.1')
         return h + states[m]
 
@@ -120,6 +129,7 @@ class Reference:
         if self.variant in TASKS:
             every = torch.cat([pooled[m] for m in ('text', 'audio', 'video')], 1)
             out |= {t: self.head(every, name, 2) for t, name in TASKS[self.variant].items()}
-        if self.variant == 'matching': out |= {p: self.head(torch.cat([pooled[a], pooled[b]], 1), name, 3) for p, (name, a, b) in PAIRS.items()}
+        if self.variant == 'matching':
+            out |= {p: self.head(torch.cat([pooled[a], pooled[b]], 1), name, 3) for p, (name, a, b) in PAIRS.items()}
         if self.variant == 'contrastive': out |= {f'{m}_projection': self.project(v) for m, v in pooled.items()}
         return {k: v.numpy().astype(np.float64) for k, v in out.items()}

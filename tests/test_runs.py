@@ -1,0 +1,178 @@
+"""A run as sections: flat and sectioned settings are one run, and folders of the version before sections still work."""
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, strategies as st
+
+import hiccap.cli
+from hiccap.comparison import expand, read_finished
+from hiccap.inference import load_run
+from hiccap.pretraining_runs import PretrainRun
+from hiccap.resuming import load_state, save_state
+from hiccap.run_folders import is_same_run, partial_folder
+from hiccap.runs import Clips, Network, Run, Training, flatten, set_field
+from hiccap.search import Search
+from hiccap.training import train_run
+
+BERT = dict(
+    kind='tokens',
+    config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+# a run as the previous version wrote it to YAML and to config.json
+FLAT = dict(
+    data='synthetic',
+    config=dict(text=BERT, width=16, heads=2, head_widths=[16],
+                video=dict(kind='features', width=32, hidden=8, layers=1),
+                audio=dict(kind='features', width=16, hidden=8, layers=1)),
+    synthetic=dict(n=100, scale=.1),
+    epochs=2,
+    bs=8,
+    modalities=dict(name='dropout', p=.2),
+    checkpoint_every=0,
+    threads=1,
+)
+MIXTURE = """
+streams:
+- {name: labels, data: few.csv, labels: [said], own_numbering: true}
+- {name: matching, data: clips.csv, features: features, pretext: matching, share: 0.25}
+policy: {name: dynamic_difficulty, k: 20}
+steps: 5
+encoder: minilm
+epochs: 3
+seed: 2
+"""
+SECTIONED = """
+streams:
+- name: labels
+  clips: {data: few.csv, labels: [said], own_numbering: true}
+- name: matching
+  clips: {data: clips.csv, features: features}
+  pretext: matching
+  share: 0.25
+policy: {name: dynamic_difficulty, k: 20}
+steps: 5
+network: {encoder: minilm}
+training: {epochs: 3, seed: 2}
+"""
+
+
+def test_flat_yaml_is_sectioned_yaml(tmp_path):
+    run = Run.flat(**FLAT)
+    (tmp_path/'flat.yaml').write_text(yaml.safe_dump(FLAT, sort_keys=False))
+    (tmp_path/'sections.yaml').write_text(run.to_yaml())
+    assert list(yaml.safe_load(run.to_yaml())) == ['clips', 'network', 'training']
+    assert Run.from_yaml(tmp_path/'flat.yaml') == Run.from_yaml(tmp_path/'sections.yaml') == run
+    mixed = dict(data='synthetic', network=dict(config=FLAT['config']))
+    assert Run.from_dict(mixed) == Run(Clips('synthetic'), Network(config=FLAT['config']))
+    assert PretrainRun.from_dict(yaml.safe_load(MIXTURE)) == PretrainRun.from_dict(yaml.safe_load(SECTIONED))
+
+
+VALUES = dict(
+    data=st.text(min_size=1, max_size=4), labels=st.lists(st.text(max_size=3), max_size=2), context=st.integers(0, 5),
+    max_length=st.none() | st.integers(3, 9), valid_share=st.floats(.1, .9), own_numbering=st.booleans(),
+    encoder=st.none() | st.text(min_size=1, max_size=4), config=st.dictionaries(st.sampled_from('ab'), st.integers()),
+    epochs=st.integers(1, 9), lr=st.floats(0, 1), regularizer=st.sampled_from(['none', 'norm']),
+    weighting=st.sampled_from(['sum', 'dwa']), track=st.lists(st.sampled_from(['tensorboard', 'wandb']), max_size=2))
+
+@given(st.fixed_dictionaries({}, optional=VALUES))
+def test_any_run_comes_back_from_each_form(values):
+    run = Run.flat(**values)
+    for d in (run.to_dict(), run.to_flat(), run.to_flat(defaults=True), yaml.safe_load(run.to_yaml()),
+              json.loads(json.dumps(run.to_dict()))):
+        assert Run.from_dict(d) == run
+    assert flatten(Run, run.to_dict()) == run.to_flat()
+    assert Run().but(**values) == run and is_same_run(dict(run=json.loads(json.dumps(run.to_flat()))), run, '', False)
+
+
+@pytest.mark.parametrize('d, message', [
+    (dict(training=dict(epoch=3)), "training has no field 'epoch'. Did you mean 'epochs'"),
+    (dict(network=dict(lr=.1)), 'lr is not a field of network: write it in training'),
+    (dict(trainig=dict(lr=.1)), "did you mean 'training'"),
+    (dict(lr=.1, training=dict(lr=.1)), 'gives lr twice'),
+    (dict(clips='clips.csv'), 'clips is a section'),
+    (dict(training=dict(epochs=0)), 'epochs must be at least 1'),
+])
+def test_a_wrong_setting_is_named_with_the_nearest_of_all_sections(d, message):
+    with pytest.raises(ValueError, match=f'^run.yaml.*{message}'): Run.from_dict(d, 'run.yaml')
+
+
+def test_grids_and_searches_take_flat_and_dotted_names():
+    for keys in (('lr', 'config.width'), ('training.lr', 'network.config.width')):
+        runs = expand({**FLAT, 'grid': {keys[0]: [.1, .2], keys[1]: [8]}}, 'file')
+        assert list(runs) == ['lr=0.1, width=8', 'lr=0.2, width=8']
+        assert [(r.training.lr, r.network.config['width']) for r in runs.values()] == [(.1, 8), (.2, 8)]
+        for base in (FLAT, Run.flat(**FLAT).to_dict()):
+            search = Search(base, {keys[0]: dict(low=.1, high=.2), keys[1]: [8]})
+            assert search.run({keys[0]: .1, keys[1]: 8}) == runs['lr=0.1, width=8']
+    sectioned = Run.flat(**FLAT).to_dict()
+    assert expand({**sectioned, 'seeds': [3]}, 'file')['seed=3'].training.seed == 3
+    refused = [dict(seeds=[1], training=dict(seed=2)), dict(grid={'training.seed': [1]}), dict(grid={'clips.lr': [1]})]
+    for wrong in refused:
+        with pytest.raises(ValueError): expand({**{k: v for k, v in FLAT.items() if k not in wrong}, **wrong}, 'file')
+    assert set_field(dict(policy='uniform'), 'policy.k', 3) == dict(policy=dict(name='uniform', k=3))
+    with pytest.raises(ValueError, match='decides what is judged'): Search(FLAT, {'clips.test_share': [.1, .2]})
+
+
+def make_old(folder, kind='run'):
+    "Rewrite what sections changed in a folder: flat settings, and the old name of predicted classes in finished folds"
+    path = Path(folder)/'config.json'
+    config = json.loads(path.read_text())
+    assert 'training' in config[kind]
+    path.write_text(json.dumps({**config, kind: flatten(Run, config[kind])}))
+    for finished in Path(folder).glob('checkpoints/*/finished'):
+        state = load_state(finished)
+        state['verdicts'] = state.pop('predicted')  # the key of earlier versions
+        save_state(finished, state)
+
+
+def stop_at(text):
+    def write(line):
+        if text in line: raise KeyboardInterrupt()
+    return write
+
+
+@pytest.fixture(scope='module')
+def old(tmp_path_factory):
+    "A finished run of the previous version"
+    out = tmp_path_factory.mktemp('old')/'run'
+    train_run(Run.flat(**FLAT), out, write=lambda line: None)
+    make_old(out)
+    return out
+
+
+def test_a_finished_run_of_the_previous_version_is_read(old, tmp_path, capsys):
+    run = Run.flat(**FLAT)
+    assert 'epochs' in json.loads((old/'config.json').read_text())['run']
+    assert load_run(old).run == run
+    assert read_finished(old).config == {
+        k: v for k, v in run.to_flat(defaults=True).items() if k not in ('seed', *Run.settings('free'))}
+    lines = []
+    assert train_run(run, old, write=lines.append, resume=True) is None and 'nothing left to do' in lines[0]
+    assert hiccap.cli.predict([str(old), 'synthetic']) == 0
+    assert capsys.readouterr().out.startswith('clip,task,probability,predicted')
+    with pytest.raises(ValueError, match='has lr 0.001, this one 0.1'): train_run(run.but(lr=.1), old, resume=True)
+
+
+@pytest.mark.parametrize('folds, at', [(0, 'epoch 2/2'), (2, 'Fold 2')])
+def test_an_interrupted_run_of_the_previous_version_is_resumed(old, tmp_path, folds, at):
+    run = Run.flat(**FLAT, folds=folds)
+    whole = old
+    if folds: train_run(run, whole := tmp_path/'whole', write=lambda line: None)
+    with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'cut', write=stop_at(at))
+    make_old(partial_folder(tmp_path/'cut'))
+    with pytest.raises(ValueError, match='has epochs 2, this one 3'):
+        train_run(run.but(epochs=3), tmp_path/'cut', resume=True)
+    assert hiccap.cli.train(['--resume', '--out', str(tmp_path/'cut')]) == 0  # the settings are those in its folder
+    assert load_run(tmp_path/'cut').run == run
+    for name in ('history.csv', 'predictions.csv'):
+        assert (tmp_path/'cut'/name).read_bytes() == (whole/name).read_bytes()
+
+
+def test_training_settings_that_pretraining_lacks_are_refused():
+    d = yaml.safe_load(SECTIONED)
+    for section, more in (('training', dict(monitor='auroc')), ('network', dict(freeze_text=True))):
+        with pytest.raises(ValueError, match=f"has no field '{next(iter(more))}'"):
+            PretrainRun.from_dict({**d, section: {**d[section], **more}})
+    with pytest.raises(ValueError, match='monitor is a setting of training runs'):
+        PretrainRun(PretrainRun.from_dict(d).streams, training=Training(monitor='auroc'))

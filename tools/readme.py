@@ -1,4 +1,6 @@
-"""Write README.md from nbs/index.ipynb, without Quarto: `python tools/readme.py`, or `--check` to fail where it would change.
+"""Write README.md from nbs/index.ipynb, without Quarto: `python tools/readme.py`.
+
+With `--check` it fails where it would change a file.
 
 Markdown cells are taken as they are; code cells that are not hidden become fenced blocks, their text outputs indented
 blocks, and their pictures files in nbs/images/.
@@ -13,12 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 'nbs/images'
 
 
+def linked(text):
+    "Links to pictures and notebooks as they are seen from the root of the repository"
+    return re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', re.sub(r'\]\(images/', f']({IMAGES}/', text))
+
+
 def cell_markdown(cell, n):
     "Markdown of a cell, and the pictures it needs: file name -> bytes, numbered from `n`"
     source, pictures = ''.join(cell['source']), {}
     directives = re.findall(r'^#\|\s*(.+)$', source, re.M)
     if 'hide' in directives or any(d.startswith('default_exp') for d in directives): return '', {}
-    if cell['cell_type'] != 'code': return re.sub(r'\]\(images/', f']({IMAGES}/', source), {}
+    if cell['cell_type'] != 'code': return linked(source), {}
     code = re.sub(r'^#\|.*\n?', '', source, flags=re.M)
     parts = [] if any(re.match(r'echo:\s*false', d) for d in directives) else [f'```python\n{code.strip()}\n```']
     for out in cell['outputs']:
@@ -46,7 +53,8 @@ def main(check):
     stale = [p for p, data in files.items() if not p.exists() or p.read_bytes() != data]
     orphans = [p for p in (ROOT/IMAGES).glob('index_*.png') if p not in files]
     if check:
-        for p in stale: print(f'{p.relative_to(ROOT)} is not what nbs/index.ipynb gives: run python tools/readme.py', file=sys.stderr)
+        for p in stale:
+            print(f'{p.relative_to(ROOT)} is stale: run python tools/readme.py', file=sys.stderr)
         for p in orphans: print(f'{p.relative_to(ROOT)} is shown nowhere: run python tools/readme.py', file=sys.stderr)
         return int(bool(stale or orphans))
     for p in orphans: p.unlink()

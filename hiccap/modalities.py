@@ -185,12 +185,3 @@ def __getattr__(name):
     "Names that moved to `hiccap.robustness`"
     if name in _IN_ROBUSTNESS: return getattr(importlib.import_module('hiccap.robustness'), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-# %% ../nbs/45_modalities.ipynb #322d4bb3
-_IN_ROBUSTNESS = ('SUBSETS', 'KINDS', 'only', 'Corrupted', 'corrupted', 'subset_scores', 'corruption_scores',
-                  'area_under', 'plot_subsets', 'plot_corruption')
-
-def __getattr__(name):
-    "Names that moved to `hiccap.robustness`"
-    if name in _IN_ROBUSTNESS: return getattr(importlib.import_module('hiccap.robustness'), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

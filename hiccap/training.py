@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from .affinity import MeasureAffinity, write_affinity
-from .baselines import plain_answers
+from .baselines import baseline_predictions
 from .basics import write_json
 from .callbacks import AddRegularizer, ClipGradients, KeepBest, ProgressLines, StepRecorder
 from .checkpoints import CheckpointError, init_from, save_model, saved_config
@@ -188,7 +188,7 @@ class Predicted:
     probs: dict        # task name -> (N, C) probabilities
     predicted: dict    # task name -> (N,) classes
     thresholds: object # that chose the classes
-    plain: dict        # of `plain_answers`
+    plain: dict        # of `baseline_predictions`
     sizes: dict        # clips in training, validation and test
 
 def probabilities(
@@ -212,7 +212,7 @@ def predict_test(
     thresholds = choose_thresholds(*probabilities(learn, valid_seen), train.tasks)
     probs, _ = probabilities(learn, test_seen)
     return Predicted(test, probs, thresholds.predict(probs), thresholds,
-                     plain_answers(train, valid, test, tokenizer, encoder),
+                     baseline_predictions(train, valid, test, tokenizer, encoder),
                      dict(training=len(train), validation=len(valid), test=len(test)))
 
 # %% ../nbs/55_training.ipynb #63346d8e

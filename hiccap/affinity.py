@@ -18,10 +18,10 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from scipy import stats
 from .basics import markdown_table
 from .generators import device_of, untouched, random_state, set_random_state
 from .losses import check_per_task
+from .statistics import mean_interval
 from .weighting import graph_leaves
 
 # %% ../nbs/46_affinity.ipynb #5f71abc2
@@ -135,11 +135,10 @@ class Affinity:
         return np.where(n > 0, np.nansum(self.values, 0)/np.maximum(n, 1), np.nan)
 
     @property
-    def half(self) -> np.ndarray: # (K, K), NaN for a pair of fewer than two batches
+    def half(self) -> np.ndarray: # (K, K), NaN for a pair of fewer than two batches, or of equal affinities
         "Half the width of Student's 95% interval of the mean"
-        n = self.counts
-        dev = np.sqrt(np.nansum((self.values - self.mean)**2, 0)/np.maximum(n - 1, 1))
-        return np.where(n > 1, stats.t.ppf(.975, np.maximum(n - 1, 1))*dev/np.sqrt(np.maximum(n, 1)), np.nan)
+        def of(x): return mean_interval(x[~np.isnan(x)])[1] if not np.isnan(x).all() else np.nan
+        return np.apply_along_axis(of, 0, self.values) if len(self.values) else np.full(self.counts.shape, np.nan)
 
 def _no_batches(tasks): return Affinity(tuple(tasks), np.empty((0, len(tasks), len(tasks))), ())
 

@@ -121,9 +121,9 @@ def subset_scores(
     thresholds=None,  # chosen on whole validation clips, from `choose_thresholds`
     score: str='auroc', # of `hiccap.metrics.HEADLINE`
     subsets=SUBSETS,  # tuples of modalities to show
-    n_boot: int=1000  # resamples of the intervals
+    n_boot: int=1000  # most samples of the intervals; 0 for no interval
 ): # pandas.DataFrame: `shown`, `task`, `score`, `low`, `high`, `trivial`
-    "Scores of a model that is shown each subset of the modalities"
+    "Scores of a model that is shown each subset of the modalities; `low` and `high` are NaN for too few videos"
     return pd.DataFrame(
         [r for s in subsets
          for r in _score_rows(_evaluate(answer, only(ds, s), thresholds, n_boot), score, shown=' + '.join(s))])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOCK', 'nearest', 'nearest_name', 'nearest_field', 'check_keys', 'lookup', 'made_by_name', 'some_of', 'counted',
-           'digest', 'file_sha', 'seal', 'strange_names', 'aside', 'put_back', 'alone', 'to_disk', 'whole_file',
-           'whole_folder', 'read_json_dict', 'plain', 'write_json', 'versions', 'table_cell', 'markdown_table',
-           'fields_table', 'dict_table', 'new_axes']
+           'digest', 'code_digest', 'file_sha', 'seal', 'strange_names', 'aside', 'put_back', 'alone', 'to_disk',
+           'whole_file', 'whole_folder', 'read_json_dict', 'plain', 'write_json', 'versions', 'table_cell',
+           'markdown_table', 'fields_table', 'dict_table', 'new_axes']
 
 # %% ../nbs/00_basics.ipynb #2a24533f
-import difflib, hashlib, json, math, os, platform, re, secrets, shutil
+import difflib, hashlib, inspect, json, math, os, platform, re, secrets, shutil
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -43,8 +43,8 @@ def nearest_field(
     names # the known names
 ) -> str: # the end of an error message
     "A clause that suggests the nearest known name, or lists all where none is similar"
-    near = nearest(name, names)
-    return f"; did you mean {near!r}?" if near else f"; there are {', '.join(names)}"
+    near = nearest(name, names, .4)
+    return f"; did you mean {near!r}?" if near else f"; it has {', '.join(names)}"
 
 def check_keys(
     d: dict,  # given by a user
@@ -53,10 +53,7 @@ def check_keys(
 ) -> dict: # `d`
     "Raise `ValueError` for the first key of `d` that is not in `names`, with the nearest that is"
     for key in d:
-        if key not in names:
-            near = nearest(key, names, .4)
-            raise ValueError(
-                f"{what} has no {key!r}" + (f"; did you mean {near!r}?" if near else f"; it has {', '.join(names)}"))
+        if key not in names: raise ValueError(f"{what} has no {key!r}{nearest_field(key, names)}")
     return d
 
 def lookup(
@@ -111,6 +108,13 @@ def digest(
     h = hashlib.blake2b(digest_size=8)
     for p in parts: h.update(p)
     return h.hexdigest()
+
+def code_digest(
+    *parts # functions and classes, whose source counts, and constants of plain values
+) -> str: # 16 hexadecimal digits
+    "A digest of what decides a kept result, with this library's version; raises `TypeError` for other constants"
+    texts = [inspect.getsource(o) if callable(o) else json.dumps(o, sort_keys=True) for o in parts]
+    return digest('\0'.join([__version__, *texts]).encode())
 
 def _sha(data): return hashlib.sha256(data).hexdigest()
 
@@ -244,12 +248,13 @@ def read_json_dict(
     return out if isinstance(out, dict) else {}
 
 def plain(
-    o,                # nested dicts, lists, tuples, numbers, strings and NumPy or PyTorch scalars
+    o,                 # nested dicts, lists, tuples, numbers, strings, NumPy or PyTorch scalars, objects with `to_dict`
     finite: bool=False # whether infinity becomes None too; otherwise it stays, and JSON has no word for it
 ): # the same in the types that JSON has
     "Values that JSON can hold: keys are strings, NaN is None"
     if isinstance(o, dict): return {str(k): plain(v, finite) for k, v in o.items()}
     if isinstance(o, (list, tuple)): return [plain(v, finite) for v in o]
+    if hasattr(o, 'to_dict'): return plain(o.to_dict(), finite)
     if hasattr(o, 'item'): o = o.item()
     if not isinstance(o, float): return o
     return None if math.isnan(o) or finite and math.isinf(o) else o

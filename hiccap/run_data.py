@@ -7,28 +7,32 @@ __all__ = ['tokenizer_for', 'feature_folder', 'read_clips', 'read_splits']
 
 # %% ../nbs/52_run_data.ipynb #9a6e0c6a
 from pathlib import Path
-from .basics import read_json_dict
 from .clips import ClipDataset, DataError
 from .encoders import encoder_config, encoder_path
 from .features import FeatureFolder
 from .packing import is_packed, open_packed
 from .readers import get_tokenizer, read_comic_mischief, read_table
 from .runs import Clips, Network
+from .seen import folder_of_weights, parts_from_weights, read_records
 from .splits import folds_by_video, split_by_video
 from .synthetic import synthetic_clips
+from .checkpoints import saved_tokenizer
 
 # %% ../nbs/52_run_data.ipynb #b44c0a6b
 def tokenizer_for(
     network: Network, # what is trained
     data=''           # the clips: a packed folder has its own tokenizer, `synthetic` clips have ids and need none
 ): # a `transformers` tokenizer, or None
-    "The tokenizer of a network's text; raises `DataError` if no setting names one"
-    saved = Path(network.init).parent/'tokenizer' if network.init and not network.encoder else None
+    """The tokenizer of a network's text: the one that is given, or of the encoder, or next to the folder of `init`, or
+    of a packed folder, or recorded in the folder of `init`; raises `DataError` if none is known"""
+    init = Path(network.init) if network.init and not network.encoder else None
     name = encoder_path(network.tokenizer or network.encoder)
-    if name is None and saved is not None and saved.is_dir(): name = str(saved)
+    if name is None and init is not None and (init.parent/'tokenizer').is_dir(): name = str(init.parent/'tokenizer')
     if name: return get_tokenizer(name)
     if data == 'synthetic': return None
     if is_packed(data): return open_packed(data).tokenizer()
+    if init is not None and init.is_dir(): name = encoder_path(saved_tokenizer(init))
+    if name: return get_tokenizer(name)
     raise DataError(
         'a run on text needs a text encoder',
         fix='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
@@ -104,33 +108,31 @@ def _no_shared_videos(a, b, own_numbering):
             fix='Split by video; or say --own-numbering if every file numbers its videos on its own')
 
 def _parts_of_init(clips, network, whole, other):
-    """The part that each video had in the pretraining of the initial weights; None if that says nothing about these
-    clips. Raises `DataError` if clips that are to be scored were trained on"""
-    path = Path(network.init).parent/'videos.json' if network.init else None
-    if path is None or not path.is_file(): return None
-    same = [r for r in read_json_dict(path).get('streams', ())
-            if r['data'] == str(clips.data) or not (r['own_numbering'] or clips.own_numbering)]
-    known = {g: min(r['parts'][g] for r in same if g in r['parts']) for r in same for g in r['parts']}
+    """The part that each video had when the initial weights were trained; None if that says nothing about these clips.
+    Raises `DataError` if clips that are to be scored were trained on"""
+    folder = folder_of_weights(network.init)
+    records = [] if folder is None else read_records(folder) or []
     for k, ds in other.items():
-        if learnt := sorted({g for g in ds.groups if known.get(g) == 0}):
+        parts = parts_from_weights(records, ds, clips.data, clips.own_numbering)
+        if learnt := sorted(g for g, part in parts.items() if part == 0):
             raise DataError(
-                f"pretraining in {path.parent} learnt from {len(learnt)} of its videos, the first {learnt[0]!r}",
+                f"the weights in {folder} learnt from {len(learnt)} of its videos, the first {learnt[0]!r}",
                 file=ds.name, fix=f'Give other clips for {k}, or weights that were not trained on these')
-    parts = {g: known[g] for g in whole.groups if g in known}
-    if parts: _check_parts_of_init(clips, parts, path.parent)
+    parts = parts_from_weights(records, whole, clips.data, clips.own_numbering)
+    if parts: _check_parts_of_init(clips, parts, folder)
     return parts or None
 
 def _check_parts_of_init(clips, parts, folder):
-    "Raise `DataError` if the split of pretraining leaves a run without clips to choose by or to score"
+    "Raise `DataError` if the split of the earlier run leaves a run without clips to choose by or to score"
     file = str(clips.data)
     if clips.folds:
         raise DataError(
-            f"pretraining in {folder} learnt from {sum(v == 0 for v in parts.values())} of its videos, so folds"
+            f"the weights in {folder} learnt from {sum(v == 0 for v in parts.values())} of its videos, so folds"
             " would score what was learnt from", file=file,
-            fix='Leave --folds out: the clips are then split as pretraining split them')
+            fix='Leave --folds out: the clips are then split as they were when the weights were trained')
     for k, part, use in (('test', 2, 'scoring'), ('valid', 1, 'choosing')):
         if not getattr(clips, k) and part not in parts.values():
-            raise DataError(f"pretraining in {folder} held none of its videos out for {use}", file=file,
+            raise DataError(f"the run in {folder} held none of its videos out for {use}", file=file,
                             fix=f'Give a file of other videos with --{k}')
 
 # %% ../nbs/52_run_data.ipynb #rd000005
@@ -138,7 +140,6 @@ def read_splits(
     clips: Clips,     # where clips come from
     tokenizer,        # of the encoder
     network: Network=Network(), # what is trained: the widths of its features, and the clips its weights have seen
-    seed: int=0,      # of the split
     labelled=True,    # False reads clips without their labels
     parts: dict=None  # video -> 0, 1 or 2, its part of `data`, if that is already decided
 ) -> list: # of (training, validation, test) data sets, one a fold
@@ -154,13 +155,13 @@ def read_splits(
         train, valid, test = (
             whole.subset([i for i, g in enumerate(whole.groups) if parts.get(g, 0) == k]) for k in range(3))
         return [(train, other.get('valid', valid), other.get('test', test))]
-    return [(*_split(rest, other.get('valid'), clips.valid_share, seed), test)
-            for rest, test in _folds(clips, whole, other.get('test'), seed)]
+    return [(*_split(rest, other.get('valid'), clips.valid_share, clips.split_seed), test)
+            for rest, test in _folds(clips, whole, other.get('test'))]
 
-def _folds(clips, whole, test, seed):
+def _folds(clips, whole, test):
     "Pairs of (clips to train and choose with, clips to score)"
-    if clips.folds: return folds_by_video(whole, clips.folds, seed)
-    return [_split(whole, test, clips.test_share, seed)]
+    if clips.folds: return folds_by_video(whole, clips.folds, clips.split_seed)
+    return [_split(whole, test, clips.test_share, clips.split_seed)]
 
 def _split(whole, given, share, seed):
     "Clips without and with a held-out share of their videos; the held-out clips may be given"

@@ -100,9 +100,12 @@ def is_same_data(
         was = config.get('data', {}).get(name, {})
         odd = sorted(k for k in d.keys() | was.keys() if was.get(k) != d.get(k))
         if odd and not overwrite:
+            before = config.get('versions', {}).get('hiccap')
             raise ValueError(
                 f"{', '.join(odd)} of the {name} clips are not what {'it was' if len(odd) == 1 else 'they were'} when"
-                f" the run in {at} began: restore the files, or --overwrite to start anew")
+                f" the run in {at} began: restore the files, or --overwrite to start anew"
+                + ('. It was begun by version 0.1.0, which splits in another way for any seed but 0: that version can'
+                   ' finish it' if before == '0.1.0' else ''))
         if odd: return False
     return True
 
@@ -115,7 +118,7 @@ def is_same_run(
 ) -> bool:
     """Whether a folder holds a run. If it holds another that may not be deleted, raises `ValueError` that names the
     setting"""
-    known = type(run).from_dict(config[run.kind], f'{at}/config.json')
+    known = type(run).from_config(config, f'{at}/config.json')
     old, new = (json.loads(json.dumps(r.to_flat(defaults=True))) for r in (known, run))
     odd = [k for k in new if k not in run.settings('free') and old[k] != new[k]]
     if odd and not overwrite:
@@ -160,7 +163,7 @@ def interrupted_run(
     def find():
         for at in (partial_folder(out), Path(out)):
             config = read_json_dict(at/'config.json')
-            if 'run' in config and 'evaluated' not in config: return Run.from_dict(config['run'], f'{at}/config.json')
+            if 'run' in config and 'evaluated' not in config: return Run.from_config(config, f'{at}/config.json')
     return on_main(find)
 
 def log_resuming(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 import yaml
 from fastcore.basics import patch
-from .basics import nearest, nearest_field
+from .basics import nearest, nearest_field, plain
 
 # %% ../nbs/50_runs.ipynb #rc000001
 def setting(
@@ -125,6 +125,8 @@ class Clips(Section):
     valid_share: float=setting(.15, judge=True)    # share of the training videos held out to choose by
     test_share: float=setting(.2, judge=True)      # share of all videos held out for scoring
     folds: int=setting(0, judge=True, least=0)     # folds of a cross-validation over videos; 0 is one split
+    # seed of the split into training, validation and test clips, or into folds: the same for all values of `seed`
+    split_seed: int=setting(0, judge=True, least=0)
     synthetic: dict=setting({}, judge=True)        # arguments of `synthetic_clips`, if data is `synthetic`
 
     def check(self):
@@ -180,11 +182,15 @@ class Training(Section):
     # what to do if a number is not finite: raise an error, skip the step, or roll back to earlier weights
     on_nan: str=setting('raise', choices=('raise', 'skip', 'rollback'))
     monitor: str=setting('macro_f1', judge=True, pretraining=False) # validation score that chooses the best epoch
+    # validation score that chooses the thresholds of tasks with two classes; `f1` is that of the second class
+    threshold_score: str=setting('macro_f1', judge=True, choices=('macro_f1', 'f1', 'accuracy'))
+    # simple models that the network is compared with, besides the class frequencies
+    simple_models: tuple=setting(('words', 'frozen'), judge=True, choices=('words', 'frozen', 'fine_tuned'))
     workers: int=setting(0, free=True, least=0) # processes that read clips
     # minutes between two checkpoints that an interrupted run resumes from; 0 saves one after every step
     checkpoint_every: float=setting(10., free=True, least=0)
     threads: int=setting(0, least=0) # CPU threads; 0 leaves the number to PyTorch. One is fastest for small networks
-    seed: int=setting(0, judge=True, least=0) # seed of splits, weights, order and dropout
+    seed: int=setting(0, judge=True, least=0) # seed of the first weights, the order of clips and dropout
     # measure every so many steps how a step on one task changes the losses of the others; 0 does not
     affinity: int=setting(0, judge=True, least=0, pretraining=False)
     track: tuple=setting((), free=True, choices=TRACKED) # trackers of the training: tensorboard, wandb
@@ -296,6 +302,20 @@ def from_dict(cls:Composed,
     except ValueError as e: raise ValueError(str(e) if where == 'A run' else f"{where}: {e}") from None
 
 @patch(cls_method=True)
+def from_config(cls:Composed,
+    config: dict, # content of `config.json`
+    where: str    # the file, for the message
+):
+    """The run in the folder of a run; raises `ValueError`. Version 0.1.0 split with `seed`, and chose thresholds by the
+    F1 of the second class"""
+    d = flatten(cls, config[cls.kind], where)
+    if config.get('versions', {}).get('hiccap') == '0.1.0':
+        split = dict(split_seed=d.get('seed', 0))
+        d = dict(threshold_score='f1') | ({} if 'streams' in d else split) | d
+        if 'streams' in d: d['streams'] = [split | s for s in d['streams']]
+    return cls.from_dict(d, where)
+
+@patch(cls_method=True)
 def flat(cls:Composed,
     **settings # flat name -> value
 ):
@@ -312,11 +332,6 @@ def but(self:Composed,
     return self.from_dict(d)
 
 # %% ../nbs/50_runs.ipynb #rc000010
-def _plain(v):
-    "A value in the types that YAML and JSON have"
-    if isinstance(v, (list, tuple)): return [_plain(o) for o in v]
-    return v.to_dict() if hasattr(v, 'to_dict') else v
-
 @patch
 def to_flat(self:Composed,
     defaults: bool=False # also settings that have their default
@@ -325,7 +340,7 @@ def to_flat(self:Composed,
     out = {}
     for name, f in self.settings().items():
         v = getattr(getattr(self, self.section_of(name) or '', self), name)
-        if defaults or v != default_of(f): out[name] = _plain(v)
+        if defaults or v != default_of(f): out[name] = plain(v)
     return out
 
 @patch

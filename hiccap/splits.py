@@ -13,7 +13,7 @@ from .clips import ClipDataset, DataError
 def assign_videos(
     ds: ClipDataset, # what to split
     weights,         # (parts,) share of the clips in each part
-    seed: int        # shuffles videos
+    seed: int        # order of the videos; 0 takes the largest first
 ) -> np.ndarray: # (N,) number of the part of each clip
     "Parts of whole videos, in which rows and every class are spread as the weights say"
     videos, row_video = np.unique(ds.groups, return_inverse=True)
@@ -23,7 +23,7 @@ def assign_videos(
     np.add.at(counts, row_video, kinds)
     counts /= np.maximum(kinds.sum(0), 1)  # each class counts alike, however rare
     order = np.random.default_rng(seed).permutation(len(videos))
-    order = order[np.argsort(-counts[order].sum(1), kind='stable')]
+    if seed == 0: order = order[np.argsort(-counts[order].sum(1), kind='stable')]
     have, part = np.zeros((len(weights), kinds.shape[1])), np.empty(len(videos), np.int64)
     for v in order:  # to the part that comes closest to its aim, in squared distance
         part[v] = np.argmin((counts[v]*(have - weights[:, None])).sum(1))
@@ -33,7 +33,14 @@ def assign_videos(
 def _check_parts(ds, part, n):
     "Raise `DataError` where a part is empty"
     if set(range(n)) <= set(part.tolist()): return
-    raise DataError(f"{len(set(ds.groups))} videos cannot fill {n} parts", file=ds.name or None,
+    videos = len(set(ds.groups))
+    for t in ds.tasks:
+        if t.n_classes > max(2, videos):
+            raise DataError(f"task {t.name!r} has {t.n_classes} classes and there are {videos} videos, too few to"
+                            ' split', file=ds.name or None,
+                            fix=f"Each value of {t.name!r} is a class: is it a text or a measured number? Name another"
+                                " column as the label")
+    raise DataError(f"{videos} videos cannot fill {n} parts", file=ds.name or None,
                     fix='Ask for fewer or larger parts, or label more videos. A video is an id without its final _N or'
                         ' .N; name its column with group where that is wrong')
 

@@ -6,25 +6,21 @@ import pytest
 import yaml
 from hypothesis import given, strategies as st
 
+from conftest import TINY_NETWORK
 import hiccap.cli
 from hiccap.comparison import expand, read_finished
 from hiccap.inference import load_run
 from hiccap.pretraining_runs import PretrainRun
 from hiccap.resuming import load_state, save_state
-from hiccap.run_folders import is_same_run, partial_folder
+from hiccap.run_folders import is_same_data, is_same_run, partial_folder
 from hiccap.runs import Clips, Network, Run, Training, flatten, set_field
 from hiccap.search import Search
 from hiccap.training import train_run
 
-BERT = dict(
-    kind='tokens',
-    config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
 # a run as the previous version wrote it to YAML and to config.json
 FLAT = dict(
     data='synthetic',
-    config=dict(text=BERT, width=16, heads=2, head_widths=[16],
-                video=dict(kind='features', width=32, hidden=8, layers=1),
-                audio=dict(kind='features', width=16, hidden=8, layers=1)),
+    config=TINY_NETWORK,
     synthetic=dict(n=100, scale=.1),
     epochs=2,
     bs=8,
@@ -115,11 +111,13 @@ def test_grids_and_searches_take_flat_and_dotted_names():
 
 
 def make_old(folder, kind='run'):
-    "Rewrite what sections changed in a folder: flat settings, and the old name of predicted classes in finished folds"
+    """Rewrite what changed in a folder: flat settings, none that version 0.1.0 did not have, and the old name of
+    predicted classes in finished folds"""
     path = Path(folder)/'config.json'
     config = json.loads(path.read_text())
     assert 'training' in config[kind]
-    path.write_text(json.dumps({**config, kind: flatten(Run, config[kind])}))
+    flat = {k: v for k, v in flatten(Run, config[kind]).items() if k not in ('threshold_score', 'split_seed')}
+    path.write_text(json.dumps({**config, kind: flat, 'versions': config['versions'] | dict(hiccap='0.1.0')}))
     for finished in Path(folder).glob('checkpoints/*/finished'):
         state = load_state(finished)
         state['verdicts'] = state.pop('predicted')  # the key of earlier versions
@@ -136,17 +134,17 @@ def stop_at(text):
 def old(tmp_path_factory):
     "A finished run of the previous version"
     out = tmp_path_factory.mktemp('old')/'run'
-    train_run(Run.flat(**FLAT), out, write=lambda line: None)
+    train_run(Run.flat(**FLAT, threshold_score='f1'), out, write=lambda line: None)
     make_old(out)
     return out
 
 
 def test_a_finished_run_of_the_previous_version_is_read(old, tmp_path, capsys):
-    run = Run.flat(**FLAT)
+    run = Run.flat(**FLAT, threshold_score='f1')
     assert 'epochs' in json.loads((old/'config.json').read_text())['run']
     assert load_run(old).run == run
     assert read_finished(old).config == {
-        k: v for k, v in run.to_flat(defaults=True).items() if k not in ('seed', *Run.settings('free'))}
+        k: v for k, v in run.to_flat(defaults=True).items() if k not in ('seed', 'split_seed', *Run.settings('free'))}
     lines = []
     assert train_run(run, old, write=lines.append, resume=True) is None and 'nothing left to do' in lines[0]
     assert hiccap.cli.predict([str(old), 'synthetic']) == 0
@@ -156,7 +154,7 @@ def test_a_finished_run_of_the_previous_version_is_read(old, tmp_path, capsys):
 
 @pytest.mark.parametrize('folds, at', [(0, 'epoch 2/2'), (2, 'Fold 2')])
 def test_an_interrupted_run_of_the_previous_version_is_resumed(old, tmp_path, folds, at):
-    run = Run.flat(**FLAT, folds=folds)
+    run = Run.flat(**FLAT, folds=folds, threshold_score='f1')
     whole = old
     if folds: train_run(run, whole := tmp_path/'whole', write=lambda line: None)
     with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'cut', write=stop_at(at))
@@ -167,6 +165,34 @@ def test_an_interrupted_run_of_the_previous_version_is_resumed(old, tmp_path, fo
     assert load_run(tmp_path/'cut').run == run
     for name in ('history.csv', 'predictions.csv'):
         assert (tmp_path/'cut'/name).read_bytes() == (whole/name).read_bytes()
+
+
+def test_settings_that_version_0_1_0_did_not_have_are_what_it_did():
+    "It split with the seed of the training, and chose thresholds by the F1 of the second class"
+    def read(cls, d, version):
+        return cls.from_config({cls.kind: d, 'versions': dict(hiccap=version)}, 'config.json')
+    run = read(Run, {**FLAT, 'seed': 3}, '0.1.0')
+    assert (run.clips.split_seed, run.training.seed, run.training.threshold_score) == (3, 3, 'f1')
+    for text in (MIXTURE, SECTIONED):
+        run = read(PretrainRun, yaml.safe_load(text), '0.1.0')
+        assert [s.clips.split_seed for s in run.streams] == [2, 2] and run.training.threshold_score == 'f1'
+    run = read(Run, {**FLAT, 'seed': 3}, '0.2.0')
+    assert (run.clips.split_seed, run.training.threshold_score) == (0, 'macro_f1')
+    odd = dict(versions=dict(hiccap='0.1.0'), data=dict(test=dict(clips='a')))
+    with pytest.raises(ValueError, match='version 0.1.0, which splits in another way'):
+        is_same_data(odd, dict(test=dict(clips='b')), 'out', False)
+
+
+def test_the_seed_leaves_the_split_alone(tmp_path):
+    "Runs with other seeds score the same clips with other networks; another split seed scores other clips"
+    run, found = Run.flat(**FLAT).but(epochs=1, modalities='all'), {}
+    for name, new in dict(first={}, seed=dict(seed=1), split=dict(split_seed=1), later=dict(split_seed=2)).items():
+        train_run(run.but(**new), tmp_path/name, write=lambda line: None)
+        found[name] = [json.loads((tmp_path/name/'config.json').read_text())['data'][k]['clips']
+                       for k in ('training', 'validation', 'test')]
+    assert found['first'] == found['seed'] and len({str(v) for v in found.values()}) == 3
+    histories = [(tmp_path/name/'history.csv').read_text() for name in ('first', 'seed')]
+    assert histories[0] != histories[1]
 
 
 def test_training_settings_that_pretraining_lacks_are_refused():

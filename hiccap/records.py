@@ -140,20 +140,22 @@ def csv_rows(
 
 # %% ../nbs/16c_records.ipynb #b240aedf
 def words_of(
-    ds,            # clips whose text is token ids
-    tokenizer=None # gives words back; without it, each id counts as a word
-) -> list: # a string for each clip, empty where it has no text
-    "The text of each clip as words, without captions and context"
-    if 'text' not in ds.columns: return ['']*len(ds)
-    out = []
-    for i in range(len(ds)):
+    ds,             # clips whose text is token ids
+    tokenizer=None, # gives words back; without it, each id counts as a word
+    unknown: bool=False # keep the token of what the vocabulary lacks, such as an emoji
+) -> tuple: # (texts, captions or context): a string for each clip, empty where it has none
+    "The text of each clip, and its captions or context, as words"
+    texts, seconds = ['']*len(ds), ['']*len(ds)
+    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    if unknown and tokenizer is not None: special -= {tokenizer.unk_token_id}
+    def words(ids):
+        if tokenizer is None: return ' '.join(map(str, ids))
+        return tokenizer.decode([o for o in ids if o not in special])
+    for i in ds.lengths('text').nonzero()[0]:
         text, segments = ds.columns['text'][i], ds.columns['segments'][i] if 'segments' in ds.columns else None
-        if text is None:
-            out.append('')
-            continue
-        ids = (text if segments is None else text[segments == 0]).tolist()
-        out.append(tokenizer.decode(ids, skip_special_tokens=True) if tokenizer else ' '.join(map(str, ids)))
-    return out
+        texts[i] = words((text if segments is None else text[segments == 0]).tolist())
+        if segments is not None: seconds[i] = words(text[segments > 0].tolist())
+    return texts, seconds
 
 def packed_rows(
     path # of a packed folder
@@ -161,7 +163,7 @@ def packed_rows(
     "The clips of a packed folder as rows of a table; there is a column `group` where ids do not name the video"
     ds = open_packed(path)
     tokens = ds.manifest['columns'].get('text', {}).get('dtype') == 'int32'
-    text = words_of(ds, ds.tokenizer()) if tokens else ['']*len(ds)
+    text = words_of(ds, ds.tokenizer())[0] if tokens else ['']*len(ds)
     named = {'group': list(ds.groups)} if any(video_of(o) != g for o, g in zip(ds.ids, ds.groups)) else {}
     yield None, Header(['id', 'text', *named, *(t.name for t in ds.tasks)])
     labels = {t.name: [*(t.classes or map(str, range(t.n_classes))), ''] for t in ds.tasks}

@@ -155,14 +155,20 @@ def _show(result):
 
 def _show_scores(scores, others):
     "Print scores next to those of baselines"
+    from hiccap.metrics import interval_text
     from hiccap.reports import headline
-    rows, extra = headline(scores, others), list(others)
+    rows = headline(scores, others)
+    extra = [k for k in others if rows and k in rows[0]]
+    names = [o.partition(' + ') for o in extra]
+    head = [(first, f'+ {second}' if second else '') for first, _, second in names]  # a name takes two lines
+    wide = [max(13, *map(len, o)) for o in head]
     print(f"\n{'task':<14} {'score':<12} {'model':>6}  {'95% interval':<15} {'trivial':>7}"
-          + ''.join(f"  {o:>13.28}" for o in extra))
+          + ''.join(f"  {o:>{n}}" for (o, _), n in zip(head, wide)))
+    if any(o for _, o in head): print(' '*58 + ''.join(f"  {o:>{n}}" for (_, o), n in zip(head, wide)))
     for r in rows:
-        print(f"{r['task']:<14.14} {r['score']:<12} {r['value']:>6.3f}  {r['low']:.3f} – {r['high']:.3f}  "
-              f" {r['trivial']:>7.3f}" + ''.join(f"  {r[o]:>{max(13, min(28, len(o)))}.3f}" for o in extra))
-    for k, v in scores.unmeasured.items(): print(f'{k} was not measured: {v}')
+        print(f"{r['task']:<14.14} {r['score']:<12} {r['value']:>6.3f}  {interval_text((r['low'], r['high'])):<15}"
+              f" {r['trivial']:>7.3f}" + ''.join(f"  {r[o]:>{n}.3f}" for o, n in zip(extra, wide)))
+    for o in scores.all_notes(): print(o)
 
 # %% ../nbs/62_cli.ipynb #a06f2ea2
 CLIPS_FILE = 'the released JSON, a .csv, .tsv, .jsonl or .parquet table, or a packed folder'
@@ -249,7 +255,7 @@ def _use_parser(prog, doc, out):
     return p
 
 def _read_for(args, labelled):
-    "The trained run, the clips, and its probabilities and predicted classes for them"
+    "The trained run and the clips"
     from hiccap.inference import load_run
     from hiccap.packing import is_packed
     trained, columns = load_run(args.folder), {k: v for k, v in vars(args).items() if k in Run.settings('column')}
@@ -258,7 +264,7 @@ def _read_for(args, labelled):
     if trained.run.clips.features and not args.features and not is_packed(args.data):
         print(f'all {len(ds)} clips are predicted without video and audio, which the run was trained with: give'
               ' --features', file=sys.stderr)
-    return trained, ds, *trained.answer(ds, args.bs, args.precision)
+    return trained, ds
 
 # %% ../nbs/62_cli.ipynb #cl000008
 def predict(
@@ -278,7 +284,8 @@ def _predict(args):
             f"{args.out} cannot be written: give the name of a .csv file in a folder that exists")
     if args.out and Path(args.out).exists() and not args.overwrite:
         raise FileExistsError(f"{args.out} exists; give another file, or --overwrite")
-    trained, ds, probs, predicted = _read_for(args, labelled=False)
+    trained, ds = _read_for(args, labelled=False)
+    probs, predicted = trained.answer(ds, args.bs, args.precision)
     table = prediction_table(ds.ids, probs, predicted, trained.tasks)
     if not args.out:
         table.to_csv(sys.stdout, index=False)
@@ -294,29 +301,38 @@ def evaluate(
     p = _use_parser(
         'hiccap_evaluate',
         'Score a trained run on labelled clips, next to trivial baselines, with 95% intervals by video. The thresholds'
-        ' are those that the run chose on its validation clips.',
+        ' are those that the run chose on its validation clips. The first line says how many of the clips the run has'
+        ' seen in training.',
         'folder for metrics.json, report.md, predictions.csv and plots')
     p.add_argument(
         '--robustness', action='store_true',
         help='also score every subset of the modalities, and modalities damaged to growing degrees: some 40 times the'
              ' work (needs --out)')
+    p.add_argument(
+        '--only-unseen', action='store_true',
+        help='leave out clips that the run was trained on, that chose its epoch, or whose video has such clips')
+    add_run_options(p, only=('own_numbering',))
     return _guarded(_evaluate, p.parse_args(argv))
 
 def _evaluate(args):
-    from hiccap.clips import DataError
     from hiccap.inference import write_evaluation
     from hiccap.metrics import evaluate
     from hiccap.run_folders import check_folder
     if args.robustness and not args.out: raise ValueError('--robustness writes tables and plots: say where with --out')
     if args.out: check_folder(args.out, args.overwrite, 'evaluation')
-    trained, ds, probs, predicted = _read_for(args, labelled=True)
+    trained, ds = _read_for(args, labelled=True)
+    where = args.data, getattr(args, 'own_numbering', False)
+    if args.only_unseen:
+        ds = trained.unseen(ds, *where)
+        print(ds.notes[-1])
+    seen = trained.seen(ds, *where)
+    print(seen)
+    probs, predicted = trained.answer(ds, args.bs, args.precision)
     scores = evaluate(
         probs, {k: v.numpy() for k, v in ds.labels.items()}, trained.tasks, trained.thresholds, predicted, ds.groups)
-    if not scores.tasks:
-        raise DataError('no row has a label that this run predicts', file=args.data,
-                        fix=f"It predicts {', '.join(t.name for t in trained.tasks)}; hiccap_predict needs no labels")
     if args.out:
-        write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness)
+        write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness,
+                         seen)
         print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
 

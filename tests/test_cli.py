@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import hiccap.cli
 from hiccap.synthetic import synthetic_clips, write_synthetic
 
 BERT = dict(
@@ -266,6 +268,19 @@ modalities: {{name: dropout, p: 0.2}}
 seeds: [0, 1]
 """
 
+def test_names_of_other_models_are_printed_whole_above_their_scores(monkeypatch, capsys):
+    names = ['TF-IDF + logistic regression', 'frozen features + logistic regression', 'best possible']
+    row = dict(task='funny', score='f1', value=.5, low=.4, high=.6, trivial=.3) | dict(zip(names, (.1, .2, .9)))
+    monkeypatch.setattr('hiccap.reports.headline', lambda scores, others: [row])
+    hiccap.cli._show_scores(SimpleNamespace(all_notes=list), dict.fromkeys(names))
+    first, second, values = capsys.readouterr().out.strip('\n').split('\n')
+    for name in names:
+        head, plus, rest = name.partition(' + ')
+        end = values.index(f'{row[name]:.3f}') + 5
+        assert first[:end].endswith(head) and second[:end].strip().endswith(f'+ {rest}' if plus else '')
+    assert first.index('interval') < first.index('TF-IDF') and values.index('0.300') + 5 == first.index('trivial') + 7
+
+
 def test_one_word_changed_is_a_new_column_of_the_table(synthetic, tmp_path):
     "As the README has it: a file is copied, a word is changed, both are run and compared"
     config = json.dumps({k: json.loads(v) for k, _, v in (o.partition('=') for o in NET[1:])})
@@ -278,7 +293,8 @@ def test_one_word_changed_is_a_new_column_of_the_table(synthetic, tmp_path):
         assert status == 0 and '2 of 2 runs are done' in out, err
     status, out, err = run('compare', 'plain', 'other', '--score', 'auroc', '--out', 'compared', cwd=tmp_path)
     assert status == 0 and all(
-        o in out for o in ('weighting=sum', 'weighting=gradnorm', 'TF-IDF', 'frozen features', 'said', 'seen', 'mean')
+        o in out for o in ('weighting=sum', 'weighting=gradnorm', 'words + logistic', 'frozen features', 'said', 'seen',
+                           'mean')
     ), err
     assert {p.name for p in (tmp_path/'compared').iterdir()} == {'comparison.md', 'comparison.json', 'comparison.png'}
     assert ('weights.png' in (tmp_path / 'other' / 'seed=0' / 'report.md').read_text()
@@ -315,6 +331,9 @@ def test_an_evaluation_with_modalities_away_and_damaged(trained, synthetic, tmp_
     status, out, err = run('evaluate', trained, synthetic / 'clips.csv', '--features', synthetic / 'features',
                            '--robustness', '--out', tmp_path / 'scored')
     assert status == 0, err
+    with open(synthetic/'clips.csv', encoding='utf-8') as f:
+        n = sum(bool(o['said'] or o['together']) for o in csv.DictReader(f))  # clips with a label are scored
+    assert out.startswith(f'WARNING: {n} of {n} clips are not new to the run (')  # in two folds, each is in training
     files = tree(tmp_path/'scored'); report = files['report.md'].decode()
     for picture in (n for n in files if n.endswith('.png')):
         assert f']({picture})' in report and files[picture][:4] == b'\x89PNG'

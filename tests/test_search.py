@@ -1,34 +1,30 @@
 """Searches: what cannot be searched is said first, test clips are not touched, and an interruption changes nothing."""
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
+from conftest import TINY_NETWORK
 import hiccap.cli as cli
 import hiccap.search as module
 from hiccap.comparison import expand
+from hiccap.run_data import read_splits, tokenizer_for
 from hiccap.search import Outcome, Search, best_trial, distributions, plot_trials, run_search
+from hiccap.synthetic import synthetic_clips, write_synthetic
 
 optuna = pytest.importorskip('optuna')
 
-NET = dict(
-    width=16,
-    heads=2,
-    head_widths=[16],
-    text=dict(
-        kind='tokens',
-        config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
-    video=dict(kind='features', width=32, hidden=8, layers=1),
-    audio=dict(kind='features', width=16, hidden=8, layers=1),
-)
-BASE = dict(data='synthetic', synthetic=dict(n=60, scale=.1), config=NET, epochs=2, threads=1)
+BASE = dict(data='synthetic', synthetic=dict(n=60, scale=.1), config=TINY_NETWORK, epochs=2, threads=1)
 SPACE = {'lr': dict(low=1e-5, high=1e-1, log=True), 'bs': [8, 16], 'config.width': dict(low=8, high=16, step=8)}
 
 
@@ -124,7 +120,7 @@ def test_a_pruned_trial_ends_early(tmp_path):
 def test_another_search_and_other_clips_are_refused(quick, tmp_path):
     run_search(Search(BASE, SPACE), tmp_path/'s', 1, write=lambda s: None)
     for base, space, said in (
-        ({**BASE, 'wd': .5}, SPACE, 'its wd is None, here it is 0.5'),
+        ({**BASE, 'wd': .5}, SPACE, 'its wd is 0.01, here it is 0.5'),
         (BASE, {**SPACE, 'bs': [8]}, r'its bs is \[8, 16\]'),
     ):
         with pytest.raises(FileExistsError, match=said): run_search(Search(base, space), tmp_path/'s', 1)
@@ -132,6 +128,132 @@ def test_another_search_and_other_clips_are_refused(quick, tmp_path):
     with pytest.raises(FileExistsError, match='no search'): run_search(Search(BASE, SPACE), tmp_path/'mine', 1)
     asked = tmp_path/'s'/'search.json'; asked.write_text(asked.read_text().replace('"clips": "', '"clips": "x'))
     with pytest.raises(ValueError, match='not those that the search'): run_search(Search(BASE, SPACE), tmp_path/'s', 2)
+
+
+@pytest.mark.parametrize('seed, message', [
+    (0, "its threshold_score is 'f1', here it is 'macro_f1'.*resume it with 'threshold_score: f1'"),
+    (3, 'its split_seed is 3, here it is 0.*any other seed splits in another way now'),
+])
+def test_a_search_of_the_earlier_version_is_resumed_or_refused_with_a_reason(quick, tmp_path, seed, message):
+    base = {**BASE, 'threshold_score': 'f1', **(dict(seed=seed) if seed else {})}
+    whole = run_search(Search(base, SPACE), tmp_path/'whole', 3, write=lambda s: None)
+    run_search(Search(base, SPACE), tmp_path/'s', 2, write=lambda s: None)
+    now = json.loads((tmp_path/'s'/'search.json').read_text())
+    old = dict(run={k: v for k, v in base.items() if k != 'threshold_score'}, search=now['search'], clips=now['clips'])
+    (tmp_path/'s'/'search.json').write_text(json.dumps(old))
+    with pytest.raises(FileExistsError, match=message):
+        run_search(Search({k: v for k, v in base.items() if k != 'threshold_score'}, SPACE), tmp_path/'s', 3)
+    if seed:  # another split than that of the earlier version
+        old['clips'] = 'those of version 0.1.0'
+        (tmp_path/'s'/'search.json').write_text(json.dumps(old))
+        with pytest.raises(ValueError, match='the validation clips are not those .* Version 0.1.0 began it'):
+            run_search(Search({**base, 'split_seed': seed}, SPACE), tmp_path/'s', 3)
+    else: pd.testing.assert_frame_equal(run_search(Search(base, SPACE), tmp_path/'s', 3, write=lambda s: None), whole)
+
+
+def write_clips(folder, sizes, seed, tokenizer):
+    "A table of clips with videos of these sizes, and the settings of a run on it"
+    rng = np.random.default_rng(seed)
+    rows = [dict(id=f'v{v}_{i}', text='w1 w2', other=f'w{v % 9}', funny=rng.choice(['yes', 'no']))
+            for v, n in enumerate(sizes) for i in range(n)]
+    rows[0]['funny'], rows[-1]['funny'] = 'yes', 'no'
+    pd.DataFrame(rows).to_csv(folder/'clips.csv', index=False)
+    return dict(data=str(folder/'clips.csv'), labels=['funny'], tokenizer=str(tokenizer), config=TINY_NETWORK, epochs=1,
+                threads=1)
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('words')
+    write_synthetic(synthetic_clips(n=10), folder)
+    return folder/'tokenizer'
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(1, 4), min_size=12, max_size=25), st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_no_run_of_the_best_settings_tests_what_the_search_has_seen(tokenizer, sizes, seed, split_seed, given_test):
+    "For any videos and seeds: the test clips of the best settings are neither training nor validation clips of a trial"
+    seen = []
+    def run_trial(run, train, valid, trial, write=None):
+        seen.extend([set(train.ids) | set(valid.ids), set(train.groups) | set(valid.groups)])
+        return Outcome(run.training.lr, 1, 1, False)
+    with TemporaryDirectory() as tmp, pytest.MonkeyPatch.context() as m:
+        m.setattr(module, 'run_trial', run_trial)
+        m.setattr(module, '_write_report', lambda *a: None)
+        base = write_clips(Path(tmp), sizes, seed, tokenizer) | dict(seed=seed, split_seed=split_seed)
+        if given_test:
+            table = pd.read_csv(base['data'])
+            table.assign(id='t' + table.id).to_csv(f'{tmp}/test.csv', index=False)
+            base['test'] = f'{tmp}/test.csv'
+        run_search(Search(base, {'lr': [.1, .2], 'max_length': [8, 9]}), Path(tmp)/'s', 2, write=lambda s: None)
+        best = yaml.safe_load((Path(tmp)/'s'/'best.yaml').read_text())
+        assert best['clips']['split_seed'] == split_seed
+        runs = expand(best, 'best.yaml').values()
+        assert [r.training.seed for r in runs] == [seed + i for i in range(5)]
+        for r in runs:
+            _, _, test = read_splits(r.clips, tokenizer_for(r.network, r.clips.data), r.network)[0]
+            assert not set(test.ids) & set().union(*seen) and not set(test.groups) & set().union(*seen)
+            assert len(test) and len(seen) == 4
+
+
+@pytest.mark.parametrize('key', ['split_seed', 'clips.split_seed', 'seed', 'test_share', 'valid_share'])
+def test_what_decides_the_split_is_not_searched(key):
+    with pytest.raises(ValueError, match='decides what is judged'): Search(BASE, {key: [1, 2]})
+
+
+def test_several_splits_are_refused():
+    with pytest.raises(ValueError, match="'split_seeds', which a search does not take: another split would"):
+        Search({**BASE, 'split_seeds': [0, 1]}, SPACE)
+
+
+@pytest.mark.parametrize('damage, part', [
+    (lambda t, parts: t.loc[t.id.isin(parts[1]), 'funny'].replace(dict(yes='no', no='yes')), 'validation'),
+    (lambda t, parts: t.loc[t.id.isin(parts[0]), 'funny'].replace(dict(yes='no', no='yes')), 'training'),
+    (lambda t, parts: t.loc[t.id.isin(parts[0]), 'text'] + ' w3', 'training'),
+    (lambda t, parts: t.loc[t.id.isin(parts[1]), 'text'] + ' w3', 'validation'),
+])
+def test_a_search_is_not_resumed_on_other_clips(quick, tmp_path, tokenizer, damage, part):
+    "The same ids in the same parts, but other labels or another text"
+    base = write_clips(tmp_path, [2]*20, 0, tokenizer)
+    table = pd.read_csv(base['data'])
+    given = [table[table.index.isin(range(a, b))] for a, b in ((0, 20), (20, 30), (30, 40))]
+    names = dict(data='clips', valid='valid', test='test')
+    for name, t in zip(names.values(), given): t.to_csv(tmp_path/f'{name}.csv', index=False)
+    base |= {k: str(tmp_path/f'{name}.csv') for k, name in names.items()}
+    run_search(Search(base, {'lr': [.01, .02]}), tmp_path/'s', 1, write=lambda s: None)
+    parts = [set(t.id) for t in given]
+    changed = damage(table, parts)
+    table.loc[changed.index, changed.name] = changed
+    for name, t in zip(names.values(), parts): table[table.id.isin(t)].to_csv(tmp_path/f'{name}.csv', index=False)
+    with pytest.raises(ValueError, match=f'the {part} clips are not those that the search in .* began with'):
+        run_search(Search(base, {'lr': [.01, .02]}), tmp_path/'s', 2)
+    assert len(quick) == 1
+
+
+def test_test_clips_may_change_while_a_search_is_interrupted(quick, tmp_path, tokenizer):
+    "No trial has seen them"
+    base = write_clips(tmp_path, [2]*20, 0, tokenizer)
+    table = pd.read_csv(base['data'])
+    for n in (10, 6):
+        table.assign(id='t' + table.id)[:n].to_csv(tmp_path/'test.csv', index=False)
+        run_search(Search(base | dict(test=str(tmp_path/'test.csv')), {'lr': [.01, .02]}), tmp_path/'s', 2,
+                   write=lambda s: None)
+
+
+@pytest.mark.parametrize('part', ['training', 'validation'])
+def test_a_trial_on_other_clips_fails(quick, tmp_path, monkeypatch, part):
+    "A setting that may be searched, such as the weights to start from, can change the split"
+    real = module.read_splits
+    def changed(clips, tokenizer, network, *args):
+        (train, valid, test), = real(clips, tokenizer, network, *args)
+        if clips.max_length == 8: (train, valid) = ((train.subset(range(5)), valid) if part == 'training'
+                                                    else (train, valid.subset(range(5))))
+        return [(train, valid, test)]
+    monkeypatch.setattr(module, 'read_splits', changed)
+    table = run_search(Search(BASE, {'max_length': [8, 9], 'lr': [.01]}), tmp_path/'s', 6, write=lambda s: None)
+    failed = table[table.max_length == 8]
+    assert set(table.state[table.max_length == 9]) == {'complete'} and set(failed.state) == {'failed'}
+    assert all(f'the {part} clips are not those of the other trials' in e for e in failed.error)
 
 
 def test_optuna_missing_is_said_with_the_command(tmp_path, monkeypatch):

@@ -75,7 +75,8 @@ CAPTIONS = dict(  # table of evidence -> what it shows; others have their own na
     vocabularies='Vocabularies: pairs of a word and its id, how many of them are special tokens, and, where an encoder'
                  " was given, how many have the encoder's id",
     by_form='By what can be seen in the records', words='Frequent words and their ids',
-    labels='Labels that the property predicts: its AUROC with a 95% interval, and the share of the class by its values',
+    labels='Labels that the property is associated with: the p-value, corrected within its family; its AUROC with a 95%'
+           ' interval, on videos that it was not fitted to; and the share of the class by its values',
     times='How often each id is used', pairs='Words with another id than usual',
     videos='Clips of each video in each split', classes='Clips of each class')
 
@@ -114,11 +115,14 @@ def _data_section(self:Audit):
                 dict_table([dict(modality=k, **v) for k, v in s['lengths'].items()])]
     if self.balance:
         out += ['Clips of each class. The widths are those of the 95% intervals to expect for an F1 of 0.6 and an AUROC'
-                ' of 0.7; the design effect says how many clips of a video count as one.',
+                ' of 0.7, by formulas for independent clips; the design effect estimates how many clips count as one'
+                ' independent clip.',
                 dict_table(_spaced(self.balance), 200, '`audit.json`')]
     if s['tests']:
-        out.append(f"{counted(s['tests'], 'pair')} of a property and a label tested for association, by permutation of"
-                   " whole videos. The p-values are corrected for the number of tests (Holm).")
+        out.append(f"{counted(s['tests'], 'pair')} of a property and a label tested for association, by permuting the"
+                   " labels of whole videos, and those of the clips within each video. The p-values are corrected for"
+                   " the number of tests in each family of properties: format, length and value (Holm). Only"
+                   " associations that pass are listed, so the AUROC of a weak one is on the high side.")
     return out
 
 # %% ../nbs/19e_audit_report.ipynb #b3c0603e
@@ -140,12 +144,15 @@ def to_dict(self:Audit) -> dict:
     findings = [dict(code=f.code, severity=f.severity, what=f.what, fix=f.fix, clips=f.clips, evidence=f.evidence)
                 for f in self.findings]
     ties = [{'properties': t.property.names, 'family': t.property.family, 'task': t.task, 'class': t.cls, 'p': t.p,
-             'auroc': t.auroc, 'interval_95': t.interval, 'table': t.table} for t in self.ties]
+             'auroc': t.auroc, 'interval_95': t.interval, 'why_no_interval': t.why, 'table': t.table}
+            for t in self.ties]
     return plain(dict(summary=self.summary, findings=findings, balance=self.balance, vocabularies=self.vocabularies,
                       ties=ties), finite=True)
 
 # %% ../nbs/19e_audit_report.ipynb #5dd62e17
 COLORS = dict(format='tab:red', length='tab:blue', value='tab:orange')  # of the families of properties
+
+def _measured(ties): return [t for t in ties if np.isfinite(t.interval).all()]
 
 def _axes(ax, size): return ax if ax is not None else Figure(figsize=size, layout='constrained').subplots()
 
@@ -153,15 +160,15 @@ def _axes(ax, size): return ax if ax is not None else Figure(figsize=size, layou
 def plot_ties(self:Audit,
     ax=None # axes to draw on
 ): # the axes
-    "How well each property alone ranks the clips by a label, with its 95% interval"
-    rows = sorted(self.ties, key=lambda t: t.auroc)[-15:]
+    "How well each property alone ranks clips by a label, in videos that it was not fitted to, with its 95% interval"
+    rows = sorted(_measured(self.ties), key=lambda t: t.auroc)[-15:]
     ax = _axes(ax, (6, 1 + .35*len(rows)))
     for i, t in enumerate(rows):
         ax.plot(t.interval, [i, i], color='k', lw=1)
         ax.plot(t.auroc, i, 'o', color=COLORS[t.property.family])
     ax.axvline(.5, color='0.6', lw=.8)
     ax.set(yticks=range(len(rows)), ylim=(-.6, len(rows) - .4), xlim=(.3, 1),
-           xlabel='AUROC of the property alone (95% interval)')
+           xlabel='AUROC of the property alone, on held-out videos (95% interval)')
     ax.set_yticklabels([f"{t.property.names[0][:30]} → {t.task}" for t in rows], fontsize=8)
     return ax
 
@@ -215,7 +222,7 @@ def plot_lengths(self:Audit,
 @patch
 def _pictures(self:Audit): # (name, function that draws it)
     "The pictures for which there is something to draw"
-    if self.ties: yield 'ties', self.plot_ties
+    if _measured(self.ties): yield 'ties', self.plot_ties
     if self.balance: yield 'balance', self.plot_balance
     if any((np.asarray(l) > 0).any() for l in self.lengths.values()): yield 'lengths', self.plot_lengths
     if any('agree' in g for g in self.vocabularies): yield 'vocabularies', self.plot_vocabularies

@@ -8,6 +8,7 @@ __all__ = ['expected_widths', 'design_effect', 'balance', 'balance_findings']
 # %% ../nbs/19d_balance.ipynb #6119db43
 import numpy as np
 from .basics import counted
+from .statistics import intraclass_correlation
 from .findings import Finding
 
 # %% ../nbs/19d_balance.ipynb #28d73fc5
@@ -32,16 +33,9 @@ def design_effect(
     y,      # (N,) 0 or 1
     videos  # (N,) the video of each clip
 ) -> float: # at least 1
-    "How many clips count as one independent clip (Kish, 1965); the correlation is estimated by analysis of variance"
-    y, (_, g, n) = np.asarray(y, float), np.unique(videos, return_inverse=True, return_counts=True)
-    N, G = len(y), len(n)
-    if G < 2 or N == G: return 1.
-    mean = np.bincount(g, y)/n
-    between, within = (n*(mean - y.mean())**2).sum()/(G - 1), ((y - mean[g])**2).sum()/(N - G)
-    m0 = (N - (n**2).sum()/N)/(G - 1)
-    total = between + (m0 - 1)*within
-    rho = (between - within)/total if total > 0 else 0.
-    return float(max(1., 1 + ((n**2).sum()/N - 1)*rho))
+    "How many clips count as one independent clip (Kish, 1965)"
+    n = np.unique(videos, return_counts=True)[1]
+    return float(max(1., 1 + ((n**2).sum()/n.sum() - 1)*intraclass_correlation(y, videos)))
 
 # %% ../nbs/19d_balance.ipynb #4d956d6b
 def _classes(y):
@@ -95,8 +89,8 @@ def _task_findings(t, mine, few, few_videos):
     if small: put('class-few', ', '.join(f"{in_(r)} has only {of(r)}" for r in small), small)
     wide = [r for r in present if r not in small and _wide(r, binary)]
     if wide:
-        put('interval-wide', ', '.join(f"with {of(r)}, an F1 of 0.6 on {in_(r)} is known to ±{r['f1_width']/2:.2f}"
-                                       for r in wide), wide)
+        what = (f"with {of(r)}, an F1 of 0.6 on {in_(r)} has an interval of about ±{r['f1_width']/2:.2f}" for r in wide)
+        put('interval-wide', ', '.join(what), wide)
     if gap := [r for r in mine if r['unlabelled']]:
         n = sum({r['split']: r['unlabelled'] for r in gap}.values())
         put('label-missing', counted(n, 'clip has', 'clips have') + ' no label', gap)

@@ -40,7 +40,7 @@ def length_findings(
         elif top:
             n = int((l == top).sum())
             what = (f"{counted(n, 'clip')} with exactly {top} positions of {mod}, which is the greatest length:"
-                    " they seem to have been cut")
+                    f" {'they seem to' if pile_up(l) else 'they may'} have been cut")
             below = int(((l < top) & (l >= top - 10)).sum())
             out.append(Finding('truncated', what, ids[l == top].tolist(), dict(
                 modality=mod, length=top, clips_at_the_length=n, clips_in_the_ten_below=below)))

@@ -1,19 +1,22 @@
 """The audit finds every planted defect, alone and with others; clean data raise no alarm; an unreadable file is an
 error."""
 import json
+from itertools import combinations
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from sklearn.metrics import roc_auc_score
 
 from hiccap.findings import CODES
 from hiccap.records import json_entries
 from hiccap.manifest import TOKEN_PAIRS, TYPES, read_manifest
-from hiccap.leakage import association
+from hiccap.leakage import FAMILIES, Property, Tie, association, property_auroc, tie_findings, ties
 from hiccap.audit import audit, near_duplicates, run_audit
 from hiccap.readers import get_tokenizer, shared_data
+from hiccap.statistics import mean_interval
 
 FEW = settings(max_examples=max(6, settings.default.max_examples//8))
 WORDS = [f'w{i}' for i in range(300)]
@@ -361,3 +364,193 @@ def test_old_names_of_the_audit_can_be_imported():
     from hiccap.audit import PAIRS, CODES as codes, Finding, Manifest, Tie, Vocabularies, holm, read_manifest as read
     assert codes is CODES and read is read_manifest and PAIRS['words'] == 'indexes'
     assert all(map(callable, (Finding, Manifest, Tie, Vocabularies, holm)))
+
+
+# ---- the test of association
+
+def test_labels_are_permuted_within_a_video_never_across():
+    "One video decides: its 8 clips can be labelled in 70 ways, of which 2 agree with the property as well as these"
+    g = np.repeat(np.arange(11), 8)
+    x, y = np.zeros(88, int), np.repeat(np.arange(11) % 2, 8)
+    x[:8] = y[:8] = [0, 0, 0, 0, 1, 1, 1, 1]
+    p = association(x, y, g)
+    assert p['p_within'] == pytest.approx(2/70, abs=.008)
+
+
+def test_whole_videos_are_permuted_between_videos():
+    "The label of 6 videos, 3 of each class, can be permuted in 20 ways, of which 2 agree with the property as well"
+    g = np.repeat(np.arange(6), [1, 2, 4, 8, 5, 3])
+    p = association(g < 3, (g < 3).astype(int), g)
+    assert p['p_within'] is None and p['p'] == p['p_between'] == pytest.approx(.1, abs=.02)
+
+
+@FEW
+@given(st.integers(0, 10**6), st.integers(3, 12), st.integers(2, 6))
+def test_two_tests_are_paid_for(seed, videos, clips):
+    rng, g = np.random.default_rng(seed), np.repeat(np.arange(videos), clips)
+    p = association(rng.normal(size=len(g)), rng.integers(0, 2, len(g)), g, B=199)
+    made = [p[k] for k in ('p_between', 'p_within') if p[k] is not None]
+    assert p['p'] is None if not made else p['p'] == min(1, len(made)*min(made))
+
+
+@pytest.mark.parametrize('sizes', [[4]*30, [20]*25 + [1]*5, [1]*20 + [12]*20], ids=['alike', 'few small', 'half small'])
+def test_noise_is_found_as_often_as_alpha_says_whatever_the_sizes_of_videos(sizes):
+    g, n = np.repeat(np.arange(len(sizes)), sizes), 150
+    rngs = [np.random.default_rng(s) for s in range(n)]
+    found = [association(r.integers(0, 3, len(g)).astype(str), r.integers(0, 2, len(g)), g, B=199)['p'] <= .05
+             for r in rngs]
+    assert np.mean(found) <= .05 + 3*(.05*.95/n)**.5
+
+
+def test_an_association_is_found_between_and_within_videos():
+    rng, g = np.random.default_rng(0), np.repeat(np.arange(40), [2, 8]*20)
+    hidden = rng.random(40) < .5
+    between = (hidden ^ (rng.random(40) < .1))[g]
+    assert association(between, hidden[g].astype(int), g)['p_between'] < 1e-3
+    y = rng.integers(0, 2, len(g))
+    assert association(y + rng.normal(size=len(g))/2, y, g)['p_within'] < 1e-6
+    same = association(between, hidden[g].astype(int), g)
+    assert same == association(between, hidden[g].astype(int), g)
+
+
+def closed_testing(p):
+    "Holm's p-values by their definition: the largest Bonferroni p-value of all sets of hypotheses that hold this one"
+    sets = [s for k in range(1, len(p) + 1) for s in combinations(range(len(p)), k)]
+    return [max(min(1, len(s)*min(p[i] for i in s)) for s in sets if j in s) for j in range(len(p))]
+
+
+def test_p_values_are_corrected_within_each_family():
+    rng, g = np.random.default_rng(3), np.repeat(np.arange(30), 4).astype(str)
+    y = rng.random(120) < .5
+    def like(strength): return (y ^ (rng.random(120) > .5 + strength)).astype(str)
+    props = [Property([f'{f}{i}'], f, like(s)) for f in FAMILIES for i, s in enumerate((.05, .15, .25))]
+    labels = dict(a=[str(int(o)) for o in y],
+                  b=[None if i % 7 == 0 else ('no', 'yes')[int(o)] for i, o in enumerate(y)])
+    found, n = ties(props, labels, g, alpha=1.)
+    assert n == len(found) == 18
+    known = np.array([o is not None for o in labels['b']])
+    for family in FAMILIES:
+        mine = [o for o in found if o.property.family == family]
+        rows = {'a': np.ones(120, bool), 'b': known}
+        raw = [association(o.property.x[k], np.array(labels[o.task])[k].astype(str), g[k])['p']
+               for o in mine for k in [rows[o.task]]]
+        adjusted = [o.p for o in mine]
+        assert adjusted == pytest.approx(closed_testing(raw)) and all(a >= r for a, r in zip(adjusted, raw))
+        assert [adjusted[i] for i in np.argsort(raw, kind='stable')] == sorted(adjusted)
+    few, n = ties(props, labels, g)
+    assert n == 18 and [(o.property.names, o.task) for o in few] == [
+        (o.property.names, o.task) for o in found if o.p <= .05] and 0 < len(few) < 18
+
+
+# ---- how strong a property is
+
+def noise(seed, kind, videos=12, clips=3, classes=2):
+    r, g = np.random.default_rng(seed), np.repeat(np.arange(videos), clips)
+    rate = r.choice([.15, .85], videos)[g]
+    y = (r.random(len(g)) < rate).astype(int) if classes == 2 else r.integers(0, classes, len(g))
+    return r.normal(size=videos)[g] if kind == 'number' else r.integers(0, 5, videos)[g].astype(str), y, g
+
+
+@pytest.mark.parametrize('kind', ['number', 'category'])
+def test_noise_ranks_no_better_and_no_worse_than_chance(kind):
+    found = [property_auroc(*noise(seed, kind), n_boot=0)[0] for seed in range(1000, 1150)]
+    mean, half = mean_interval([o for o in found if o == o])
+    assert abs(mean - .5) < 1.5*half and half < .03
+
+
+def test_the_choice_of_a_class_is_cross_fitted_too():
+    found = []
+    for seed in range(30):
+        x, y, g = noise(seed, 'category', clips=4, classes=4)
+        (one,), _ = ties([Property(['x'], 'format', x)], dict(mood=[f'c{o}' for o in y]), g, alpha=1.)
+        found.append(one.auroc)
+    mean, half = mean_interval(found)
+    assert abs(mean - .5) < 1.5*half and half < .04
+
+
+def test_the_class_that_a_property_ranks_is_named():
+    rng, g = np.random.default_rng(0), np.repeat(np.arange(40), 4)
+    y = rng.integers(0, 4, 160)
+    (one,), _ = ties([Property(['x'], 'value', np.where(y == 2, 'loud', 'calm'))], dict(mood=[f'c{o}' for o in y]), g)
+    assert (one.cls, one.auroc, one.low) == ('c2', 1., 1.) and np.isnan(one.interval).all()
+    assert {r['value']: r['share'] for r in one.table} == dict(calm=0, loud=1)
+
+
+def test_folds_are_of_whole_videos():
+    "The name of a video ranks the clips of other videos by chance, though it gives the label away"
+    g = np.repeat(np.arange(20), 5)
+    assert property_auroc(g.astype(str), g % 2 == 0, g)[0] == .5
+
+
+@FEW
+@given(st.integers(0, 10**6), st.integers(5, 12), st.booleans())
+def test_the_auroc_of_a_property_is_between_its_bounds_and_the_same_again(seed, videos, number):
+    x, y, g = noise(seed, 'number' if number else 'category', videos)
+    area, (low, high) = property_auroc(x, y, g, n_boot=60, seed=seed)
+    assert (area, low, high) == pytest.approx(
+        (lambda a, i: (a, *i))(*property_auroc(x, y, g, n_boot=60, seed=seed)), nan_ok=True)
+    assert area != area or 0 <= area <= 1
+    assert low != low and high != high or 0 < low < area < high < 1
+    order = np.random.default_rng(seed).permutation(len(y))  # the order of the clips does not matter
+    assert area == pytest.approx(property_auroc(x[order], y[order], g[order], n_boot=60, seed=seed)[0], nan_ok=True)
+
+
+def test_a_real_direction_is_found_and_scored_like_the_plain_auroc():
+    rng, g = np.random.default_rng(0), np.repeat(np.arange(60), 5)
+    y = rng.random(300) < .4
+    x = np.where(rng.random(300) < .1, np.nan, y + rng.normal(size=300))
+    plain = roc_auc_score(y, np.where(np.isnan(x), np.nanmedian(x), x))
+    for values in (x, -x):
+        area, (low, high) = property_auroc(values, y, g)
+        assert area == pytest.approx(plain, abs=.02) and low < plain < high and high - low < .2
+    many = property_auroc(np.exp(9*x), y, g)[0]   # 300 values, in 256 levels
+    assert many == pytest.approx(area, abs=.01)
+
+
+def test_an_interval_is_of_whole_videos():
+    "Copies of clips do not make the interval narrower"
+    rng, g = np.random.default_rng(1), np.arange(60)
+    y = rng.random(60) < .5
+    x = y + rng.normal(size=60)
+    (_, (a, b)), (_, (c, d)) = (property_auroc(np.repeat(x, k), np.repeat(y, k), np.repeat(g, k)) for k in (1, 6))
+    assert d - c > .85*(b - a)
+
+
+@pytest.mark.parametrize('videos, folds', [(4, 5), (3, 4), (1, 5), (9, 1), (9, 0)])
+def test_too_few_videos_for_the_folds_are_an_error(videos, folds):
+    g = np.repeat(np.arange(videos), 6)
+    with pytest.raises(ValueError, match=f'{videos} videos? cannot be divided into {folds} folds'):
+        property_auroc(np.arange(len(g))*1., g % 2 == 0, g, folds=folds)
+
+
+def test_an_audit_of_few_videos_says_that_strength_is_unknown(tmp_path):
+    "Captions go with the label in each of four videos: found within videos, but not measured"
+    rows = {}
+    for v, s in ((v, s) for v in range(4) for s in range(40)):
+        rows |= {f'v{v}_{s}': clean(v, 1, 1)['v0_0'] | dict(IMDBid=f'v{v}_{s}', label=s % 2, y=[1 - s % 2, s % 2])}
+    a = audit(write(tmp_path/'set.json', leak(rows)))
+    f = next(o for o in a.findings if o.code == 'format-label')
+    assert 'is associated with' in f.what and 'cannot be said (4 videos, and an interval needs at least 5)' in f.what
+    a.save(tmp_path/'report')
+    ties_of = json.loads((tmp_path/'report'/'audit.json').read_text())['ties']
+    assert [o['auroc'] for o in ties_of if 'has cap_words' in o['properties']] == [None]
+    assert not (tmp_path/'report'/'ties.png').exists()
+
+
+def test_a_finding_claims_a_prediction_only_above_chance():
+    def tie(auroc, low, task='a', family='format'):
+        return Tie(props[family], task, '1', .01, auroc, (low, auroc + .1), [])
+    props = {f: Property([f'x {f}'], f, np.array(['p', 'q', 'q'])) for f in FAMILIES}
+    def said(*found): return tie_findings(list(found), ['i', 'j', 'k'])[0]
+    assert 'x format predicts a: alone it ranks a with an AUROC of 0.70' in said(tie(.7, .6)).what
+    assert 'x format is associated with a:' in said(tie(.6, .5)).what
+    two = said(tie(.6, .52), tie(.7, .6, 'b'))
+    assert 'predicts a, b: alone it ranks b best,' in two.what and two.clips == ['i']
+    assert 'is associated with a, b' in said(tie(.6, .48), tie(.7, .6, 'b')).what
+    always = Tie(props['format'], 'a', '1', .01, 1., (np.nan, np.nan), [], 'it is the same whichever video is left out')
+    assert said(always).severity == 'error' and 'x format predicts a' in said(always).what
+    rare = Tie(props['format'], 'a', '1', .01, 1., (np.nan, np.nan), [], "class '1' is in 2 videos")
+    assert said(rare).severity == 'warning' and "cannot be said (class '1' is in 2 videos)" in said(rare).what
+    grave = [said(tie(*o, family=f)).severity for f in ('format', 'value', 'length')
+             for o in ((.95, .8), (.6, .51), (.54, .51))]
+    assert grave == ['error', 'warning', 'note']*2 + ['warning', 'note', 'note']

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'read_file', 'read_weights', 'LoadReport', 'upstream_name',
-           'upstream_variant', 'load_upstream', 'save_tensors', 'save_model', 'saved_config', 'load_model', 'init_from']
+           'upstream_variant', 'load_upstream', 'save_tensors', 'save_model', 'saved_config', 'saved_tokenizer',
+           'load_model', 'init_from']
 
 # %% ../nbs/24_checkpoints.ipynb #1d2bd991
 import errno, json, os, pickle, re, warnings
@@ -154,27 +155,40 @@ def upstream_variant(
     if stems & {'TAM_linear', 'IAM_linear', 'ITM_linear'}: return 'matching'
     return 'contrastive' if 'g_CL' in stems else None
 
+# %% ../nbs/24_checkpoints.ipynb #f7f32c7e
+def _other_variant(names, variant):
+    "A sentence if the heads among `names` are of a variant with another order of contexts, in a list"
+    found = upstream_variant(names)
+    if found is None or upstream_contexts(found) == upstream_contexts(variant): return []
+    return [f"the heads are those of the released {found} network, in which modalities attend to each other in another"
+            f" order than in {variant!r}; no other tensor shows it, and the outputs would be wrong"]
+
 # %% ../nbs/24_checkpoints.ipynb #2f0553e9
 def load_upstream(
     source,                 # path of a released `.pth` (or safetensors), or a mapping name -> array
     variant: str='binary',  # which of the released networks: binary, multi_task, matching, contrastive
     text_config: dict=None, # for `transformers.BertConfig`; bert-base-uncased's if None
     tasks=None,             # heads; by default the variant's own: `binary`, the four types, or none for pretraining
-    strict: bool=True,      # a missing or misshapen tensor is an error; if False it is reported and stays untrained
+    strict: bool=True,      # a missing or misshapen tensor or another variant's head is an error; if False, reported
     verbose: bool=True      # print the report
 ) -> HICCAP: # in evaluation mode, with a `LoadReport` as `.load_report`
     "An original network with released weights (Baharlouei et al., LREC-COLING 2024); raises `CheckpointError`"
-    weights, unused = _from_upstream(read_weights(source))
+    released = read_weights(source)
+    weights, unused = _from_upstream(released)
     own = dict(binary=COMIC_MISCHIEF[:1], multi_task=COMIC_MISCHIEF[1:]).get(variant, ())
     config = HICCAPConfig.upstream(variant, text=TokensConfig(text_config or {}))
     model = HICCAP(config, own if tasks is None else tasks, seed=0)
     what = 'The mapping' if isinstance(source, Mapping) else str(source)
     _refuse_nan(weights, what)
     report = _fit(model, weights, unused)
+    report.differs = _other_variant(released, variant)
     if strict:
         _require_complete(report, f"{what}, read as variant {variant!r},",
                           "give the variant that it was trained as, its text_config "
                           "and its tasks, or strict=False to leave the rest untrained")
+        if report.differs:
+            raise CheckpointError(f"{what}, read as variant {variant!r}: {report.differs[0]}; give"
+                                  f" variant={upstream_variant(released)!r}, or strict=False to load it all the same")
     if verbose: print(report)
     return model.eval()
 
@@ -278,6 +292,12 @@ def saved_config(
     "The configuration of the model in `folder`; raises `CheckpointError`"
     d = _read_description(_whole(folder))
     with _buildable(d, folder): return _with_encoders(HICCAPConfig.from_dict(d['config']), d)
+
+def saved_tokenizer(
+    folder # that `save_model` wrote
+) -> str|None: # its name or folder
+    "The tokenizer that the model in `folder` was saved with; raises `CheckpointError`"
+    return _read_description(_whole(folder))['tokenizer']
 
 def _rebuild(d, folder):
     "The described network, untrained, with the configuration that it was made from; raises `CheckpointError`"

@@ -44,7 +44,8 @@ def launched() -> int:
 # %% ../nbs/30_distributed.ipynb #0e3f2164
 def _stay_on_cpu():
     "Make the CPU fastai's default device"
-    from fastai.torch_core import default_device  # fastai takes seconds to import, and only this case needs it
+    # here: fastai is slow to import, and only this case needs it
+    with quiet_imports(): from fastai.torch_core import default_device
     default_device(False)
 
 @contextmanager

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .tasks import IGNORE
 from .losses import check_per_task
 from .distributed import world_size
-from .callbacks import ProgressLines, gathers_rows
+from .callbacks import ProgressLines, gathers_rows, in_a_fit
 from .nan_detector import NanDetector
 from .mixture import MixtureDL
 
@@ -32,11 +32,12 @@ class MixtureFeedback(Callback):
         self.losses_of, self.show, self.records, self.valid = losses, show, [], []
         self.given = True      # whether the mixture has the losses of this batch
         self.withheld = None   # losses that are not finite, while `NanDetector` decides about the step
-        self.fitting = False
         self.sums = None       # of a validation: task -> [sum of losses, rows]
 
     def before_fit(self):
-        self.loader, self.fitting = self.learn.dls.train, True
+        self.run = self.probing or in_a_fit(self.learn)
+        if not self.run: return
+        self.loader = self.learn.dls.train
         if not isinstance(self.loader, MixtureDL):
             raise TypeError(f"MixtureFeedback needs a MixtureDL as dls.train, got {type(self.loader).__name__}")
         self.mixture, self.before_probe = self.loader.mixture, None
@@ -48,7 +49,6 @@ class MixtureFeedback(Callback):
     @property
     def probing(self): return hasattr(self.learn, 'lr_finder')
     def after_fit(self):
-        self.fitting = False
         if not self.before_probe: return
         self.mixture.rewind()
         self.mixture.load_state_dict(self.before_probe[0])
@@ -177,8 +177,7 @@ def add_losses(
 @patch
 def before_validate(self:MixtureFeedback):
     "Collect losses, in a fit that has trained"
-    fetching = self.probing or hasattr(self.learn, 'gather_preds')
-    if self.fitting and self.mixture.step and not fetching: self.sums = {}
+    if in_a_fit(self.learn) and self.mixture.step: self.sums = {}
 
 # %% ../nbs/42_feedback.ipynb #e32f609b
 @patch

@@ -29,7 +29,7 @@ CODES = {  # code -> severity, fix
                       'the task out'),
     'class-unseen': ('error', 'Split again, so that every class is in every split'),
     'class-few': ('warning', 'Label more clips of the class, or do not report a score on it'),
-    'interval-wide': ('note', 'Report the interval with the score. Only more videos make it narrower'),
+    'interval-wide': ('note', 'Report the interval with the score. More videos make it narrower'),
 }
 
 # %% ../nbs/16b_findings.ipynb #beab60d7
@@ -51,7 +51,8 @@ CODES |= {
     'video-shared': ('error', 'Split by video: `hiccap.splits.split_by_video`'),
     'duplicate-text': ('warning', 'Keep one of them, or keep them in the same split'),
     'duplicate-near': ('warning', 'Keep one of them, or keep them in the same split'),
-    'duplicate-split': ('error', 'Remove them from one of the splits: a score on clips seen in training means nothing'),
+    'duplicate-split': ('error', 'Remove them from one of the splits: a score on clips that were trained on is too'
+                        ' good'),
     'duplicate-features': ('warning', 'Extract the features again: two clips should not have the same ones'),
     'duplicate-labels': ('warning', 'Watch these clips and decide which label is right'),
     'text-empty': ('warning', 'Transcribe the clips, or train with missing modalities on purpose'),
@@ -63,7 +64,8 @@ CODES |= {
     'features-constant': ('warning', 'A constant carries no information. Extract the features again, or delete the '
                           'file to mark the modality as missing'),
     'features-orphan': ('note', 'No clip has this name. Look for a misspelt id'),
-    'truncated': ('warning', 'The end of these clips is lost. Raise the limit of the program that made them'),
+    'truncated': ('warning', 'Compare some of them with their videos. If the end is missing, raise the limit of the'
+                  ' program that made them'),
     'too-long': ('warning', 'Training would cut these clips. Raise the limit, or shorten them on purpose'),
 }
 

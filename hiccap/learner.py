@@ -13,6 +13,7 @@ with quiet_imports(): import fastai.callback.schedule, tqdm.auto  # noqa: F401
 # %% ../nbs/36_learner.ipynb #c1ca75f8
 import html, tempfile
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -372,18 +373,22 @@ def all_batches(self:HICCAPLearner):
 @patch
 @contextmanager
 def history_kept(self:HICCAPLearner):
-    "Keep the recorder's losses and scores of the last fit, which fastai's predictions and validations replace"
-    names = 'lrs', 'iters', 'losses', 'values', 'metric_names'
+    "Keep the losses and scores of a fit and where it is, which fastai's predictions and validations replace"
     recorder = getattr(self, 'recorder', None)
-    kept = {o: getattr(recorder, o) for o in names if hasattr(recorder, o)}
+    names = {recorder: ('lrs', 'iters', 'losses', 'values', 'metric_names', 'smooth_loss'),
+             self: ('epoch', 'train_iter', 'pct_train')}
+    kept = [(o, n, copy(getattr(o, n))) for o, ns in names.items() for n in ns if hasattr(o, n)]
     try: yield
     finally:
-        for o, v in kept.items(): setattr(recorder, o, v)
+        for o, n, v in kept: vars(o)[n] = v  # fastai's `setattr` warns of a name that the learner has too
 
 @patch
 def validate(self:HICCAPLearner, *args, **kwargs):
-    "As fastai's: loss and scores of the validation clips"
-    with self.history_kept(): return Learner.validate(self, *args, **kwargs)
+    "As fastai's: loss and scores of the validation clips; what callbacks keep of a fit stays as it is"
+    self.validating = True
+    try:
+        with self.history_kept(): return Learner.validate(self, *args, **kwargs)
+    finally: del self.validating
 
 @patch
 def to_detach(self:HICCAPLearner, b, cpu=True, gather=True):

@@ -22,7 +22,7 @@ from .distributed import all_gather_object, broadcast_object, is_main, on_main, 
 from .states import map_tensors, tensors_in, optimizer_state
 from .diagnosis import Diagnosis, TensorStats, non_finite_before, is_non_finite, diagnose
 from .replay import write_bundle
-from .callbacks import AddRegularizer, StepInfo, parameters_of
+from .callbacks import AddRegularizer, StepInfo, in_a_fit, parameters_of
 
 # %% ../nbs/35_nan_detector.ipynb #f427796b
 class NonFiniteError(FloatingPointError):
@@ -108,6 +108,7 @@ def _all_finite(tensors):
 @patch
 def before_fit(self: NanDetector):
     self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+    if not in_a_fit(self.learn): return  # what a fit has seen stays, and validation batches are judged still
     s = self.seen
     s.window, s.handled, s.good, s.smooth, s.rates, s.factor = [], False, None, None, None, 1.
     s.buffers, s.device = list(self.learn.model.buffers()), device_of(self.learn.model)

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from .basics import file_sha, seal
 from .clips import ClipDataset, DataError, SubsetColumn
 from .display import Overview
+from .imports import quiet_imports
 from .readers import read_json, written_classes
 from .tasks import IGNORE, Task, check_tasks
 from .text import get_tokenizer, longest_text, tokenizer_digest
@@ -340,7 +341,8 @@ def as_dataset(
     folder # that `pack` wrote
 ): # `datasets.Dataset`, memory-mapped
     "A packed data set for the `datasets` library: a row for each clip, with values, labels, group and lengths"
-    from datasets import Dataset, concatenate_datasets  # here: reading clips does not need the library
+    # here: reading clips does not need the library
+    with quiet_imports(): from datasets import Dataset, concatenate_datasets
     folder = Path(folder)
     d = check_packed(folder)
     index = Dataset.from_file(str(folder/INDEX))

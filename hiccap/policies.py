@@ -260,8 +260,11 @@ class DynamicDifficulty(Policy):
 
     def _scale(self, stream, task):
         if self.relative == 'raw': return 1.
-        if self.relative == 'start': return _mean(self.first[stream][task])
-        return self.chance[self.names.index(stream)][task]
+        if self.relative == 'chance': return self.chance[self.names.index(stream)][task]
+        if start := _mean(self.first[stream][task]): return start
+        raise ValueError(
+            f"the loss of task {task!r} in stream {stream!r} was 0 in its first {len(self.first[stream][task])} steps"
+            " and is not any more, so nothing can be relative to its start: choose relative='raw' or 'chance'")
 
     def difficulty(self,
         n: str # name of a stream

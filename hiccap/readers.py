@@ -309,11 +309,13 @@ def table_column(
     if name not in frame.columns:
         near = nearest(name, frame.columns, .6)
         hint = f"Did you mean {near!r}? " if near else ''
+        if len(frame.columns) == 1 and (other := next((o for o in ';\t|' if o in frame.columns[0]), None)):
+            hint = f"Its cells are separated by {other!r}: save it with commas, or with tabs as a .tsv file. "
         raise DataError(f"no column {name!r}", file=path,
                         fix=f"{hint}The columns are {', '.join(map(str, frame.columns))}")
     for n, value in enumerate(frame[name]):
         if isinstance(value, (list, dict, tuple, bytes, np.ndarray)):
-            raise DataError(f"row {n} of column {name!r} holds a {type(value).__name__}", file=path,
+            raise DataError(f"row {n + 1} of column {name!r} holds a {type(value).__name__}", file=path,
                             fix='Write texts, numbers or nothing')
     return frame[name]
 
@@ -336,7 +338,7 @@ def _table_ids(frame, columns, path):
     "The clip ids of a table; raises `DataError` for a row without one"
     parts = [table_column(frame, c, path) for c in columns]
     ids = ['' if any(map(is_missing, row)) else '_'.join(map(str, row)) for row in zip(*parts)]
-    for n, o in enumerate(ids): check_id(o, path, f' (row {n})')
+    for n, o in enumerate(ids): check_id(o, path, f' (row {n + 1}, the header not counted)')
     return ids
 
 def _table_groups(frame, column, ids, path):

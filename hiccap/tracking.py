@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from .distributed import is_main
 from .generators import random_state, set_random_state
+from .imports import quiet_imports
 
 # %% ../nbs/51_tracking.ipynb #4db3b00e
 TRACKERS = dict(tensorboard='tensorboard', wandb='wandb')  # tracker -> the package it needs
@@ -65,7 +66,7 @@ def tensorboard_callback(
 ): # a fastai `TensorBoardCallback`
     "fastai's callback for TensorBoard, for batches that are dicts"
     # TensorBoard is optional
-    from fastai.callback.tensorboard import TensorBoardCallback, SummaryWriter
+    with quiet_imports(): from fastai.callback.tensorboard import TensorBoardCallback, SummaryWriter
     class Numbers(SummaryWriter):
         def add_scalar(self, tag, value, *args, **kwargs):
             if (v := _number(value)) is not None: super().add_scalar(tag, v, *args, **kwargs)
@@ -121,7 +122,7 @@ def _learning_rates(opt):
 def wandb_callback(): # a fastai `WandbCallback`
     "fastai's callback for Weights & Biases, for batches that are dicts; `start_wandb` must have been called"
     import wandb  # optional
-    from fastai.callback.wandb import WandbCallback
+    with quiet_imports(): from fastai.callback.wandb import WandbCallback
     class Wandb(_without_effect(WandbCallback)):
         def before_fit(self):
             self.learn.gather_args = dict  # the settings are known; fastai would look at a batch

@@ -1,9 +1,23 @@
-"""Settings of the property tests: HYPOTHESIS_PROFILE=nightly runs many more examples than the default, ci."""
+"""Settings of the property tests: HYPOTHESIS_PROFILE=nightly runs many more examples than the default, ci.
+
+`TINY_NETWORK` is the network of every test that trains a run on synthetic clips: small enough for seconds.
+"""
 import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before PyTorch: networks as small as these only lose by more threads
 
 from hypothesis import HealthCheck, settings
+
+TINY_NETWORK = dict(
+    width=16,
+    heads=2,
+    head_widths=[16],
+    text=dict(
+        kind='tokens',
+        config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
+    video=dict(kind='features', width=32, hidden=8, layers=1),
+    audio=dict(kind='features', width=16, hidden=8, layers=1),
+)
 
 quiet = dict(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]

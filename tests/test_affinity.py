@@ -8,8 +8,10 @@ import torch
 from fastai.basics import DataLoaders
 from fastai.callback.training import GradientAccumulation
 from hypothesis import given, settings, strategies as st
+from scipy import stats
 from torch import nn
 
+from conftest import TINY_NETWORK
 from hiccap.affinity import (MOST_TASKS, Affinity, MeasureAffinity, _relative, batch_affinity, groupings, plot_affinity,
                              task_affinity)
 from hiccap.generators import random_state
@@ -108,6 +110,9 @@ def test_absent_is_not_zero_and_counts_say_so():
     assert a.counts.tolist() == [[1, 1, 0], [1, 3, 1], [0, 1, 1]]
     assert np.isnan(a.mean[0, 2]) and np.isnan(a.mean[2, 0]) and np.isfinite(a.mean[1, 2])
     assert np.isnan(a.half[0, 1]) and np.isfinite(a.half[1, 1])
+    bb = a.values[:, 1, 1][~np.isnan(a.values[:, 1, 1])]
+    interval = stats.t.interval(.95, len(bb) - 1, loc=bb.mean(), scale=stats.sem(bb))
+    assert np.allclose((a.mean[1, 1] - a.half[1, 1], a.mean[1, 1] + a.half[1, 1]), interval)
 
 
 @settings(max_examples=15)
@@ -226,18 +231,7 @@ SMALL = dict(
     epochs=1,
     threads=1,
     bs=8,
-    config=dict(
-        width=16,
-        heads=2,
-        head_widths=[16],
-        text=dict(
-            kind='tokens',
-            config=dict(
-                vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
-        ),
-        video=dict(kind='features', width=32, hidden=8, layers=1),
-        audio=dict(kind='features', width=16, hidden=8, layers=1),
-    ),
+    config=TINY_NETWORK,
 )
 
 

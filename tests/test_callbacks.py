@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from fastai.basics import Callback, DataLoaders, Learner, OptimWrapper
+from fastai.basics import Callback, CancelStepException, DataLoaders, Learner, OptimWrapper
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import noop
 from hypothesis import assume, example, given, settings, strategies as st
@@ -18,10 +19,14 @@ from torch import nn
 from hiccap.generators import random_state
 from hiccap.replay import REPLAY, REPLAY_BATCH, REPLAY_WEIGHTS, ReplayError, load_bundle, replay, write_bundle
 from hiccap.diagnosis import diagnose
-from hiccap.callbacks import ClipGradients, KeepBest, StepInfo, StepRecorder, callback_order, global_norm
+from hiccap.callbacks import (AddRegularizer, ClipGradients, KeepBest, ProgressLines, StepInfo, StepRecorder,
+                              callback_order, global_norm, lower_is_better)
+from hiccap.checkpoints import CheckpointError
+from hiccap.learner import HICCAPLearner
 from hiccap.nan_detector import NanDetector, NonFiniteError
 from hiccap.basics import seal
-from hiccap.losses import MultiTaskLoss
+from hiccap.losses import MultiTaskLoss, Regularizer
+from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
 
 TASKS = Task('loud'), Task('said')
@@ -367,3 +372,349 @@ def test_the_order_of_callbacks_is_that_of_the_learner():
     assert table.callback.tolist() == [type(cb).__name__ for cb in learn.cbs.sorted('order')]
     assert table.callback.tolist()[-2:] == ['StepRecorder', 'Spy'] and table.order.is_monotonic_increasing
     assert callback_order([ClipGradients, NanDetector]).callback.tolist() == ['NanDetector', 'ClipGradients']
+
+
+# -- failures in a row -------------------------------------------------------------------------------------------------
+
+@fewer
+@given(st.sets(st.integers(0, 9), max_size=7), st.integers(0, 3), st.sampled_from(['skip', 'rollback']))
+def test_only_failures_without_a_good_step_between_them_are_in_a_row(at, most, action):
+    "A run raises at the first failure of a row that is longer than `max_in_a_row`, and at no other"
+    if action == 'rollback': at = at - {0}  # before the first good step there is nothing to return to
+    last = next((i for i in range(10) if all(j in at for j in range(i - most, i + 1))), None)
+    learn, spy = learner([find := NanDetector(action, folder=None, max_in_a_row=most)], dl=Loader(10, at=at))
+    if last is None:
+        learn.fit(1)
+        assert find.counts['skipped' if action == 'skip' else 'rolled_back'] == len(at)
+    else:
+        with pytest.raises(NonFiniteError, match=f'{most + 1} failures in a row'): learn.fit(1)
+        assert [f.batch for f in find.findings] == [i for i in sorted(at) if i <= last]
+
+
+def test_accumulated_batches_of_one_step_are_one_failure():
+    learn, _ = learner([find := NanDetector('skip', folder=None, max_in_a_row=2), GradientAccumulation(2*N)],
+                       dl=Loader(8, at=range(4)))
+    learn.fit(1)
+    assert find.counts['skipped'] == 2
+
+
+def test_each_rollback_lowers_the_rate_once_more():
+    learn, _ = learner([NanDetector('rollback', folder=None, lower=.5)], dl=Loader(8, at=(2, 5)))
+    learn.fit(1)
+    assert learn.recorder.lrs == pytest.approx([.01]*3 + [.005]*3 + [.0025]*2)
+
+
+# -- the penalty -------------------------------------------------------------------------------------------------------
+
+class Grads(Callback):
+    "What is differentiated and logged, and gradients before any callback of the step has changed them"
+    order, run_valid = 8, False
+    def __init__(self): self.losses, self.grads = [], []
+    def after_loss(self): self.losses.append((float(self.learn.loss_grad), float(self.learn.loss)))
+    def before_step(self): self.grads.append([p.grad.clone() for p in self.learn.model.parameters()])
+
+
+class Plain(nn.Module):
+    "A network without chance"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.loud, self.said = nn.Linear(D, 2), nn.Linear(D, 2)
+    def forward(self, x): return dict(loud=self.loud(x['x']), said=self.said(x['x']))
+
+
+def plain(cbs, n=4, cls=Learner, lr=.01, **kw):
+    learn = cls(DataLoaders(Loader(n), Loader(2, 9)), Plain(), MultiTaskLoss(TASKS),
+                partial(OptimWrapper, opt=torch.optim.SGD), lr=lr, cbs=cbs, **kw)
+    learn.logger = noop
+    learn.remove_cb(learn.progress)
+    return learn
+
+
+@pytest.mark.parametrize('per', [1, 2])
+def test_a_penalty_is_differentiated_and_not_logged_whatever_is_accumulated(per):
+    "The gradient of a step is that of the mean loss of its batches and of one penalty"
+    reg, rec = Regularizer('norm', .3), StepRecorder()
+    cbs = [GradientAccumulation(per*N)] if per > 1 else []
+    add = AddRegularizer(reg)
+    learn = plain([add, rec, keep := Grads(), *cbs])
+    learn.fit(1)
+    net, loss = Plain(), MultiTaskLoss(TASKS)
+    batches = Loader(4).batches
+    mean = sum(loss(net({'x': x['x']}), y) for x, y in batches[:per])/per
+    want = torch.autograd.grad(mean + reg.penalty(net), list(net.parameters()))
+    for a, b in zip(keep.grads[0], want): torch.testing.assert_close(a, b)
+    penalty = float(reg.penalty(net))
+    for i in range(per):
+        one = float(loss(net({'x': batches[i][0]['x']}), batches[i][1]))
+        assert keep.losses[i] == pytest.approx(((one + penalty)/per, one))
+    steps = rec.history('step')
+    assert steps.penalty[:per].tolist() == pytest.approx([penalty]*per)
+    assert steps.loss.tolist() == pytest.approx([l for _, l in keep.losses])
+    assert not add.value.requires_grad  # no graph outlives its step
+
+
+# -- norms, and what is known of a step --------------------------------------------------------------------------------
+
+@given(st.lists(st.lists(st.floats(-2.**127, 2.**127, width=32), max_size=5), max_size=4))
+def test_a_norm_is_that_of_all_values_also_where_squares_overflow(values):
+    true = math.sqrt(math.fsum(v**2 for t in values for v in t))
+    assert global_norm([torch.tensor(v) for v in values]) == pytest.approx(true, rel=1e-5, abs=1e-18)
+
+
+def test_norms_of_half_precision_and_of_sparse_gradients():
+    assert global_norm([torch.full((10_000,), 60000.).half()]) == pytest.approx(6e6, rel=1e-2)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert global_norm([torch.ones(3, dtype=dtype), torch.ones(4)]) == pytest.approx(7**.5, rel=1e-6)
+    sparse = torch.sparse_coo_tensor([[0, 0, 2]], [3., 1., 3.], (5,))
+    assert global_norm([sparse, torch.zeros(2)]) == 5 and global_norm([]) == 0
+    assert math.isinf(global_norm([torch.tensor([1., math.inf])]))
+    assert math.isnan(global_norm([torch.tensor([1., math.nan])]))
+
+
+values = st.sampled_from([0., 1., 3., math.nan, math.inf])
+
+
+@given(st.lists(values, max_size=3), st.lists(values, max_size=3))
+def test_a_step_is_finite_if_its_gradients_and_all_that_is_watched_are(grads, watched):
+    "Read once for a batch; what is watched of it is forgotten with the step, not with the batch"
+    params = [nn.Parameter(torch.zeros(1)) for _ in grads] + [nn.Parameter(torch.zeros(1))]
+    for p, g in zip(params, grads): p.grad = torch.tensor([g])
+    info = StepInfo()
+    assert info.norm is None and info.finite is None
+    for w in watched: info.watch([torch.tensor(w)])
+    info.new_batch()
+    info.read(params)
+    assert info.finite == all(map(math.isfinite, grads + watched))
+    assert info.norm == pytest.approx(math.sqrt(sum(g*g for g in grads)), nan_ok=True)
+    was = info.norm
+    for p in params: p.grad = torch.ones(1)
+    info.read(params)
+    assert info.norm == was or math.isnan(was)
+    info.new_step()
+    assert info.norm is None and info.watched == []
+    info.read(params)
+    assert info.finite and info.norm == pytest.approx(math.sqrt(len(params)))
+
+
+def test_a_gradient_whose_square_overflows_is_finite_and_clipped():
+    p = nn.Parameter(torch.zeros(2))
+    p.grad = torch.full((2,), 1e30)
+    info = StepInfo()
+    info.read([p])
+    assert info.finite and info.norm == pytest.approx(2**.5*1e30)
+
+
+class SkipSteps(Callback):
+    "Skip steps before or after their gradients are read, which `ClipGradients` (91) does"
+    run_valid = False
+    def __init__(self, at, order): self.at, self.order = at, order
+    def before_step(self):
+        if self.learn.iter in self.at: raise CancelStepException()
+
+
+@pytest.mark.parametrize('order', [80, 95])
+def test_a_norm_is_kept_for_each_step_once(order):
+    "NaN where a step was skipped before anybody read its gradients; it is a step that was not clipped"
+    learn = plain([clip := ClipGradients(1e-3), rec := StepRecorder(), SkipSteps({1, 3}, order)], 5)
+    learn.fit(1)
+    assert [math.isnan(o) for o in clip.norms] == [i in (1, 3) and order < 91 for i in range(5)]
+    assert clip.share_clipped == (.6 if order < 91 else 1.)
+    again = ClipGradients(1e-3)
+    again.load_state_dict(json.loads(json.dumps(clip.state_dict())))
+    assert repr(again.norms) == repr(clip.norms)
+    steps = rec.history('step')
+    assert steps.stepped.tolist() == [1, 0, 1, 0, 1] and steps.step.tolist() == list(range(5)) and rec.n_steps == 5
+    known = [i for i in range(5) if not math.isnan(clip.norms[i])]
+    assert steps.grad_norm[known].tolist() == [clip.norms[i] for i in known]
+    assert steps.grad_norm.isna().tolist() == [i not in known for i in range(5)]
+
+
+def test_the_share_that_is_clipped_counts_neither_small_nor_infinite_norms():
+    clip = ClipGradients(2.)
+    assert math.isnan(clip.share_clipped)
+    clip.norms = [1., 2., 3., math.inf, math.nan]
+    assert clip.share_clipped == .2
+
+
+def test_a_gradient_that_is_not_finite_is_not_clipped():
+    class Infinite(Callback):
+        order, run_valid = 50, False
+        def before_step(self): next(self.learn.model.parameters()).grad.fill_(math.inf)
+    learn = plain([Infinite(), clip := ClipGradients(1e-9), keep := Grads()], 1)
+    keep.order = 93
+    learn.fit(1)
+    assert clip.norms == [math.inf] and torch.isinf(keep.grads[0][0]).all() and keep.grads[0][1].abs().max() > 1e-6
+
+
+def test_a_search_for_a_learning_rate_is_no_part_of_a_history(tmp_path):
+    from fastai.callback import schedule  # noqa: F401
+    cbs = [ClipGradients(1.), StepRecorder(), KeepBest()]
+    learn = plain(cbs, 3, HICCAPLearner, path=tmp_path)
+    learn.fit(1)
+    before = [json.dumps(o.state_dict()) for o in cbs[:2]], cbs[2].scores
+    learn.lr_find(num_it=4, show_plot=False)
+    assert ([json.dumps(o.state_dict()) for o in cbs[:2]], cbs[2].scores) == before
+
+
+# -- validations in and after a fit ------------------------------------------------------------------------------------
+
+class Validations(Callback):
+    "After each epoch, validations and predictions that are no part of the fit"
+    order = 70
+    def after_epoch(self):
+        if hasattr(self.learn, 'validating') or hasattr(self.learn, 'gather_preds'): return
+        self.learn.validate(dl=Loader(1, 77))
+        self.learn.get_preds(dl=Loader(1, 78))
+
+
+def test_a_validation_by_itself_changes_nothing_that_is_kept_of_a_fit():
+    "In the middle of a fit and after it: scores, the best weights, a lowered learning rate"
+    ends = []
+    for more in ([], [Validations()]):
+        cbs = [StepRecorder(), KeepBest(), NanDetector('rollback', folder=None)]
+        torch.manual_seed(0)
+        net = Net(Breaker([0], math.nan, False))
+        learn = HICCAPLearner(DataLoaders(Loader(4, at=(1,)), Loader(2, 9)), net, MultiTaskLoss(TASKS),
+                              partial(OptimWrapper, opt=torch.optim.SGD), lr=.01, cbs=[*cbs, *more])
+        learn.logger = noop
+        learn.remove_cb(learn.progress)
+        learn.fit(3)
+        if more:
+            learn.validate()
+            learn.get_preds(dl=Loader(1, 78))
+        ends.append((cbs[0].table, cbs[1].best, cbs[1].best_epoch, cbs[1].scores, cbs[2].counts, cbs[2].seen.factor))
+    assert str(ends[0]) == str(ends[1]) and ends[0][5] == .125 and len(ends[0][3]) == 3
+
+
+# -- the best epoch ----------------------------------------------------------------------------------------------------
+
+class GivenScores(Callback):
+    "The validation losses of the epochs, whatever the network does"
+    order = 51  # after the recorder (50)
+    def __init__(self, scores): self.scores, self.after = list(scores), []
+    def after_epoch(self):
+        self.learn.recorder.values[-1] = [1., self.scores.pop(0)]
+        self.after.append({k: v.clone() for k, v in self.learn.model.state_dict().items()})
+
+
+def same_weights(a, b): return all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_the_best_of_a_fit_is_saved_resumed_and_restored():
+    whole = plain([one := KeepBest(), kept := GivenScores([3., 1., 2., 4.])], 1, lr=.5)
+    whole.fit(4)
+    assert one.best_epoch == 1 and same_weights(whole.model.state_dict(), kept.after[1])
+    first = plain([two := KeepBest(restore=False), kept := GivenScores([3., 1.])], 1, lr=.5)
+    first.fit(2)
+    state = two.state_dict()
+    second = plain([three := KeepBest(reset=False), more := GivenScores([2., 4.])], 1, lr=.1)
+    three.load_state_dict(state)
+    second.fit(2)
+    assert (three.best, three.best_epoch, three.scores) == (1., 1, [3., 1., 2., 4.])
+    assert same_weights(second.model.state_dict(), kept.after[1]) and state['scores'] == [3., 1.]
+    assert not same_weights(second.model.state_dict(), more.after[1])
+
+
+def test_a_new_fit_forgets_the_best_of_the_last_one_and_weights_stay_where_that_is_asked_for():
+    learn = plain([keep := KeepBest(), kept := GivenScores([1., 3., 2.])], 1, lr=.5)
+    learn.fit(1)
+    learn.fit(2)
+    assert (keep.best, keep.best_epoch, keep.scores) == (2., 1, [3., 2.])
+    assert same_weights(learn.model.state_dict(), kept.after[2])
+    learn = plain([keep := KeepBest(restore=False), kept := GivenScores([1., 2.])], 1, lr=.5)
+    learn.fit(2)
+    assert same_weights(learn.model.state_dict(), kept.after[1]) and same_weights(keep.weights, kept.after[0])
+
+
+def test_what_is_better_follows_from_the_name_unless_it_is_given():
+    assert [lower_is_better(n) for n in ('valid_loss', 'error_rate', 'macro f1')] == [True, True, False]
+    names = ('valid_loss', 'error_rate', 'macro f1')
+    assert [KeepBest(n).better for n in names] == ['lower', 'lower', 'higher']
+    assert KeepBest('valid_loss', 'higher').better == 'higher'
+    with pytest.raises(ValueError, match="better must be 'lower' or 'higher'"): KeepBest(better='most')
+
+
+def test_a_folder_that_holds_something_is_replaced_only_if_that_is_asked_for(tmp_path):
+    "By the fit that wrote it and one that resumes it, or with overwrite=True"
+    keep = KeepBest(folder=tmp_path/'model')
+    net = HICCAP(HICCAPConfig.tiny(text=4, video=4, audio=4), TASKS, seed=0)
+    keep.learn = SimpleNamespace(model=net, epoch=0, recorder=SimpleNamespace(
+        metric_names=['epoch', 'valid_loss'], values=[[3.]]))
+    def epoch(cb, score):
+        cb.learn = keep.learn
+        cb.learn.recorder.values.append([score])
+        cb.before_fit()
+        cb.before_epoch()
+        cb.after_epoch()
+    epoch(keep, 3.)
+    epoch(keep, 2.)
+    assert (tmp_path/'model'/'config.json').exists() and keep.best == 2.
+    with pytest.raises(CheckpointError, match='holds something already'): epoch(KeepBest(folder=tmp_path/'model'), 1.)
+    epoch(KeepBest(folder=tmp_path/'model', overwrite=True), 1.)
+    resumed = KeepBest(folder=tmp_path/'model', reset=False)
+    resumed.load_state_dict(keep.state_dict())
+    epoch(resumed, 1.)
+    assert resumed.best == 1.
+
+
+# -- the history of steps ----------------------------------------------------------------------------------------------
+
+def test_the_history_has_every_groups_rate_and_every_tasks_loss():
+    learn = plain([rec := StepRecorder(), ClipGradients(math.inf)], 3,
+                  splitter=lambda m: [list(m.loud.parameters()), list(m.said.parameters())])
+    learn.fit(2, lr=slice(.02, .04))
+    steps, epochs = rec.history('step'), rec.history('epoch')
+    assert steps.lr_0.tolist() == [.02]*6 and steps.lr_1.tolist() == [.04]*6 and steps.stepped.eq(1).all()
+    assert np.allclose(steps.loss_loud + steps.loss_said, steps.loss)
+    assert steps.epoch.tolist() == [0]*3 + [1]*3 and steps.batch.tolist() == [0, 1, 2]*2
+    assert epochs.step.tolist() == [3, 6] and len(steps) == 6
+    assert epochs.valid_loss.tolist() == pytest.approx([v[1] for v in learn.recorder.values])
+
+
+def test_a_history_is_whole_at_any_moment_and_a_state_is_a_copy():
+    states = []
+    class Look(Callback):
+        order, run_valid = 99, False
+        def after_batch(self): states.append(json.dumps(rec.state_dict()))
+    learn = plain([rec := StepRecorder(), Look()], 3)
+    learn.fit(1)
+    for i, s in enumerate(map(json.loads, states)):
+        assert s['n_steps'] == i + 1 and [r['step'] for r in s['table']] == list(range(i + 1))
+    state = rec.state_dict()
+    learn.fit(1)
+    assert len(state['table']) == 4 and len(rec.table) == 8 and not rec.pending
+    other = StepRecorder()
+    other.load_state_dict(state)
+    learn = plain([other], 2)
+    learn.fit(1)
+    assert other.history('step').step.tolist() == [0, 1, 2, 3, 4] and len(state['table']) == 4
+
+
+# -- lines instead of a bar --------------------------------------------------------------------------------------------
+
+def test_lines_come_at_intervals_and_tell_the_time_that_is_left():
+    "A clock of the batches: ten seconds each, of which two epochs of four and a validation of two take part"
+    lines, clock = [], SimpleNamespace(now=0.)
+    class Tick(Callback):
+        order = 0
+        def after_batch(self): clock.now += 10 if self.training else 0
+    cb = ProgressLines(20., lines=True, write=lines.append, clock=lambda: clock.now)
+    learn = plain([cb, Tick()])
+    learn.logger = print
+    learn.fit(2)
+    parts = [o.split('  ') for o in lines]
+    assert [p[0] for p in parts] == ['epoch 1/2']*3 + ['epoch 2/2']*3
+    assert [p[1] for p in parts if p[1].startswith('batch')] == ['batch 2/4', 'batch 4/4']*2
+    assert [p[-1] for p in parts] == [f'left 0:0{t//60}:{t%60:02}' for t in (60, 40, 40, 20, 0, 0)]
+    assert learn.logger is print and cb.told is None  # what was there before
+    scores = dict(s.rsplit(' ', 1) for s in parts[2][1:3])
+    assert scores.keys() == {'train_loss', 'valid_loss'}
+
+
+def test_hours_minutes_and_seconds():
+    cb = ProgressLines(clock=lambda: 3*3600. + 5*60 + 7)
+    cb.started, cb.learn = 0., SimpleNamespace(iter=0, n_iter=2, training=True, epoch=0, n_epoch=1)
+    assert cb.left() == '3:05:07'  # half is done
+    cb.learn.resumed_at = .25
+    assert cb.left() == '6:10:14'  # of which half was done before this process began

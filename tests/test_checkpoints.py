@@ -394,6 +394,12 @@ def test_weights_of_another_variant_or_encoder_are_refused(binary):
     for variant in ('multi_task', 'matching', 'contrastive'):
         with pytest.raises(CheckpointError, match=f"read as variant '{variant}'"):
             load_upstream(binary, variant, SMALL, verbose=False)
+    # without heads of its own nothing is missing, and the order of contexts would be wrong in silence
+    with pytest.raises(CheckpointError, match="released binary network.*give variant='binary'"):
+        load_upstream(binary, 'multi_task', SMALL, tasks=[], verbose=False)
+    report = load_upstream(binary, 'multi_task', SMALL, tasks=[], strict=False, verbose=False).load_report
+    assert not report.missing and 'warning: the heads are those of the released binary network' in str(report)
+    assert not load_upstream(binary, 'binary', SMALL, tasks=[], verbose=False).load_report.differs
     with pytest.raises(CheckpointError, match='text_config'):
         load_upstream(binary, 'binary', {**SMALL, 'num_hidden_layers': 2}, verbose=False)
     with pytest.raises(ValueError, match='variant must be one of'): load_upstream(binary, 'unary')

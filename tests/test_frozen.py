@@ -127,6 +127,74 @@ def test_nothing_damaged_is_used(tmp_path_factory, data):
     assert not TextCache(encoder, at, precision).dataset(ds)[0].text.isnan().any()
 
 
+HEADS = {n: {**BERT, 'config': {**BERT['config'], **change}} for n, change in dict(
+    same={}, heads=dict(num_attention_heads=4), act=dict(hidden_act='relu'), eps=dict(layer_norm_eps=.1)).items()}
+
+@pytest.mark.parametrize('change', ['heads', 'act', 'eps'])
+def test_one_setting_of_the_encoder_makes_another_key_and_other_states(tmp_path, change):
+    "The weights are the same, so only the configuration tells the two apart"
+    one, other = (HICCAP(HICCAPConfig.tiny(text=HEADS[n], width=16), TASKS, seed=0) for n in ('same', change))
+    for p in one.encoders['text'].backbone.parameters(): p.data *= 1 + 19*(p.ndim == 2)  # attention that is not flat
+    other.load_state_dict(one.state_dict())
+    ds = ClipDataset.from_clips([Clip('a', [5, 6, 7]), Clip('b', [8, 9, 10, 11])], TASKS)
+    states = {}
+    for n, m in (('one', one), ('other', other)):
+        m.encoders['text'].freeze()
+        kept = TextCache(m.encoders['text'], tmp_path).dataset(ds)
+        inputs, _ = collate([ds[0]], ())
+        direct = m.eval().encode_unimodal(inputs)['text'][0] - m.encode_unimodal(collate([kept[0]], ())[0])['text'][0]
+        assert direct.abs().max() < 1e-5
+        states[n] = kept[0].text
+    assert encoder_digest(one.encoders['text']) != encoder_digest(other.encoders['text'])
+    assert not torch.allclose(states['one'], states['other'], atol=1e-4) and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_does_not_change_the_states_does_not_change_the_key():
+    a, b = (HICCAP(HICCAPConfig.tiny(text=BERT, width=w), TASKS, seed=0).encoders['text'] for w in (16, 8))
+    b.backbone.load_state_dict(a.backbone.state_dict())  # another network around the same encoder
+    b.backbone.config._name_or_path = 'another/folder'
+    assert encoder_digest(a) == encoder_digest(b)
+    ids = torch.tensor([3, 4])
+    assert text_digest(ids) == text_digest(ids, torch.zeros(2).long()) == text_digest(ids.int(), torch.zeros(2).int())
+
+
+def test_the_type_and_the_names_of_weights_are_part_of_the_key():
+    encoder = network().encoders['text']
+    for p in encoder.backbone.parameters(): p.data = p.data.half()
+    half = encoder_digest(encoder)
+    for p in encoder.backbone.parameters(): p.data = p.data.view(torch.bfloat16)  # the same bytes
+    assert encoder_digest(encoder) != half
+
+
+def test_each_precision_has_states_of_its_own(tmp_path):
+    encoder, ds = network().encoders['text'], ClipDataset.from_clips([Clip('a', [5, 6, 7])], TASKS)
+    caches = [TextCache(encoder, tmp_path, p) for p in ('float16', 'float32')]
+    half, full = (cache.dataset(ds)[0].text for cache in caches)
+    again = [TextCache(encoder, tmp_path, p) for p in ('float16', 'float32')]
+    assert all(len(cache.index()) == 1 and not cache.damaged for cache in [*caches, *again])
+    alone = TextCache(encoder, tmp_path/'alone').dataset(ds)[0].text
+    assert torch.equal(full, alone) and not torch.equal(half, full) and torch.allclose(half, full, atol=2e-3)
+
+
+def test_an_encoder_that_learns_and_an_unknown_precision_are_refused(tmp_path):
+    learns = HICCAP(HICCAPConfig.tiny(text=BERT, width=16), TASKS, seed=0).encoders['text']
+    with pytest.raises(ValueError, match='only a frozen text encoder'): TextCache(learns, tmp_path)
+    with pytest.raises(ValueError, match="one of float32, float16, got 'int8'"):
+        TextCache(network().encoders['text'], tmp_path, 'int8')
+
+
+def test_segments_are_read_with_the_text_that_they_belong_to(tmp_path):
+    "In one batch of texts of several lengths, of which some have segments"
+    encoder = network().encoders['text']
+    clips = [Clip('a', [5, 6, 7], segments=[0, 1, 1]), Clip('b', [5, 6, 7]), Clip('c', [4]),
+             Clip('d', [9]*5, segments=[1]*5)]
+    kept = TextCache(encoder, tmp_path).dataset(ClipDataset.from_clips(clips, TASKS))
+    for i, c in enumerate(clips):
+        alone = TextCache(encoder, tmp_path/c.id).dataset(ClipDataset.from_clips([c], TASKS))
+        assert torch.allclose(kept[i].text, alone[0].text, atol=1e-6)
+    assert not torch.allclose(kept[0].text, kept[1].text, atol=1e-4)
+
+
 def test_it_is_computed_once(tmp_path):
     model, ds = network(), ClipDataset.from_clips([Clip(f'c{i}', [i + 1, 7]) for i in range(20)], TASKS)
     said = []

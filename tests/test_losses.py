@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from hiccap.losses import (REGULARIZERS, MultiTaskLoss, Regularizer, balanced_weights, check_batch,
-                           check_per_task)
+                           check_per_task, loss_number)
 from hiccap.tasks import IGNORE, Task
 
 TASKS = Task('a'), Task('b', 3, class_weights=(1., 2., .5)), Task('c', 4)
@@ -71,6 +71,11 @@ def test_reduction_none_is_a_loss_a_row(batch):
     rows = MultiTaskLoss(TASKS, reduction='none')(logits, targets)
     want = sum(np.array(plain(logits[t.name], targets[t.name], t.class_weights)[1]) for t in TASKS)
     assert rows.shape == (len(want),) and np.allclose(rows, want, rtol=1e-4, atol=1e-4)
+    nobody = {k: torch.full_like(y, IGNORE) for k, y in targets.items()}
+    assert MultiTaskLoss(TASKS, reduction='none')(logits, nobody).shape == (len(want),)
+    assert MultiTaskLoss(TASKS)(logits, nobody).shape == ()
+    alone = MultiTaskLoss(TASKS[:1])(dict(a=logits['a'].requires_grad_()), nobody)
+    assert alone.item() == 0 and alone.requires_grad
 
 
 @proof
@@ -139,8 +144,13 @@ def test_settings_that_cannot_be_are_refused():
     for kw, message in ((dict(weights=dict(z=1.)), 'weights for no task: z'),
                         (dict(weights=dict(a=-1.)), "weight of task 'a'"),
                         (dict(weights=dict(a=math.nan)), "weight of task 'a'"),
-                        (dict(reduction='sum'), 'reduction must be'), (dict(label_smoothing=1.5), 'label_smoothing')):
+                        (dict(weights=dict(b=math.inf)), "weight of task 'b'"),
+                        (dict(reduction='sum'), 'reduction must be'), (dict(label_smoothing=1.5), 'label_smoothing'),
+                        (dict(label_smoothing=-.1), 'label_smoothing')):
         with pytest.raises(ValueError, match=message): MultiTaskLoss(TASKS, **kw)
+    assert MultiTaskLoss(TASKS, dict(b=0.), 1.).weights == dict(a=1., b=0., c=1.)
+    fresh = MultiTaskLoss(TASKS)
+    assert fresh.losses == fresh.per_task == {} and fresh.label_smoothing == 0.
     with pytest.raises(ValueError, match='no task to learn'): MultiTaskLoss(())({}, {})
     assert check_batch(TASKS[0], dict(a=torch.zeros(1, 2)), dict(a=torch.zeros(1)))[0].shape == (1, 2)
 
@@ -155,6 +165,8 @@ def test_balanced_weights_let_each_class_weigh_the_same(labels):
     w = balanced_weights(y, 3)
     assert np.allclose(np.multiply(w, counts), sum(counts)/3)  # the same mass each, and 1 on average over the rows
     with pytest.raises(ValueError, match='target 2'): balanced_weights(y, 2)
+    wrong = torch.cat([y, torch.tensor([-1])])
+    with pytest.raises(ValueError, match='target -1 is not in 0..2'): balanced_weights(wrong, 3)
 
 
 # Regularizers
@@ -219,6 +231,7 @@ def test_decoupled_is_the_decay_of_adamw_and_adds_nothing_to_the_loss():
 def test_the_kinds():
     assert REGULARIZERS == ('none', 'decoupled', 'norm', 'upstream')
     assert [Regularizer(k).adds for k in REGULARIZERS] == [False, False, True, True]
+    assert (Regularizer().kind, Regularizer().strength) == ('decoupled', .1)  # as the released script has it
     with pytest.raises(ValueError, match='must be one of none, decoupled, norm, upstream'): Regularizer('l2')
     m = net().to(torch.bfloat16)
     assert Regularizer('norm').penalty(m).dtype == torch.float32
@@ -248,6 +261,30 @@ def test_a_loss_with_graphs_is_copied_and_pickled_by_its_values():
     for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
         assert all(again.losses[k].equal(v) for k, v in loss.per_task.items()) and len(again.losses) == 3
         assert not any(v.requires_grad for v in again.losses.values())
+
+
+def test_a_loss_that_an_earlier_version_pickled_is_read():
+    loss = MultiTaskLoss(TASKS)
+    earlier = {k: v for k, v in loss.__dict__.items() if k != 'losses'} | dict(per_task=dict(a=torch.tensor(2.)))
+    again = MultiTaskLoss.__new__(MultiTaskLoss)
+    again.__setstate__(earlier)
+    assert again.losses == again.per_task == dict(a=torch.tensor(2.)) and 'per_task' in earlier
+    x, y = {t.name: torch.zeros(2, t.n_classes) for t in TASKS}, {t.name: torch.tensor([0, 1]) for t in TASKS}
+    assert again(x, y).item() == loss(x, y).item()
+
+
+@pytest.mark.parametrize('x', [.5, np.float32(.5), torch.tensor(.5), torch.tensor([.5]), torch.full((1, 1), .5)])
+def test_a_loss_is_a_plain_number(x):
+    assert type(loss_number(x, 'a')) is float and loss_number(x, 'a') == .5
+
+
+@pytest.mark.parametrize('x,error,message', [
+    (torch.ones(1, requires_grad=True), TypeError, 'the loss of a still has its graph'),
+    (torch.ones(2), ValueError, r'the loss of a has shape \(2,\): pass its mean'),
+    (torch.ones(0), ValueError, r'the loss of a has shape \(0,\)'),
+    (math.nan, ValueError, 'the loss of a is nan'), (torch.tensor(-math.inf), ValueError, 'the loss of a is -inf')])
+def test_what_is_not_a_plain_number_is_refused(x, error, message):
+    with pytest.raises(error, match=message): loss_number(x, 'a')
 
 
 def test_a_loss_without_the_losses_of_its_tasks_is_refused():

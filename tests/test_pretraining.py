@@ -1,20 +1,22 @@
 """Property tests of pretext tasks: which clips are exchanged, which answers are expected, and that the rest of a batch
 is not touched."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, strategies as st
+from hypothesis import given, strategies as st
 from hiccap.clips import Clip, ClipDataset, MODALITIES
 from hiccap.model import HICCAP, HICCAPConfig, PAIRS
 from hiccap.padding import collate
+from hiccap.losses import MultiTaskLoss
 from hiccap.mixture import Mixture
 from hiccap.mixture_loader import MixtureDL
 from hiccap.pretext import (Contrastive, Matching, PrepareRows, PretextStream, draw_donors, eligible, nt_xent,
                             pair_targets)
-from hiccap.pretraining import PretrainingLoss, StreamsDL
+from hiccap.pretraining import ChosenRight, PretrainingLoss, StreamsDL, TaskLosses, pretraining_learner
 from hiccap.pretraining_model import PretrainingModel
 from hiccap.streams import Stream
 from hiccap.tasks import IGNORE, Task
@@ -199,6 +201,182 @@ def test_matching_refuses(kw, said):
 @pytest.mark.parametrize('t', [0., -1., float('nan'), float('inf')])
 def test_contrast_refuses(t):
     with pytest.raises(ValueError, match='temperature'): Contrastive(temperature=t)
+
+# ---- several pretext streams in one batch
+
+def a_batch(ss, bs=12, seed=0):
+    "The first batch of a mixture of these streams, and its plan"
+    m = Mixture(ss, bs=bs, seed=seed)
+    dl = MixtureDL(m, 1, transform=PrepareRows(ss))
+    return *next(iter(dl)), dl.plan(0), m
+
+@given(st.lists(st.sampled_from(['before', 'after']), min_size=1, max_size=3), seeds)
+def test_each_matching_stream_has_its_own_exchanges_and_answers(negatives, seed):
+    "Every exchange that a target speaks of is in the batch, of every stream, and stays within its stream"
+    ss = [PretextStream(f's{i}', data(6, seed + i, gaps=0.), Matching(negatives=n)) for i, n in enumerate(negatives)]
+    x, y, plan, _ = a_batch(ss, 12, seed)
+    source = x.get('pooled_from', torch.arange(12)[:, None].repeat(1, 3)).numpy()
+    assert ('pooled_from' in x) == ('after' in negatives)
+    assert (plan.stream[source] == plan.stream[:, None]).all()
+    moved = source != np.arange(12)[:, None]
+    for i, n in enumerate(negatives):
+        own = plan.stream == i
+        assert moved[own].any() == (n == 'after')
+        for p in PAIRS if n == 'after' else ():
+            a, b = map(MODALITIES.index, PAIRS[p])
+            assert ((source[own, a] == source[own, b]) == (y[p][own] == 1).numpy()).all()
+        if n == 'before':
+            clips = [ss[i].dataset[k] for k in plan.index[own]]
+            there = collate(clips, (), lengths={m: x[m].shape[1] for m in MODALITIES})[0]
+            kept = [(x[m][own] == there[m]).flatten(1).all(1) for m in MODALITIES]
+            for p in PAIRS:
+                a, b = map(MODALITIES.index, PAIRS[p])
+                assert ((kept[a] & kept[b]) == (y[p][own] == 1)).all()
+
+def test_heads_of_pairs_read_the_vectors_of_the_exchange():
+    "After fusion, of two streams, next to rows of a contrast that are not fused"
+    after = Matching(negatives='after')
+    ss = [PretextStream('a', data(6, 0, 0.), after), PretextStream('c', data(6, 1), Contrastive()),
+          PretextStream('b', data(6, 2, 0.), after)]
+    x, y, plan, m = a_batch(ss)
+    model = PretrainingModel(HICCAP(config(), [Task('t')], seed=0), m.tasks, contrasts=['contrastive']).eval()
+    out, rest = model(x), np.flatnonzero(plan.stream != 1)
+    for i in rest:
+        parts = {}
+        for k, mod in enumerate(MODALITIES):
+            j = x['pooled_from'][i, k].item()
+            alone = {n: v[j:j + 1] for n, v in x.items() if n not in ('pooled_from', 'contrast')}
+            parts[mod] = model.network.fuse(model.network.encode_unimodal(alone))[mod]
+        for p, head in model.network.pairs.items():
+            want = head(torch.cat([parts[mod] for mod in PAIRS[p]], 1))[0]
+            assert torch.allclose(out[p][i], want, atol=1e-5)
+    assert (x['pooled_from'].numpy() != np.arange(12)[:, None]).any(1)[plan.stream == 0].any()
+    assert (x['pooled_from'].numpy() != np.arange(12)[:, None]).any(1)[plan.stream == 2].any()
+
+def test_contrastive_streams_take_part_together_and_do_not_compare_their_clips():
+    ss = [PretextStream(f's{i}', data(8, 5, 0.), Contrastive()) for i in range(2)]  # the same clips in both
+    x, y, plan, m = a_batch(ss, 8)
+    assert x['contrast'].all() and (y['contrastive'] >> 32).tolist() == plan.stream.tolist()
+    z = F.normalize(torch.randn(8, 3, 4, generator=torch.Generator().manual_seed(0)), dim=2)
+    apart = [nt_xent(z[plan.stream == i], y['contrastive'][plan.stream == i]) for i in range(2)]
+    assert nt_xent(z, y['contrastive']).item() == pytest.approx(sum(apart).item()/2, rel=1e-5)
+
+# ---- losses, scores and validation
+
+def test_the_loss_weighs_every_task_and_passes_its_arguments_on():
+    task = Contrastive(pairs='video_text', temperature=.5)
+    m = Mixture([Stream('l', data(6)), PretextStream('c', data(6, 1, 0.), task)], bs=8)
+    x, y = MixtureDL(m, 1, transform=PrepareRows(m.streams)).one_batch()
+    model = PretrainingModel(HICCAP(config(), [Task('t')], seed=0), m.tasks, contrasts=['contrastive'])
+    out, weights = model(x), dict(t=2., contrastive=3.)
+    loss = PretrainingLoss(m.tasks, [task], weights, .2)
+    labels = MultiTaskLoss([Task('t')], label_smoothing=.2)(out, y)
+    contrast = nt_xent(out['contrastive'], y['contrastive'], task.pairs, .5)
+    assert loss(out, y).item() == pytest.approx((2*labels + 3*contrast).item(), rel=1e-5)
+    assert list(loss.per_task) == [t.name for t in m.tasks]
+
+def test_the_loss_of_an_epoch_weighs_rows_and_not_batches():
+    metric, loss = TaskLosses(), MultiTaskLoss([Task('a'), Task('b')], dict(b=3.))
+    metric.reset()
+    assert metric.value is None
+    rng, rows = torch.Generator().manual_seed(0), []
+    for n, known in ((5, 'ab'), (1, 'a'), (3, 'b')):
+        pred = {k: torch.randn(n, 2, generator=rng) for k in 'ab'}
+        y = {k: torch.zeros(n).long() if k in known else torch.full((n,), IGNORE) for k in 'ab'}
+        loss(pred, y)
+        metric.accumulate(SimpleNamespace(loss_func=loss, y=y))
+        rows.append((pred, y))
+    a, b = (F.cross_entropy(*(torch.cat([r[i][k] for r in rows]) for i in (0, 1)), ignore_index=IGNORE) for k in 'ab')
+    assert metric.value == pytest.approx((a + 3*b).item(), rel=1e-5)
+    metric.reset()
+    assert metric.value is None
+
+def test_the_score_of_contrast_counts_choices_over_all_batches():
+    metric = ChosenRight(Contrastive(pairs=('text_audio', 'video_text'), name='c'))
+    metric.reset()
+    assert metric.name == 'c_accuracy' and np.isnan(metric.value) and np.isnan(metric.chance)
+    z = torch.eye(3)[:, None].repeat(1, 3, 1)
+    wrong, audio = z[:2].clone(), MODALITIES.index('audio')
+    wrong[:, audio] = wrong[:, audio].roll(1, 0)  # no text finds its audio
+    metric.accumulate(SimpleNamespace(pred=dict(c=z), y=dict(c=torch.arange(3))))              # 12 of 12, one of 5
+    metric.accumulate(SimpleNamespace(pred=dict(c=wrong), y=dict(c=torch.tensor([4, 5]))))  # 4 of 8, one of 3
+    metric.accumulate(SimpleNamespace(pred=dict(c=z[:1]), y=dict(c=torch.zeros(1).long())))    # no choice
+    metric.accumulate(SimpleNamespace(pred={}, y={}))                                          # not in this batch
+    assert metric.value == pytest.approx(16/20) and metric.chance == pytest.approx((12/5 + 8/3)/20)
+    metric.reset()
+    assert np.isnan(metric.value)
+
+def test_validation_draws_are_those_of_no_training_step_and_differ_between_batches():
+    ss = [PretextStream('m', data(8, 3, 0.), Matching())]
+    tasks = Mixture(ss, bs=4).tasks
+    check = StreamsDL(ss, tasks, 4, 7)
+    assert [p.step >> 40 for p in check.plans] == [1, 1] and len({p.step for p in check.plans}) == 2
+    asked = [tuple(y['text_audio'].tolist()) for seed in range(6) for _, y in StreamsDL(ss, tasks, 4, seed)]
+    assert len(set(asked[::2])) > 1 and asked[::2] != asked[1::2]
+
+@pytest.mark.parametrize('world', [1, 2])
+def test_a_batch_of_a_validation_names_its_clips(world):
+    ss = [Stream('l', data(7, 2, 0.)), PretextStream('m', data(6, 4, 0.), Matching())]
+    tasks = Mixture(ss, bs=4).tasks
+    for rank in range(world):
+        dl = StreamsDL(ss, tasks, 4, rank=rank, world_size=world)
+        again, other = dl.new(), dl.new(bs=2, num_workers=0)
+        assert len(dl) == 4 and len(other) == 7 and [dl.batch_rows(i) for i in range(4)] == [4, 3, 4, 2]
+        for i, (batch, same) in enumerate(zip(dl, again)):
+            assert equal(batch, same) and len(batch[1]['t']) == len(dl.batch_ids(i))
+            clips = {c.id: c for c in (ss[i//2].dataset[j] for j in range(ss[i//2].n))}
+            for id, y in zip(dl.batch_ids(i), batch[1]['t'].tolist()):
+                assert y == (clips[id].labels['t'] if i < 2 else IGNORE)
+        plain = dl.new(ss[0].dataset)
+        assert (plain.bs, plain.rank, plain.world_size) == (4, rank, world)
+    read = [i for r in range(world) for k in range(4)
+            for i in StreamsDL(ss, tasks, 4, rank=r, world_size=world).batch_ids(k)]
+    assert sorted(read) == sorted([*ss[0].dataset.ids, *ss[1].dataset.ids])
+
+def test_labelled_validation_rows_have_similar_lengths():
+    "Pretext rows do not, as the other rows of their batch are their negatives"
+    ds = data(40, 6, .3)
+    for s in (Stream('l', ds), PretextStream('m', ds, Matching())):
+        lengths = sum(ds.lengths(m) for m in MODALITIES)
+        n = [lengths[i] for p in StreamsDL([s], s.tasks, 5).plans for i in p.index]
+        assert (sorted(n, reverse=True) == n) == s.labelled
+
+# ---- the learner
+
+def network(tasks=(Task('t'),)): return HICCAP(config(), tasks, seed=0)
+def elsewhere(n, seed):
+    "Clips of other videos"
+    return ClipDataset.from_clips(
+        [a_clip(100 + i, r, 50 + i//2) for r in [np.random.default_rng(seed)] for i in range(n)], [Task('t')])
+
+def test_a_learner_is_made_of_what_it_is_given(tmp_path):
+    ss = [Stream('l', data(8)), PretextStream('c', data(8, 1), Contrastive(negatives='after', temperature=.3))]
+    m = Mixture(ss, bs=4, seed=5)
+    learn = pretraining_learner(m, network(), dict(c=elsewhere(6, 2)), steps=3, weights=dict(t=.5), label_smoothing=.1,
+                                device='cpu', path=tmp_path, seed=9)
+    assert learn.model.contrast == 'after' and learn.model.contrasts == ('contrastive',) and learn.seed == 9
+    assert learn.loss_func.weights == dict(t=.5, contrastive=1.)
+    assert learn.loss_func.with_classes.label_smoothing == .1
+    assert learn.loss_func.contrastive['contrastive'].temperature == .3
+    assert len(learn.dls.train) == 3 and learn.dls.valid.seed == 5 and learn.dls.valid.bs == 4
+    (valid,) = learn.dls.valid.streams
+    assert valid.pretext == ss[1].pretext and valid.name == 'c' and type(learn.recorder.loss) is TaskLosses
+    assert [type(o) for o in learn.metrics][-1] is ChosenRight and learn.network is learn.model.network
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert np.isfinite(learn.recorder.values[0][1]) and m.step == 3
+
+CONTRAST = PretextStream('c', data(8, 1), Contrastive())
+
+@pytest.mark.parametrize('ss,valid,message', [
+    ([CONTRAST], {}, 'no validation clips: give a data set for one or more of c'),
+    ([CONTRAST], dict(d=elsewhere(4, 0)), "validation clips for 'd', which is not a stream"),
+    ([CONTRAST], dict(c=data(4, 1)), "stream 'c': .* videos are in training and validation"),
+    ([CONTRAST, PretextStream('d', data(8, 1), Contrastive(temperature=.5))], dict(c=elsewhere(4, 0)),
+     "two contrastive streams have the task 'contrastive' with different arguments"),
+    ([CONTRAST, PretextStream('d', data(8, 1), Contrastive(name='other', negatives='after'))], dict(c=elsewhere(4, 0)),
+     'disagree on negatives')])
+def test_a_learner_that_cannot_be_made_says_why(ss, valid, message):
+    with pytest.raises(ValueError, match=message): pretraining_learner(Mixture(ss, bs=4), network(()), valid)
 
 def test_names_that_moved_are_still_found():
     from hiccap import modalities, pretext, pretraining, robustness

@@ -23,6 +23,7 @@ from fastcore.foundation import L
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from conftest import TINY_NETWORK
 import hiccap.policies
 import hiccap.states
 import hiccap.cli
@@ -307,9 +308,6 @@ def test_what_another_process_writes_is_left_alone(tmp_path):
 
 # ---- runs
 
-BERT = dict(
-    kind='tokens',
-    config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
 SMALL = Run.flat(
     data='synthetic',
     synthetic=dict(n=100, scale=0.1),
@@ -317,9 +315,7 @@ SMALL = Run.flat(
     bs=8,
     threads=1,
     checkpoint_every=0,
-    config=dict(text=BERT, width=16, heads=2, head_widths=[16],
-                video=dict(kind='features', width=32, hidden=8, layers=1),
-                audio=dict(kind='features', width=16, hidden=8, layers=1)),
+    config=TINY_NETWORK,
 )
 
 
@@ -371,7 +367,7 @@ def test_another_run_and_other_data_are_told_apart(tmp_path):
     table = write_synthetic(synthetic_clips(n=90, scale=.1), tmp_path/'data')
     run = SMALL.but(data=str(table), synthetic={}, labels=['said'], features=str(tmp_path / 'data' / 'features'),
                   tokenizer=str(tmp_path / 'data' / 'tokenizer'), epochs=2,
-                  config={**SMALL.network.config, 'text': {**BERT, 'config': {**BERT['config'], 'vocab_size': 512}}})
+                  **{'config.text.config.vocab_size': 512})
     with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'run', write=stop_at('epoch 2/2'))
     with pytest.raises(ValueError, match='has seed 0, this one 1'):
         train_run(run.but(seed=1), tmp_path/'run', resume=True)

@@ -6,23 +6,14 @@ import pandas as pd
 import pytest
 from fastai.callback.core import Callback
 
+from conftest import TINY_NETWORK
 import hiccap.tracking as module
 from hiccap.runs import Run
 from hiccap.run_data import read_splits
 from hiccap.training import build_model, run_learner, train_run
 from hiccap.tracking import check_trackers, tracked
 
-NET = dict(
-    width=16,
-    heads=2,
-    head_widths=[16],
-    text=dict(
-        kind='tokens',
-        config=dict(vocab_size=200, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)),
-    video=dict(kind='features', width=32, hidden=8, layers=1),
-    audio=dict(kind='features', width=16, hidden=8, layers=1),
-)
-SMALL = dict(data='synthetic', synthetic=dict(n=48, scale=.1), epochs=2, threads=1, bs=8, config=NET)
+SMALL = dict(data='synthetic', synthetic=dict(n=48, scale=.1), epochs=2, threads=1, bs=8, config=TINY_NETWORK)
 
 
 def scalars(folder):

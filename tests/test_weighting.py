@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from fastai.basics import Callback, DataLoaders
+from fastai.basics import Callback, CancelFitException, CancelStepException, CancelTrainException, DataLoaders
 from fastai.callback.training import GradientAccumulation
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import hiccap.gradient_weighting as module
 from hiccap.states import optimizer_state
-from hiccap.callbacks import ClipGradients
+from hiccap.callbacks import AddRegularizer, ClipGradients
 from hiccap.clips import Clip, ClipDataset
 from hiccap.learner import ClipDL, hiccap_learner
-from hiccap.losses import MultiTaskLoss
+from hiccap.losses import MultiTaskLoss, Regularizer
 from hiccap.encoders import FeaturesConfig
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
@@ -70,6 +70,7 @@ def take(w, losses, grads, present):
 patterns = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), min_size=1, max_size=5)
 scales = st.lists(st.integers(-6, 4).map(lambda e: 10.**e), min_size=4, max_size=4)
 seeds = st.integers(0, 2**32 - 1)
+fewer = settings(max_examples=max(5, settings().max_examples//4))  # of each weighting
 
 
 def absent_is_absent(name, pattern, scale, seed):
@@ -163,6 +164,311 @@ def test_every_weighting_keeps_all_it_learns():
         take(w, *next(steps), 'abc')
         changed = {k for k in vars(w) if k != 'solvers' and getattr(w, k) != getattr(fresh, k)}
         assert changed <= set(w.state_dict()), name
+
+
+# -- what is learnt, against PyTorch's own autograd and Adam ----------------------------------------------------------
+
+class ByAutograd:
+    "Numbers of tasks that PyTorch learns by Adam from a loss that is written down as in the paper"
+    def __init__(self, loss, names, first, lr, weight_decay=0.):
+        self.loss, self.x = loss, torch.tensor([first]*len(names), dtype=torch.float64, requires_grad=True)
+        self.opt = torch.optim.Adam([self.x], lr=lr, weight_decay=weight_decay)
+
+    def step(self, *args):
+        self.opt.zero_grad()
+        self.loss(self.x, *args).backward()
+        self.opt.step()
+
+
+def entropy(p): return -(p*p.log()).sum()
+
+
+@given(st.lists(st.lists(st.floats(.01, 5), min_size=3, max_size=3), min_size=1, max_size=8), st.floats(0, 3))
+def test_learnt_weights_are_those_of_the_losses_in_their_docstrings(steps, tau):
+    cases = [(weighting('uncertainty', lr=.1), lambda s, l: (torch.exp(-s)*l + s/2).sum(), lambda s: torch.exp(-s)),
+             (weighting('imtl_l', lr=.1), lambda s, l: (torch.exp(s)*l - s).sum(), torch.exp),
+             (weighting('learned', lr=.1, entropy=tau),
+              lambda v, l: v.softmax(0)@l - tau*entropy(v.softmax(0)), lambda v: 3*v.softmax(0))]
+    for w, loss, weights_of in cases:
+        theirs = ByAutograd(loss, 'abc', 0., .1)
+        for losses in steps:
+            got = list(w.weigh(dict(zip('abc', losses))).values())
+            np.testing.assert_allclose(got, weights_of(theirs.x).detach(), rtol=1e-5)
+            w.step()
+            theirs.step(torch.tensor(losses, dtype=torch.float64))
+
+
+def gradnorm_loss(w, norms, rate, alpha):
+    "The loss of algorithm 1 of Chen et al. (2018), whose target is a constant"
+    lengths = w*norms
+    return (lengths - (lengths.mean()*rate**alpha).detach()).abs().sum()
+
+
+@given(st.integers(2, 4), st.integers(2, 7), seeds, st.sampled_from([0., .5, 1.5]), st.booleans())
+def test_gradnorm_is_algorithm_1_of_its_paper(k, steps, seed, alpha, known):
+    "The rates are relative to the losses at the start: the first ones seen, or those that are given"
+    names, rng = NAMES[:k], np.random.default_rng(seed)
+    initial = {n: float(rng.uniform(.2, 3)) for n in names} if known else None
+    ours = weighting('gradnorm', alpha=alpha, initial=initial, lr=.05)
+    theirs, first = ByAutograd(gradnorm_loss, names, 1., .05), None
+    for _ in range(steps):
+        losses, rows = rng.uniform(.2, 3, k), [[torch.tensor(g)] for g in rng.normal(size=(k, 5))]
+        first = losses if first is None else first
+        got = ours.weigh(dict(zip(names, losses)), module.gramian(rows))
+        np.testing.assert_allclose(list(got.values()), theirs.x.detach(), rtol=1e-6)
+        rate = losses/(np.array(list(initial.values())) if known else first)
+        ours.step()
+        theirs.step(torch.tensor([float(r[0].norm()) for r in rows]), torch.tensor(rate/rate.mean()), alpha)
+        with torch.no_grad():
+            theirs.x.clamp_(min=ours.least)
+            theirs.x *= k/theirs.x.sum()
+    assert ours.start_losses == dict(zip(names, initial.values() if known else first))
+
+
+@given(st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True), min_size=2, max_size=6), seeds)
+def test_gradnorm_keeps_the_first_loss_of_each_task_and_the_sum_of_weights(pattern, seed):
+    w, first, sum_of = weighting('gradnorm', lr=.3, initial=dict(b=.7)), dict(b=.7), dict.fromkeys(NAMES, 1.)
+    for present, (losses, grads) in zip(pattern, world(seed, [1., 2., .5, 1.])):
+        before = sum(sum_of[n] for n in present)
+        _, weight = take(w, losses, grads, present)
+        assert {n: sum_of[n] for n in present} == pytest.approx(weight)
+        for n in present: first.setdefault(n, losses[n])
+        sum_of.update(w.values)
+        assert sum(sum_of[n] for n in present) == pytest.approx(before)
+        assert w.start_losses == {n: v for n, v in first.items() if n in w.start_losses}
+        assert set(present) <= set(w.start_losses)
+
+
+def test_gradnorm_weighs_no_task_below_the_least_weight():
+    w = weighting('gradnorm', lr=5., least=.1)
+    losses, grads = next(world(0, [1., 1., 1., 1.]))
+    take(w, losses, {**grads, 'a': 1e3*grads['a']}, 'ab')
+    assert w.values['a'] == pytest.approx(.1*2/(6 + .1)) and w.values['b'] == pytest.approx(6*2/(6 + .1))
+
+
+def test_a_weight_of_zero_or_below_is_raised_before_the_weights_get_their_sum():
+    w = weighting('gradnorm', lr=1.5)
+    take(w, *next(world(0, [1., 1., 1., 1.])), 'ab')
+    assert min(w.values.values()) > 0 and sum(w.values.values()) == pytest.approx(2)
+
+
+@given(st.lists(st.floats(1.1, 5), min_size=3, max_size=3), st.lists(st.floats(1.1, 5), min_size=3, max_size=3),
+       st.lists(st.floats(0, 1), min_size=3, max_size=3))
+def test_famo_sees_losses_above_their_floors_and_stch_above_their_ideals(before, after, low):
+    a, b = weighting('famo', floors=dict(zip('abc', low)), lr=.1), weighting('famo', lr=.1)
+    c, d = weighting('stch', ideal=dict(zip('abc', low))), weighting('stch')
+    losses = dict(zip('abc', before))
+    above = {n: l - o for (n, l), o in zip(losses.items(), low)}
+    for _ in range(2):
+        assert a.weigh(losses) == pytest.approx(b.weigh(above))
+        a.step(dict(zip('abc', after)))
+        b.step({n: l - o for n, l, o in zip('abc', after, low)})
+    assert a.values == pytest.approx(b.values) and c.weigh(losses) == pytest.approx(d.weigh(above))
+
+
+def test_famo_decays_what_it_learns():
+    "With losses that do not change only the decay is left"
+    w, theirs = weighting('famo', lr=.1, decay=.5), ByAutograd(lambda x: 0*x.sum(), 'ab', 0., .1, .5)
+    w.values = dict(a=2., b=-1.)
+    theirs.x.data = torch.tensor([2., -1.], dtype=torch.float64)
+    for _ in range(3):
+        w.weigh(dict(a=1., b=1.))
+        w.step(dict(a=1., b=1.))
+        theirs.step()
+    assert list(w.values.values()) == pytest.approx(theirs.x.tolist(), abs=1e-6) and 0 < w.values['a'] < 2
+
+
+@given(st.lists(st.dictionaries(st.sampled_from('abc'), st.floats(.1, 5), min_size=1), min_size=1, max_size=4))
+def test_a_step_learns_from_the_mean_over_the_batches_that_a_task_was_in(batches):
+    "Accumulated batches are one step of one batch with the mean losses; each task counts where it is present"
+    many, imtl = weighting('imtl_l', lr=.1), weighting('imtl_l', lr=.1)
+    for b in batches: many.weigh(b)
+    mean = {n: np.mean([b[n] for b in batches if n in b]) for n in 'abc' if any(n in b for b in batches)}
+    imtl.weigh(mean)
+    many.step()
+    imtl.step()
+    assert many.values == pytest.approx(imtl.values, abs=1e-6) and not many.pending
+    famo, other = weighting('famo', lr=.1), weighting('famo', lr=.1)
+    for b in batches: famo.weigh(b)
+    other.weigh(mean)
+    for w in (famo, other): w.step(dict.fromkeys(mean, 1.))
+    assert famo.values == pytest.approx(other.values, abs=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(.1, 5), min_size=1, max_size=3), min_size=1, max_size=4), st.floats(.5, 4))
+def test_dwa_is_the_ratio_of_the_last_two_epochs(epochs, temperature):
+    w = weighting('dwa', temperature=temperature)
+    for losses in epochs:
+        for l in losses:
+            w.weigh(dict(a=l, b=1.))
+            w.step()
+        w.end_epoch()
+    means = [np.mean(l) for l in epochs[-2:]]
+    ratio = means[1]/means[0] if len(means) == 2 else 1.
+    e = np.exp(np.array([ratio, 1.])/temperature)
+    assert list(w.weigh(dict(a=1., b=1.)).values()) == pytest.approx(list(2*e/e.sum()), rel=1e-5)
+
+
+def test_no_weight_overflows():
+    "Losses and learnt numbers far beyond what an exponential can hold"
+    w = weighting('stch', mu=1e-4)
+    assert w.weigh(dict(a=1e4, b=1.)) == dict(a=.5, b=0.)
+    w = weighting('learned')
+    w.values = dict(a=5000., b=0.)
+    assert w.weigh(dict(a=1., b=1.)) == dict(a=2., b=0.)
+
+
+def test_random_weights_have_the_sum_k_and_differ_by_seed_and_draw():
+    one, two = weighting('random', seed=1), weighting('random', seed=2)
+    a, b, c = one.weigh(dict(x=1., y=1.)), one.weigh(dict(x=1., y=1.)), two.weigh(dict(x=1., y=1.))
+    assert a != b and a != c and all(sum(o.values()) == pytest.approx(2) for o in (a, b, c))
+    assert weighting('random', seed=1).weigh(dict(x=1., y=1.)) == a
+
+
+@pytest.mark.parametrize('name', [k for k in FAST if k in DRAWN])
+def test_draws_leave_pytorchs_generators_alone_and_differ(name):
+    w, J, seen = weighting(name, seed=3), rows(40, 3, seed=5).float(), []
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    for _ in range(6): seen.append(tuple(w.aggregate(dict(a=1., b=1., c=1.), J)[0].tolist()))
+    assert torch.equal(torch.rand(3), want) and len(set(seen)) > 1 and w.draws == 6
+
+
+# -- Gramians, and the ends of aggregators ----------------------------------------------------------------------------
+
+@given(st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), seeds)
+def test_the_gramian_is_over_all_pieces_of_a_gradient(k, sizes, seed):
+    rng = np.random.default_rng(seed)
+    pieces = [[torch.tensor(rng.normal(size=n)) for n in sizes] for _ in range(k)]
+    whole = torch.stack([torch.cat(p) for p in pieces])
+    np.testing.assert_allclose(module.gramian(pieces), whole@whole.T)
+
+
+@given(st.permutations('abc'), seeds)
+def test_a_gramian_in_any_order_of_tasks_is_read_as_that_of_its_tasks(order, seed):
+    "Lengths that GradNorm learns from are those of the right task, square roots of the diagonal"
+    lengths, w = dict(a=1., b=2., c=30.), weighting('gradnorm')
+    J = torch.tensor(np.random.default_rng(seed).normal(size=(3, 6)))
+    J *= torch.tensor([lengths[n] for n in order])[:, None]/J.norm(dim=1, keepdim=True)
+    told = w.weigh({n: lengths[n] for n in order}, module.gramian([[r] for r in J]))
+    assert list(told) == list(order) and set(w.pending[0]) == set('abc')
+    for n, (loss, norm) in w.pending[0].items(): assert (loss, norm) == (lengths[n], pytest.approx(lengths[n]))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=3), seeds)
+def test_combining_weighs_each_piece_of_each_task(sizes, seed):
+    rng = np.random.default_rng(seed)
+    pieces = [[torch.tensor(rng.normal(size=n)) for n in sizes] for _ in 'cab']
+    w = dict(a=1., b=-2., c=.5)
+    got, told = PlainSum().combine(list('cab'), pieces, w)
+    for p, g in enumerate(got): np.testing.assert_allclose(g, .5*pieces[0][p] + pieces[1][p] - 2*pieces[2][p])
+    assert told == w
+
+
+def test_graddrop_tells_the_share_of_numbers_that_each_task_kept():
+    "Of tasks in any order; of a number that a task does not have nothing can be kept"
+    J = torch.tensor([[1., 2., 0., -3.], [1., 1., 1., 1.], [0., 0., 0., 0.]])
+    for order in ('abc', 'cba', 'bca'):
+        w = weighting('graddrop', seed=2)
+        g, told = w.aggregate({n: 1. for n in order}, J[['abc'.index(n) for n in order]])
+        signs = g.sign()
+        for n in order:
+            mine = J['abc'.index(n)]
+            n_mine = int((mine != 0).sum())
+            assert told[n] == (float(((mine.sign() == signs) & (mine != 0)).sum())/n_mine if n_mine else 0.)
+
+
+@pytest.mark.parametrize('name,kw,other', [('mgda', dict(max_iters=1, epsilon=.5), {}), ('cagrad', dict(c=.1), {}),
+                                           ('aligned_mtl', dict(scale='rmse'), dict(scale='median'))])
+def test_the_arguments_of_aggregators_reach_torchjd(name, kw, other):
+    import torchjd.aggregation as jd
+    theirs = dict(mgda=lambda: jd.MGDA(.5, 1), cagrad=lambda: jd.CAGrad(.1),
+                  aligned_mtl=lambda: jd.AlignedMTL(scale_mode='rmse'))[name]()
+    J = 3*rows(8, 3, seed=6)
+    J[0] *= 4
+    one = dict(a=1., b=1., c=1.)
+    g = weighting(name, **kw).aggregate(one, J)[0]
+    scale = float((J*J).sum().sqrt())  # torchjd's rules see gradients of this length, and keep their direction
+    torch.testing.assert_close(g, theirs(J/scale)*scale, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(g, weighting(name, **other).aggregate(one, J)[0], rtol=1e-2)
+
+
+def test_nash_mtl_limits_the_length_and_takes_unit_gradients_where_there_is_one_task():
+    J = rows(8, 3, seed=1)
+    one, free, short = dict(a=1., b=1., c=1.), weighting('nash_mtl', max_norm=math.inf), weighting('nash_mtl')
+    g, h = free.aggregate(one, 100*J)[0], short.aggregate(one, 100*J)[0]
+    assert float(g.norm()) == pytest.approx(math.sqrt(3), rel=2e-2) and float(h.norm()) == pytest.approx(1)
+    torch.testing.assert_close(h, g/g.norm())
+    half = weighting('nash_mtl', max_norm=5.).aggregate(one, 100*J)[0]
+    torch.testing.assert_close(half, g)  # shorter than the limit: as it is
+    g = weighting('nash_mtl', max_norm=math.inf).aggregate(dict(a=1.), 7*J[:1])[0]
+    torch.testing.assert_close(g, J[0]/J[0].norm())
+
+
+def test_nash_mtl_solves_every_so_often_and_for_a_task_that_is_new():
+    w, solved, one = weighting('nash_mtl', every=3), [], dict(a=1., b=1.)
+    known = w.alpha
+    w.alpha = lambda names, gram: solved.append(len(names)) or known(names, gram)
+    for i in range(5): w.aggregate(one, rows(6, 2, seed=i))
+    assert solved == [2, 2] and w.count == 5
+    w.aggregate(dict(one, c=1.), rows(6, 3))
+    assert solved == [2, 2, 3] and set(w.last) == set('abc')
+
+
+def test_nash_mtl_starts_from_its_last_solution():
+    w, starts = weighting('nash_mtl'), []
+    w.aggregate(dict(a=1., b=1.), rows(6, 2))
+    last, solver = dict(w.last), w.solvers[2]
+    solver_call = solver.forward
+    solver.forward = lambda m: starts.append(solver.prvs_alpha.tolist()) or solver_call(m)
+    w.aggregate(dict(b=1., a=1.), rows(6, 2, seed=1))
+    assert starts == [[last['a'], last['b']]] and last['a'] != 1
+
+
+# -- a state, and a rollback ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('name', FAST)
+def test_a_state_holds_batches_whose_step_is_not_taken_yet(name):
+    a, b, steps = made(name), made(name), world(3, [1., 2., .5, 1.])
+    take(a, *next(steps), 'abc')
+    losses, grads = next(steps)
+    a.aggregate({n: losses[n] for n in 'ab'}, torch.stack([grads[n] for n in 'ab']))
+    state = json.loads(json.dumps(a.state_dict()))
+    b.load_state_dict(state)
+    assert [dict(p) for p in b.pending] == a.pending and len(a.pending) == 1
+    for w in (a, b): w.step(dict(a=1., b=1.))
+    assert a.state_dict() == b.state_dict()
+
+
+@fewer
+@given(st.integers(1, 3), st.integers(1, 3), st.booleans(), seeds)
+@pytest.mark.parametrize('name', FAST)
+def test_a_rollback_unlearns_and_repeats_no_draw(name, before, after, pending, seed):
+    "What was learnt is that of the state, no batch waits for a step, and no random number comes twice"
+    cb, steps = Weigh(made(name)), world(seed, [1., 2., .5, 1.])
+    w = cb.weighting
+    for _ in range(before): take(w, *next(steps), 'abc')
+    if pending:
+        losses, grads = next(steps)
+        w.aggregate(losses, torch.stack(list(grads.values())))
+    learnt, state, draws = deepcopy(kept(w)), deepcopy(cb.rollback_state()), w.draws
+    w.skip()
+    for _ in range(after): take(w, *next(steps), 'abd')
+    cb.roll_back_to(state)
+    assert kept(w) == learnt and w.pending == []
+    assert w.draws == (draws + after if name in DRAWN else 0)
+
+
+def test_random_weights_after_a_rollback_are_new_ones():
+    cb, seen = Weigh('random'), []
+    def draw(): seen.append(tuple(cb.weighting.weigh(dict(a=1., b=1.)).values()))
+    draw()
+    state = cb.rollback_state()
+    for _ in range(3): draw()
+    cb.roll_back_to(state)
+    for _ in range(3): draw()
+    assert len(set(seen)) == len(seen) == 7
 
 
 # -- against torchjd --------------------------------------------------------------------------------------------------
@@ -347,6 +653,7 @@ def test_a_run_continued_is_the_run_that_was_not_interrupted(name, kw):
     assert torch.equal(weights(a), weights(c)) and torch.isfinite(weights(a)).all()
     assert second.state_dict() == whole.state_dict()
     assert [len(r['loss']) for r in whole.records] == [2, 3, 2]*2 and whole.failed == 0
+    assert second.n_steps == whole.n_steps == 6
 
 
 class Count(MultiTaskLoss):
@@ -498,7 +805,12 @@ def test_several_processes_are_refused(monkeypatch):
 def test_hooks_do_not_stay():
     learn = quiet(learner([Weigh('mgda')]))
     assert not any(m._forward_hooks for m in learn.model.modules())
-    learn.get_preds(); learn.validate()
+    learn.get_preds()
+    learn.validate()
+    class GiveUp(Callback):
+        def after_pred(self): raise CancelFitException()
+    learn = quiet(learner([Weigh('mgda'), GiveUp()]))  # in the middle of a batch
+    assert not any(m._forward_hooks for m in learn.model.modules())
 
 
 def test_single_tasks_and_frozen_encoders():
@@ -507,3 +819,252 @@ def test_single_tasks_and_frozen_encoders():
     for l in (learn, plain):
         for n, p in l.model.named_parameters(): p.requires_grad_(n.startswith('heads.'))
     assert torch.equal(weights(quiet(learn)), weights(quiet(plain)))
+
+
+# -- when the loop hands over, and what it gets back ------------------------------------------------------------------
+
+class Handed(Callback):
+    "Just after `Weigh` (3): the loss that is differentiated, the loss that is logged, and each task's own"
+    order, run_valid = 3.5, False
+    def __init__(self, own=None): self.own, self.seen = own or {}, []
+    def after_loss(self):
+        losses = {n: self.own.get(n, 1.)*float(l) for n, l in self.loss_func.losses.items() if self.own.get(n, 1.)}
+        self.seen.append((float(self.learn.loss_grad), float(self.learn.loss), losses))
+
+
+@pytest.mark.parametrize('name,kw', [(k, kw) for k, kw in ALL if k not in SLOW])
+def test_the_value_that_is_differentiated_is_the_loss(name, kw, own=None):
+    """Σ wᵢLᵢ, or the plain sum where gradients are combined: `NanDetector` and the loss scaler see a loss.
+    What is logged stays the sum"""
+    w, handed = callback(name, kw), Handed(own)
+    quiet(learner([w, handed], loss_func=MultiTaskLoss(TASKS, own)))
+    for (value, logged, losses), record in zip(handed.seen, w.records, strict=True):
+        assert record['loss'] == pytest.approx(losses) and record['loss'].keys() == record['weight'].keys()
+        assert logged == pytest.approx(sum(losses.values()))
+        told = dict.fromkeys(losses, 1.) if w.weighting.gradients else record['weight']
+        assert value == pytest.approx(sum(told[n]*losses[n] for n in losses), rel=1e-5)
+
+
+@pytest.mark.parametrize('own', [dict(gory=.25, sarcasm=3.), dict(gory=0.)])
+@pytest.mark.parametrize('name', ['sum', 'uncertainty', 'imtl_g', 'graddrop'])
+def test_the_loss_that_is_differentiated_has_the_loss_functions_own_weights(name, own):
+    test_the_value_that_is_differentiated_is_the_loss(name, {}, own)
+
+
+@dataclass(eq=False)
+class Known(Weighting):
+    "Weights that are known beforehand, of the gradients or of the losses"
+    tasks: dict|None = None
+    at: str = 'parameters'
+    gradients = True
+    def weights(self, names, losses, gram): return np.array([self.tasks[n] for n in names])
+
+
+class KnownWithoutHeads(Known): weighs_heads = False
+
+
+class Net(torch.nn.Module):
+    "All tasks share `all`, the first two share `two`, and each has its own head"
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.all, self.two = torch.nn.Linear(8, 4), torch.nn.Linear(4, 4)
+        self.heads = torch.nn.ModuleDict({t.name: torch.nn.Linear(4, 2) for t in TASKS})
+    def forward(self, x):
+        h = self.all(x['video'].mean(1))
+        return {n: head(h if n == 'sarcasm' else self.two(h)) for n, head in self.heads.items()}
+
+
+def net_learner(cbs):
+    dls = DataLoaders(ClipDL(DATA, 8, shuffle=True, seed=1), ClipDL(DATA.subset(range(8)), 8), device='cpu')
+    learn = hiccap_learner(dls, Net(), MultiTaskLoss(TASKS), lr=1e-2, cbs=cbs, metrics=[])
+    learn.remove_cbs([o for o in learn.cbs if type(o).__name__ == 'ProgressCallback'])
+    return learn
+
+
+class Scaler:
+    "A loss scale that `Weigh` has to leave as it is"
+    def is_enabled(self): return True
+    def get_scale(self): return 1024.
+
+
+@pytest.mark.parametrize('scaled', [False, True])
+@pytest.mark.parametrize('cls', [Known, KnownWithoutHeads])
+def test_what_two_tasks_share_is_weighed_and_heads_as_the_rule_says(cls, scaled):
+    "Against the gradient of each task by itself, in what all share, what two share, and each head"
+    batch, keep, lengths = Batch(), Gradients(), []
+    rule = cls(named)
+    weigh = rule.weights
+    rule.weights = lambda names, losses, gram: lengths.append(np.diag(gram)) or weigh(names, losses, gram)
+    learn = net_learner([Weigh(rule), batch, keep])
+    if scaled: learn.scaler = Scaler()
+    quiet(learn)
+    net, (inputs, targets, _) = Net(), batch.kept
+    losses = MultiTaskLoss(TASKS).task_losses(net(inputs), targets)
+    want, shared = {}, dict.fromkeys(losses, 0.)
+    for n, l in losses.items():
+        for k, p in net.named_parameters():
+            g, = torch.autograd.grad(l, p, retain_graph=True, allow_unused=True)
+            if g is None: continue
+            own = k.startswith('heads.')
+            want[k] = want.get(k, 0) + g*(1. if own and not rule.weighs_heads else named[n])
+            if not own: shared[n] += float((g*g).sum())
+    close(keep.found, want, 1e-5)
+    np.testing.assert_allclose(lengths[0], [shared[n] for n in sorted(shared)], rtol=1e-4)
+
+
+class CancelSteps(Callback):
+    "Steps that another callback skips, before any weighting or optimizer has done anything"
+    order, run_valid = 2, False
+    def __init__(self, at): self.at, self.i = at, -1
+    def before_step(self):
+        self.i += 1
+        if self.i in self.at: raise CancelStepException()
+
+
+@pytest.mark.parametrize('at', [{0}, {1, 2}, {2, 5}, set(range(6))], ids=str)
+@pytest.mark.parametrize('name,kw', [('uncertainty', {}), ('famo', {}), ('gradnorm', dict(at='parameters'))])
+def test_a_skipped_step_is_none_to_the_weighting(name, kw, at):
+    w = callback(name, kw)
+    quiet(net_learner([w, CancelSteps(at)]), 2)
+    assert w.n_steps == 6 - len(at) and not w.batches and not w.weighting.pending and not w.skipped
+    assert [m[2] for m in w.weighting.moments.values()] == [6 - len(at)]*3*(len(at) < 6)
+    assert [r['step'] for r in w.records] == np.cumsum([0, *(i not in at for i in range(5))]).tolist()
+
+
+class After(Callback):
+    "Around `Weigh`'s look back: the losses that it finds, and whether it leaves the run as it was"
+    order, run_valid = 2, False
+    def __init__(self, weigh): self.weigh, self.found, self.before = weigh, [], []
+    def before_fit(self):
+        look = self.weigh.losses_after_step
+        def spied():
+            state, losses = torch.get_rng_state(), dict(self.loss_func.losses)
+            self.found.append(look())
+            assert torch.equal(state, torch.get_rng_state()) and self.loss_func.losses == losses
+            return self.found[-1]
+        self.weigh.losses_after_step = spied
+
+
+@pytest.mark.parametrize('own', [None, dict(gory=.25, sarcasm=3., mature=0.)])
+@pytest.mark.parametrize('accumulate', [False, True])
+def test_looking_back_runs_the_same_batches_with_the_same_dropout(accumulate, own):
+    "At a learning rate of 0 the losses after a step are those before it"
+    w = callback('famo', {})
+    look = After(w)
+    learn = learner([w, look, *([GradientAccumulation(16)] if accumulate else [])], loss_func=MultiTaskLoss(TASKS, own))
+    learn.lr, learn.wd = 0., 0.
+    quiet(learn, 2)
+    per = 2 if accumulate else 1
+    assert len(look.found) == 6//per
+    for i, found in enumerate(look.found):
+        batches = [r['loss'] for r in w.records[per*i:per*i + per]]
+        mean = {n: np.mean([b[n] for b in batches if n in b]) for n in found}
+        assert found == pytest.approx(mean, rel=1e-5) and set(found) == {n for b in batches for n in b}
+    assert ('mature' in found) == (own is None)
+
+
+class Stop(Callback):
+    "Break the first training epoch off"
+    order, run_valid, epochs = 1, False, (0,)
+    def after_batch(self):
+        if self.training and self.learn.epoch in self.epochs: raise CancelTrainException()
+
+
+def test_an_epoch_that_was_broken_off_is_none_to_the_weighting():
+    w = Weigh('dwa')
+    quiet(learner([w, Stop()]), 3)
+    assert {n: len(m) for n, m in w.weighting.means.items()} == dict.fromkeys(named, 2) and not w.weighting.sums
+    w = Weigh('dwa')
+    quiet(learner([w]), 3)
+    assert {n: len(m) for n, m in w.weighting.means.items()} == dict.fromkeys(named, 2)
+    w = Weigh('dwa')
+    quiet(learner([w, stop := Stop()]), 1)
+    assert not w.weighting.means and w.weighting.sums and stop.epochs == (0,)
+
+
+def test_a_search_for_a_learning_rate_teaches_the_weighting_nothing(tmp_path):
+    w = Weigh('uncertainty')
+    learn = quiet(learner([w], path=tmp_path))
+    before = deepcopy(w.state_dict())
+    with learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
+    assert w.state_dict() == before and w.n_steps == 3 and len(w.records) == 3
+
+
+class BadGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g): return torch.full_like(g, math.nan)
+
+
+class Break(Callback):
+    "A loss, or only its gradient, is NaN in one batch"
+    order, run_valid = 1, False
+    def __init__(self, what, at=1): self.what, self.at, self.i = what, at, -1
+    def after_pred(self):
+        self.i += 1
+        if self.i != self.at: return
+        x = self.learn.pred['gory']
+        self.learn.pred['gory'] = BadGradient.apply(x) if self.what == 'gradient' else x*math.nan
+    def before_step(self):
+        if self.i == self.at: raise CancelStepException()
+
+
+@pytest.mark.parametrize('what,name', [('loss', 'uncertainty'), ('loss', 'famo'), ('gradient', 'gradnorm')])
+def test_a_batch_that_is_not_finite_is_counted_and_not_weighed(what, name):
+    w = Weigh(weighting(name, **(dict(at='parameters') if name == 'gradnorm' else {})))
+    quiet(net_learner([w, Break(what)]))
+    assert w.failed == 1 and w.n_steps == 2 and w.state_dict()['failed'] == 1
+    assert [math.isnan(sum(r['weight'].values())) for r in w.records] == [False, True, False]
+    assert all(m[2] == 2 for m in w.weighting.moments.values())
+    other = Weigh(w.weighting)
+    other.load_state_dict(w.state_dict())
+    assert other.failed == 1
+
+
+def test_a_fit_begins_without_the_batches_of_one_that_was_broken_off():
+    w = Weigh('uncertainty')
+    learn = net_learner([w])
+    w.weighting.pending = [dict(gory=(50., None))]
+    w.batches = ['of an earlier fit']
+    quiet(learn)
+    assert w.weighting.moments['gory'][2] == 3 and not w.batches
+    other = Weigh('uncertainty')
+    quiet(net_learner([other]))
+    assert other.weighting.values == w.weighting.values
+
+
+def test_a_weighting_is_used_as_it_is_and_checked_before_training():
+    w = Uncertainty()
+    assert Weigh(w).weighting is w
+    with pytest.raises(ValueError, match="unknown task 'gori'"):
+        quiet(learner([Weigh(weighting('fixed', tasks=dict(named, gori=1.)))]))
+    with pytest.raises(ValueError, match="no weight for task 'sarcasm'"):
+        quiet(learner([Weigh(weighting('fixed', tasks=dict(gory=1., mature=1.)))]))
+
+
+@pytest.mark.parametrize('overlap', [False, True])
+def test_tasks_that_share_no_clip_are_told_of(overlap):
+    "At the representation such tasks cannot conflict; one clip that both have is enough, for each two tasks"
+    def labels(i):
+        if i < 4: return dict(gory=i % 2, **(dict(sarcasm=0) if overlap and not i else {}))
+        return dict(mature=i % 2, sarcasm=i % 2, **(dict(gory=1) if overlap and i == 4 else {}))
+    rng = np.random.default_rng(0)
+    data = ClipDataset.from_clips([Clip(f'c{i}', text=rng.normal(size=(4, 6)), video=rng.normal(size=(3, 8)),
+                                        audio=rng.normal(size=(2, 5)), labels=labels(i)) for i in range(8)], TASKS)
+    w = Weigh('mgda')
+    learn = learner([w])
+    learn.dls = DataLoaders(ClipDL(data, 8), ClipDL(data, 8), device='cpu')
+    if overlap: quiet(learn, 2)
+    else:
+        with pytest.warns(UserWarning, match='two tasks share no labelled clip'): quiet(learn, 2)
+    assert w.no_shared_clip == w.state_dict()['blind'] == (0 if overlap else 2)
+
+
+def test_a_weighting_comes_before_a_penalty_and_accumulation():
+    "A penalty is not weighed, and accumulation divides the weighted loss"
+    penalty, against = AddRegularizer(Regularizer('norm', 2.)), Weigh(Opposite())
+    both, plain, with_penalty = gradients([against, penalty]), gradients([]), gradients([penalty])
+    close(both, {n: g - 2*plain.get(n, 0) for n, g in with_penalty.items()}, 1e-3)
+    assert Weigh.order < AddRegularizer.order < GradientAccumulation.order

@@ -3,7 +3,8 @@
 - a notebook mixes imports with other code (the documentation build executes every cell that imports),
 - a cell was saved with an error, or shows a plot and was saved without its picture,
 - a tracked file names a path of one machine,
-- the package imports a library that settings.ini does not require.
+- the package imports a library that settings.ini does not require,
+- a function of the package imports a library that warns in notebooks, outside `with quiet_imports()`.
 """
 import ast
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PRIVATE = re.compile(r'(?<![\w.])/(?:work|home|root|Users|tmp)/[\w.]+')
 PACKAGES = dict(sklearn='scikit-learn', yaml='pyyaml')  # import -> the package's name, where they differ
+LOUD = {'accelerate', 'datasets', 'fastai', 'transformers'}  # what they import warns in a notebook without ipywidgets
 REQUIRED, OPTIONAL = ('requirements',), ('requirements', 'export_requirements', 'dev_requirements')
 
 
@@ -79,6 +81,20 @@ def undeclared(folder, settings):
             if PACKAGES.get(name, name) not in known: yield f'{path.name}: imports {name}, not among the {keys[0]}'
 
 
+def loud(folder):
+    "Imports inside functions whose warnings a user of a notebook would see"
+    for path in sorted(folder.glob('*.py')):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        quiet = {o for w in ast.walk(tree) if isinstance(w, ast.With) and 'quiet_imports' in ast.unparse(w.items[0])
+                 for o in ast.walk(w)}
+        inside = {o for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for o in ast.walk(f)}
+        for o in inside - quiet:
+            if isinstance(o, ast.Import): names = {a.name.split('.')[0] for a in o.names}
+            elif isinstance(o, ast.ImportFrom) and not o.level: names = {o.module.split('.')[0]}
+            else: continue
+            if names & LOUD: yield f'{path.name} line {o.lineno}: put the import into `with quiet_imports()`'
+
+
 def problems():
     "A line for each thing to fix"
     listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -91,6 +107,7 @@ def problems():
             found, text = notebook_problems(name, text)
             yield from found
         for m in PRIVATE.finditer(text): yield f'{name}: names the path {m.group(0)}'
+    yield from loud(ROOT/'hiccap')
     yield from undeclared(ROOT/'hiccap', (ROOT/'settings.ini').read_text(encoding='utf-8'))
 
 

@@ -2,8 +2,8 @@
 
 Without names it checks every notebook, `tests`, `benchmarks`, `tools`, setup.py, README.md and CONTRIBUTING.md, and the
 totals over all notebooks. It fails for a code line over 120 characters, an exported cell over 50 lines, too few
-examples that show a value, four exports in a row without an example, too many imports inside functions, and words that
-readers of this field do not know.
+examples that show a value, four exports in a row without an example, too many imports inside functions, words that
+readers of this field do not know, and durations in prose: a measured time is computed and shown, or is not there.
 """
 import ast
 import json
@@ -39,6 +39,12 @@ WORDS = {
     r'\b(?:on|of) (?:a|the) processor\b': 'on a CPU',
     r'\bwhat is said of\b': 'predictions',
 }
+COUNTS = (r'\d[\d.,]*|half an?|a few|few|several|some|one|two|three|four|five|six|seven|eight|nine|ten|twenty|thirty'
+          '|forty|fifty|sixty')
+UNITS = r'milliseconds?|seconds?|minutes?|hours?'
+# `a second` is an ordinal as often as a time; README.md has what its notebook computed
+DURATION = re.compile(rf'\b(?:{COUNTS})[ -](?:{UNITS})\b|\ban? (?:minute|hour)\b'
+                      r'|\b(?:in|takes?|took) (?:minutes|hours)\b|\btakes? seconds\b', re.I)
 EXEMPT = {'check_style.py', 'test_tools.py'}  # they hold the words in order to find them
 
 
@@ -74,6 +80,11 @@ def odd_words(text):
         for m in re.finditer(pattern, text): yield f'{m.group(0)!r}: write {better!r}'
 
 
+def durations(text):
+    "Times that prose states"
+    for m in DURATION.finditer(text): yield f'{m.group(0)!r}: a duration in prose; compute it, or leave it out'
+
+
 def long_lines(text): return [n for n, line in enumerate(text.split('\n'), 1) if len(line) > WIDTH]
 
 
@@ -83,7 +94,9 @@ def notebook(path):
     for cell in cells(path):
         text, at = source(cell), f"{path.name} cell {cell.get('id')}"
         found += [f'{at}: {w}' for w in odd_words(text)]
-        if cell['cell_type'] != 'code': continue
+        if cell['cell_type'] != 'code':
+            found += [f'{at}: {d}' for d in durations(text)]
+            continue
         found += [f'{at}: line {n} is over {WIDTH} characters' for n in long_lines(text)]
         kinds, tree = directives(text), parsed(text)
         if tree is None or is_import(tree) or 'default_exp' in kinds or 'hide' in kinds: continue
@@ -101,6 +114,7 @@ def program(path):
     "The problems of a Python file or a Markdown page"
     text = path.read_text(encoding='utf-8')
     long = [f'{path.name}: line {n} is over {WIDTH} characters' for n in long_lines(text) if path.suffix == '.py']
+    if path.suffix == '.md' and path.name != 'README.md': long += [f'{path.name}: {d}' for d in durations(text)]
     return long + [f'{path.name}: {w}' for w in odd_words(text) if path.name not in EXEMPT]
 
 

@@ -3,7 +3,7 @@
 With `--check` it fails where it would change a file.
 
 Markdown cells are taken as they are; code cells that are not hidden become fenced blocks, their text outputs indented
-blocks, and their pictures files in nbs/images/.
+blocks, and their pictures files in nbs/images/. A cell with a picture must say what it shows: `#| fig-alt: ...`.
 """
 import base64
 import json
@@ -20,6 +20,14 @@ def linked(text):
     return re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', re.sub(r'\]\(images/', f']({IMAGES}/', text))
 
 
+def alt_text(directives, cell):
+    "What a cell's picture shows; ends the program where the cell does not say it"
+    found = [d.partition(':')[2].strip(' "') for d in directives if d.startswith('fig-alt:')]
+    if not found or not found[0]:
+        sys.exit(f"index.ipynb: cell {cell.get('id')} shows a picture; say what it shows, as in '#| fig-alt: A curve'")
+    return found[0]
+
+
 def cell_markdown(cell, n):
     "Markdown of a cell, and the pictures it needs: file name -> bytes, numbered from `n`"
     source, pictures = ''.join(cell['source']), {}
@@ -33,7 +41,7 @@ def cell_markdown(cell, n):
         if 'image/png' in data:
             name = f'index_{n + len(pictures)}.png'
             pictures[name] = base64.b64decode(data['image/png'])
-            parts.append(f'![what the notebook shows here]({IMAGES}/{name})')
+            parts.append(f'![{alt_text(directives, cell)}]({IMAGES}/{name})')
         elif 'text/markdown' in data: parts.append(''.join(data['text/markdown']))
         else:
             text = ''.join(out.get('text') or data.get('text/plain', ''))

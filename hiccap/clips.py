@@ -17,20 +17,22 @@ from .tasks import IGNORE, check_tasks
 
 # %% ../nbs/10_clips.ipynb #b1390b84
 class DataError(ValueError):
-    "Something in a data set that cannot be right; the message names the clip, the file and the fix"
+    "Something in a data set that cannot be right; the message names the clip, the file, the place in it and the fix"
     def __init__(self,
         what: str,   # what is wrong
         clip=None,   # id of the clip
         file=None,   # file it was read from
-        fix: str=''  # what to do about it
+        fix: str='', # what to do about it
+        at: str=''   # where in the file, such as `line 3`
     ):
-        self.what, self.clip, self.file, self.fix = what, clip, None if file is None else str(file), fix
+        self.what, self.clip, self.file, self.fix, self.at = what, clip, None if file is None else str(file), fix, at
         where = [] if clip is None else [f'clip {clip!r}']
         if file is not None: where.append(f'file {self.file}')
+        if at: where.append(at)
         message = ': '.join([', '.join(where), what] if where else [what])
         super().__init__(f'{message}. {fix}' if fix else message)
 
-    def __reduce__(self): return type(self), (self.what, self.clip, self.file, self.fix)
+    def __reduce__(self): return type(self), (self.what, self.clip, self.file, self.fix, self.at)
 
 # %% ../nbs/10_clips.ipynb #60daf51a
 MODALITIES = ('text', 'video', 'audio')
@@ -93,16 +95,18 @@ def checked_values(
 def check_id(
     id,         # a clip's id
     file=None,  # file it was read from, for the message
-    where=''    # where in the file, for the message
+    at: str=''  # where in the file, for the message
 ) -> str: # the id
     "Raise `DataError` unless `id` is a plain, non-empty name: no `/`, `\\`, `..` or control character"
     if id is None or id == '' or (isinstance(id, float) and id != id):
-        raise DataError(f"a clip without an id{where}", file=file, fix='Give every clip an id of its own')
+        raise DataError('a clip without an id', file=file, fix='Give every clip an id of its own', at=at)
     if not isinstance(id, str):
-        raise DataError(f"the id {id!r} is not a string{where}", file=file, fix='Write ids as text')
+        raise DataError(f"the id {id!r} is not a string", file=file, fix='Write ids as text', at=at)
+    if id != id.strip():
+        raise DataError(f"the id {id!r} begins or ends with a blank", clip=id, file=file, fix='Write it without', at=at)
     if '/' in id or '\\' in id or '..' in id or not id.isprintable():
         raise DataError("an id may not hold '/', '\\', '..' or a control character: it names files", clip=id, file=file,
-                        fix='Rename the clip')
+                        fix='Rename the clip', at=at)
     return id
 
 # %% ../nbs/10_clips.ipynb #c2ed5288
@@ -161,11 +165,19 @@ def _repr_html_(self:Clip):
     return Overview(f'Clip {self.id}', [(['modality', 'size'], modalities), (['task', 'label'], labels)])._repr_html_()
 
 # %% ../nbs/10_clips.ipynb #df3da595
+_PART = re.compile(r"""(?<=.)(?:
+    [._]\d+                                                    # video_3, video.3
+    | [._-](?:utt|utterance|turn|clip|seg|segment|scene|shot|part)[_-]?\d+   # dia0_utt4, film-clip12
+    | \[\d+\]                                                  # video[3]
+    | \$_\$\d+                                                 # video$_$3
+    | _[FM]\d{3}                                               # Ses01F_impro01_M003
+    )$""", re.VERBOSE | re.IGNORECASE)
+
 def video_of(
     id: str  # a clip's id
 ) -> str: # the video's id
-    "The video that a clip was cut from: its id without a final `_N` or `.N`"
-    return re.sub(r'(?<=.)[._]\d+$', '', id)
+    "The video that a clip was cut from: its id without what numbers the clip, in the forms of published data sets"
+    return _PART.sub('', id)
 
 # %% ../nbs/10_clips.ipynb #26947c46
 class TensorColumn:
@@ -248,11 +260,12 @@ class ClipDataset:
         tasks,               # the tasks that are labelled
         groups: list=None,   # the video that each clip comes from; found from the ids by default
         name: str='',        # what the data set is called in messages and reports
-        notes: list=()       # what was left out or changed in reading, a sentence each
+        notes: list=(),      # what was left out or changed in reading, a sentence each
+        parts: list=None     # 0, 1 or 2 for each clip that a table names as training, validation or test
     ):
         self.ids, self.columns, self.tasks = list(ids), dict(columns), check_tasks(tasks)
-        self.name, self.notes = name, list(notes)
-        for i, o in enumerate(self.ids): check_id(o, name or None, f' (number {i})')
+        self.name, self.notes, self.parts = name, list(notes), parts
+        for i, o in enumerate(self.ids): check_id(o, name or None, f'clip number {i}')
         if twice := first_repeated(self.ids):
             raise DataError('two clips have this id', twice, name or None, 'Give every clip an id of its own')
         self.groups = [video_of(o) for o in self.ids] if groups is None else list(map(str, groups))

@@ -4,18 +4,26 @@
 
 # %% auto #0
 __all__ = ['digest', 'MODALITIES', 'DataError', 'checked_values', 'check_id', 'Clip', 'video_of', 'TensorColumn', 'SubsetColumn',
-           'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy', 'FILES', 'NpyFile',
-           'npy_header', 'FeatureFolder', 'FeatureColumn', 'feature_columns', 'encoder_path', 'get_tokenizer',
-           'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL', 'TABLES', 'is_missing',
-           'class_name', 'written_classes', 'class_numbers', 'unique_names', 'read_json', 'join_wordpieces',
-           'released_labels', 'several_ids', 'read_comic_mischief', 'read_frame', 'table_column', 'previous_texts',
-           'read_table', 'shared_data', 'assign_videos', 'split_by_video', 'folds_by_video']
+           'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy', 'FILES', 'NAME_FORMS',
+           'NpyFile', 'npy_header', 'FeatureFolder', 'pair_names', 'name_difference', 'WidthError', 'wrong_rank',
+           'transposed', 'transposed_files', 'tall_note', 'FeatureColumn', 'feature_columns', 'encoder_path',
+           'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'QUOTES', 'FORMATS',
+           'TABLES', 'readable', 'text_of', 'csv_rows', 'Repeated', 'json_object', 'json_entries', 'json_lines',
+           'table_format', 'Record', 'Table', 'open_table', 'MISSING_WORDS', 'NO_YES', 'MANY', 'is_missing',
+           'check_text', 'tidy_text', 'class_name', 'written_classes', 'class_keys', 'declared_classes',
+           'declared_labels', 'Labels', 'read_labels', 'SPECIAL', 'PARTS', 'RELEASED_FIELDS', 'unique_names',
+           'read_json', 'join_wordpieces', 'released_labels', 'several_ids', 'read_comic_mischief', 'cell_text',
+           'Found', 'Fields', 'check_columns', 'case_note', 'ungrouped_note', 'previous_texts', 'check_label_columns',
+           'read_table', 'is_released', 'shared_data', 'assign_videos', 'split_by_video', 'folds_by_video',
+           'class_counts', 'check_classes', 'check_scored']
 
 # %% ../nbs/13a_data.ipynb #c8dea86d
 from .basics import digest
 from .clips import *
 from .features import *
 from .text import *
+from .tables import *
+from .labels import *
 from .readers import *
 from .real_data import shared_data
 from .splits import *
@@ -23,10 +31,15 @@ from .splits import *
 # %% ../nbs/13a_data.ipynb #3e2b3e4c
 # what `from hiccap.data import *` gives
 _all_ = ['digest', 'MODALITIES', 'DataError', 'checked_values', 'check_id', 'Clip', 'video_of', 'TensorColumn',
-         'SubsetColumn', 'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy',
-         'FILES', 'NpyFile', 'npy_header', 'FeatureFolder', 'FeatureColumn', 'feature_columns',
-         'encoder_path', 'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'SPECIAL',
-         'TABLES', 'is_missing', 'class_name', 'written_classes', 'class_numbers', 'unique_names',
-         'read_json', 'join_wordpieces', 'released_labels', 'several_ids', 'read_comic_mischief',
-         'read_frame', 'table_column', 'previous_texts', 'read_table', 'shared_data', 'assign_videos',
-         'split_by_video', 'folds_by_video']
+         'SubsetColumn', 'column_stamps', 'first_repeated', 'check_labels', 'ClipDataset', 'as_numpy', 'FILES',
+         'NAME_FORMS', 'NpyFile', 'npy_header', 'FeatureFolder', 'pair_names', 'name_difference', 'WidthError',
+         'wrong_rank', 'transposed', 'transposed_files', 'tall_note', 'FeatureColumn', 'feature_columns',
+         'encoder_path', 'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'QUOTES',
+         'FORMATS', 'TABLES', 'readable', 'text_of', 'csv_rows', 'Repeated', 'json_object', 'json_entries',
+         'json_lines', 'table_format', 'Record', 'Table', 'open_table', 'MISSING_WORDS', 'NO_YES', 'MANY',
+         'is_missing', 'check_text', 'tidy_text', 'class_name', 'written_classes', 'class_keys', 'declared_classes',
+         'declared_labels', 'Labels', 'read_labels', 'SPECIAL', 'PARTS', 'RELEASED_FIELDS', 'unique_names',
+         'read_json', 'join_wordpieces', 'released_labels', 'several_ids', 'read_comic_mischief', 'cell_text',
+         'Found', 'Fields', 'check_columns', 'case_note', 'ungrouped_note', 'previous_texts', 'check_label_columns',
+         'read_table', 'is_released', 'shared_data', 'assign_videos', 'split_by_video', 'folds_by_video',
+         'class_counts', 'check_classes', 'check_scored']

@@ -15,13 +15,17 @@ SEVERITIES = ('note', 'warning', 'error')
 CODES = {  # code -> severity, fix
     'no-clips': ('error', 'Check the path, and that the file is complete'),
     'few-videos': ('warning', 'Label more videos: with so few, clips cannot be compared'),
-    'record-kind': ('error', 'Write each clip as one object of named fields'),
+    'record-kind': ('error', 'Write each clip as one row with a cell for every column, or one object of named fields'),
     'id-bad': ('error', 'Give every clip a plain name: feature files are named by it'),
     'id-twice': ('error', 'Give every clip an id of its own'),
     'id-field': ('error', 'Repeat the clip id in IMDBid: features are named by it'),
     'field-kind': ('error', 'Write the field as in the other records'),
     'field-twice': ('error', 'Write each field once: a reader would silently keep one of the two'),
     'field-unknown': ('note', 'No reader uses these fields. Leave them out, or check that nothing is lost'),
+    'group-missing': ('error', 'Name the video or dialogue of every clip'),
+    'groups-unknown': ('warning', 'Name the column of the recording with --group'),
+    'table-note': ('note', 'Check the file at that place'),
+    'split-invalid': ('error', 'Say train, validation or test'),
     'label-invalid': ('error', 'Correct the label, or leave it empty if it is unknown'),
     'label-contradiction': ('error', 'Label the clips again, or correct one of the two labels'),
     'label-missing': ('note', 'Label the rest, or report how many clips the scores are computed on'),
@@ -60,6 +64,9 @@ CODES |= {
     'features-unreadable': ('error', 'Extract the features again'),
     'features-shape': ('error', 'Save one float32 array (length, width) for each part, all from the same extractor '
                        'and the same frames'),
+    'features-names': ('error', 'Write the ids in the table as the files are named, or rename the files'),
+    'features-transposed': ('error', 'Save x.T, of shape (length, width), in each of these files'),
+    'features-tall': ('note', 'Check one of them. Rows are steps in time, columns are values: if not, save x.T'),
     'features-nonfinite': ('error', 'Extract them again, or delete the file to mark the modality as missing'),
     'features-constant': ('warning', 'A constant carries no information. Extract the features again, or delete the '
                           'file to mark the modality as missing'),

@@ -11,25 +11,26 @@ from .clips import ClipDataset, DataError
 from .encoders import encoder_config, encoder_path
 from .features import FeatureFolder
 from .packing import is_packed, open_packed
-from .readers import get_tokenizer, read_comic_mischief, read_table
-from .runs import Clips, Network
+from .readers import get_tokenizer, is_released, read_comic_mischief, read_table
 from .seen import folder_of_weights, parts_from_weights, read_records
-from .splits import folds_by_video, split_by_video
-from .synthetic import synthetic_clips
 from .checkpoints import saved_tokenizer
+from .runs import Clips, Network, Training
+from .splits import check_classes, check_scored, folds_by_video, split_by_video
+from .synthetic import synthetic_clips, synthetic_tokenizer
+from .text import encode_texts, tokenizer_digest
 
 # %% ../nbs/52_run_data.ipynb #b44c0a6b
 def tokenizer_for(
     network: Network, # what is trained
-    data=''           # the clips: a packed folder has its own tokenizer, `synthetic` clips have ids and need none
+    data=''           # the clips: a packed folder has its own tokenizer, and so have `synthetic` clips
 ): # a `transformers` tokenizer, or None
     """The tokenizer of a network's text: the one that is given, or of the encoder, or next to the folder of `init`, or
-    of a packed folder, or recorded in the folder of `init`; raises `DataError` if none is known"""
+    of the clips themselves, or recorded in the folder of `init`; raises `DataError` if none is known"""
     init = Path(network.init) if network.init and not network.encoder else None
     name = encoder_path(network.tokenizer or network.encoder)
     if name is None and init is not None and (init.parent/'tokenizer').is_dir(): name = str(init.parent/'tokenizer')
     if name: return get_tokenizer(name)
-    if data == 'synthetic': return None
+    if data == 'synthetic': return synthetic_tokenizer()
     if is_packed(data): return open_packed(data).tokenizer()
     if init is not None and init.is_dir(): name = encoder_path(saved_tokenizer(init))
     if name: return get_tokenizer(name)
@@ -56,31 +57,48 @@ def read_clips(
     labelled=True  # False reads clips without their labels
 ):
     "A `ClipDataset` from a file; raises `DataError`"
-    if str(path) == 'synthetic':
-        try: return synthetic_clips(**clips.synthetic)
-        except TypeError as e: raise ValueError(f"synthetic: not arguments of synthetic_clips: {e}") from None
+    if str(path) == 'synthetic': return _draw_clips(clips, tokenizer)
     ds = _read_file(clips, path, tokenizer, tasks, features, labelled)
     if not len(ds): raise DataError('holds no clip', file=path, fix='Give a file with at least one row')
     return ds
 
+def _draw_clips(clips, tokenizer):
+    "Synthetic clips, their text as another tokenizer reads it if one is given"
+    try: ds = synthetic_clips(**clips.synthetic)
+    except TypeError as e: raise ValueError(f"synthetic: not arguments of synthetic_clips: {e}") from None
+    if tokenizer is None: return ds
+    whole = not clips.max_length or ds.lengths('text').max() <= clips.max_length
+    if whole and tokenizer_digest(tokenizer) == tokenizer_digest(synthetic_tokenizer()): return ds
+    text, notes = encode_texts([ds.text_of(c) for c in ds], [None]*len(ds), tokenizer, ds.ids, clips.max_length)
+    ds.columns, ds.notes = {**ds.columns, **text}, [*ds.notes, *notes]
+    return ds
+
+# %% ../nbs/52_run_data.ipynb #612a4d83
 def _read_file(clips, path, tokenizer, tasks, features, labelled):
     "The clips of a packed folder, of the released JSON or of a table"
     if Path(path).is_dir(): return _read_packed(clips, path, tokenizer, tasks, features, labelled)
-    if Path(path).suffix.lower() == '.json':
+    if is_released(path):
+        if clips.split: raise DataError('the released JSON has no split column', file=path, fix='Leave --split out')
         ds = read_comic_mischief(path, features, tokenizer, max_length=clips.max_length)
         return _with_tasks(ds, [t.name for t in tasks] if tasks else clips.labels, path) if labelled else ds
-    if labelled and not (clips.labels or tasks):
+    if labelled and not (clips.labels or clips.tasks or tasks):
         raise DataError(
             'a table does not say which of its columns are labels', file=path, fix='Name them with --labels')
-    labels = list(clips.labels) or None if labelled else []
-    return read_table(path, tokenizer, labels, clips.text, list(clips.id), clips.group, clips.captions, clips.context,
-                      tasks if labelled else None, features, clips.max_length)
+    labels = [] if not labelled else list(clips.labels) if clips.labels or clips.tasks else None
+    return read_table(
+        path, tokenizer, labels, clips.text, list(clips.id), clips.group if labelled or clips.context else None,
+        clips.captions, clips.context,
+        tasks if labelled else None, features, clips.max_length, split=clips.split if labelled else None,
+        separator=clips.separator, raw_quotes=clips.raw_quotes, classes=clips.tasks if labelled else None)
 
 # %% ../nbs/52_run_data.ipynb #rd000003
 def _read_packed(clips, path, tokenizer, tasks, features, labelled):
     "The clips of a packed folder, which names its columns itself"
     ds = open_packed(path)
     ds.check_tokenizer(tokenizer, clips.max_length)
+    if clips.split:
+        raise DataError('a packed folder has no split column', file=path,
+                        fix='Pack each part into a folder of its own, and give them with --valid and --test')
     if features is not None:
         if not any(ds.lengths(m).any() for m in ('video', 'audio')):
             raise DataError('was packed without features, and takes none from a folder', file=path,
@@ -141,15 +159,31 @@ def read_splits(
     tokenizer,        # of the encoder
     network: Network=Network(), # what is trained: the widths of its features, and the clips its weights have seen
     labelled=True,    # False reads clips without their labels
-    parts: dict=None  # video -> 0, 1 or 2, its part of `data`, if that is already decided
+    parts: dict=None, # video -> 0, 1 or 2, its part of `data`, if that is already decided
+    training: Training=Training() # how it is trained: what it needs of the classes; None checks no class
 ) -> list: # of (training, validation, test) data sets, one a fold
-    "The clips of a run, no video in two parts; raises `DataError`"
+    """The clips of a run, no video in two parts; raises `DataError`, also where a class that training needs is missing
+    from a part. The first training part has notes on other missing classes of all folds"""
+    splits = _read_parts(clips, tokenizer, network, labelled, parts)
+    if not labelled or training is None: return splits
+    notes = []
+    for i, found in enumerate(splits, 1):
+        where = f'fold {i} of {len(splits)}: ' if len(splits) > 1 else ''
+        notes += check_classes(found, training.class_weights == 'balanced', training.monitor, where)
+    check_scored([test for *_, test in splits])
+    first = splits[0][0]
+    first.notes = [*first.notes, *notes]
+    return splits
+
+def _read_parts(clips, tokenizer, network, labelled, parts):
+    "The clips of a run, whatever their labels"
     features = feature_folder(clips.features, network.config)
     whole = read_clips(clips, clips.data, tokenizer, features=features, labelled=labelled)
     other = {k: read_clips(clips, p, tokenizer, whole.tasks, features, labelled) for k in ('valid', 'test')
              if (p := getattr(clips, k))}
     for ds in other.values(): _no_shared_videos(whole, ds, clips.own_numbering)
     if len(other) == 2: _no_shared_videos(other['valid'], other['test'], False)
+    if whole.parts is not None: return [_named_parts(clips, whole)]
     if parts is None: parts = _parts_of_init(clips, network, whole, other)
     if parts is not None:
         train, valid, test = (
@@ -157,6 +191,20 @@ def read_splits(
         return [(train, other.get('valid', valid), other.get('test', test))]
     return [(*_split(rest, other.get('valid'), clips.valid_share, clips.split_seed), test)
             for rest, test in _folds(clips, whole, other.get('test'))]
+
+# %% ../nbs/52_run_data.ipynb #92527498
+def _named_parts(clips, whole):
+    "The parts that a column names; those that it does not name are held out by share"
+    train, valid, test = (whole.subset([i for i, p in enumerate(whole.parts) if p == k]) for k in range(3))
+    for a, b in ((train, valid), (train, test), (valid, test)):
+        if both := sorted(set(a.groups) & set(b.groups)):
+            clip = b.ids[b.groups.index(both[0])]
+            raise DataError(f"its video {both[0]!r} has clips in two parts of column {clips.split!r}, as have"
+                            f" {len(both) - 1} other videos", clip, whole.name, 'Put all clips of a video in one part')
+    if not len(train):
+        raise DataError(f"column {clips.split!r} names no clip for training", file=whole.name, fix='Write train there')
+    rest, test = _split(train, test if len(test) else None, clips.test_share, clips.split_seed)
+    return *_split(rest, valid if len(valid) else None, clips.valid_share, clips.split_seed), test
 
 def _folds(clips, whole, test):
     "Pairs of (clips to train and choose with, clips to score)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 import yaml
 from fastcore.basics import patch
-from .basics import nearest, nearest_field, plain
+from .basics import field_names, nearest, nearest_field, one_line, plain
 
 # %% ../nbs/50_runs.ipynb #rc000001
 def setting(
@@ -105,23 +105,31 @@ class Section:
 @dataclass(frozen=True)
 class Clips(Section):
     "Where clips come from, how they are read and how they are split; raises `ValueError`"
-    # training clips: the released JSON, a .csv, .tsv, .jsonl or .parquet table, a packed folder, or `synthetic`
+    # training clips: the released JSON, a table (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), a packed folder, or
+    # `synthetic`
     data: str=setting('', judge=True)
     # file of clips that choose the epoch and the thresholds; otherwise `valid_share` of the training videos
     valid: str=setting(None, judge=True)
     test: str=setting(None, judge=True) # file of clips to score; otherwise `test_share` of the videos
     features: str=setting(None)         # folder of <id>_rgb.npy, <id>_flow.npy and <id>_vggish.npy
-    # label columns of a table, or tasks of the released JSON; by default all five tasks of the JSON
+    # label columns of a table, also with declared classes (`funny:no,yes`, `rating:1..5`), or tasks of the released
+    # JSON; by default all five tasks of the JSON
     labels: tuple=setting((), judge=True)
+    # label column -> list of its classes, if they should not be found from the labels
+    tasks: dict=setting({}, judge=True)
+    separator: str=setting(None, column=True, judge=True) # between several labels in one cell; each is a yes/no task
     text: str=setting('text', column=True) # column of the text
     id: tuple=setting(('id',), column=True, judge=True) # column of the clip ids, or several that `_` joins
     # column of the video or dialogue that a clip belongs to; found from the ids by default
     group: str=setting(None, column=True, judge=True)
     captions: str=setting(None, column=True)       # column of a second text
+    # quotation marks in .csv and .tsv are text; by default they enclose cells
+    raw_quotes: bool=setting(False, column=True)
     context: int=setting(0, column=True, least=0)  # preceding rows of the same group that become the second text
     # every file numbers its videos on its own: equal names in two files are different videos
     own_numbering: bool=setting(False, judge=True)
     max_length: int=setting(None, column=True, least=3)  # longest text in tokens; the encoder's limit by default
+    split: str=setting(None, judge=True) # column that says for each clip whether it is for train, validation or test
     valid_share: float=setting(.15, judge=True)    # share of the training videos held out to choose by
     test_share: float=setting(.2, judge=True)      # share of all videos held out for scoring
     folds: int=setting(0, judge=True, least=0)     # folds of a cross-validation over videos; 0 is one split
@@ -132,7 +140,13 @@ class Clips(Section):
     def check(self):
         for name in ('valid_share', 'test_share'):
             if not 0 < (v := getattr(self, name)) < 1: raise ValueError(f"{name} must be between 0 and 1, got {v}")
+        for o in (*self.labels, *self.id):
+            if not isinstance(o, str): raise ValueError(f"{o!r} is not the name of a column: write it in quotes")
         if self.folds == 1: raise ValueError('folds must be 0 (one split) or at least 2')
+        for name in ('folds', 'valid', 'test'):
+            if self.split and getattr(self, name):
+                raise ValueError(f"split and {name} both say which clips are scored or"
+                                 " chosen by: give one of the two")
         if self.folds and self.test:
             raise ValueError('folds score every clip of data, so nothing is left to score in test: give one of the two')
 
@@ -220,7 +234,7 @@ class Composed:
     @classmethod
     def section_of(cls, name) -> str|None: # None for a field of the run itself
         "The section that a setting belongs to"
-        return next((s for s, c in cls.sections().items() if name in [f.name for f in fields(c)]), None)
+        return next((s for s, c in cls.sections().items() if name in field_names(c)), None)
 
 # %% ../nbs/50_runs.ipynb #rc000011
 @dataclass(frozen=True)
@@ -234,7 +248,7 @@ class Run(Composed):
 def _hint(cls, section, name):
     "The nearest name of all sections, or all names of one section"
     near = nearest(name, cls.settings())
-    return f"Did you mean {near!r}?" if near else f"It has {', '.join(f.name for f in fields(cls.sections()[section]))}"
+    return f"Did you mean {near!r}?" if near else f"It has {', '.join(field_names(cls.sections()[section]))}"
 
 def _entries(cls, key, value, where):
     "The flat settings that one entry of a dict stands for; raises `ValueError`"
@@ -276,7 +290,7 @@ def set_field(
     way = key.split('.')
     if way[0] in Run.sections() and len(way) > 1:
         section, way = way[0], way[1:]
-        known = [f.name for f in fields(Run.sections()[section])]
+        known = field_names(Run.sections()[section])
         if way[0] not in known: raise ValueError(f"{section} has no field {way[0]!r}{nearest_field(way[0], known)}")
     first, *rest = way
     if not rest: return {**d, first: value}
@@ -361,7 +375,7 @@ def read_yaml(
     try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e:
-        raise ValueError(f"{path} is not readable YAML ({' '.join(str(e).split())})") from None
+        raise ValueError(f"{path} is not readable YAML ({one_line(e)})") from None
     if not isinstance(d, dict): raise ValueError(f"{path} holds no fields of a run: write one 'name: value' a line")
     return d
 

@@ -42,7 +42,7 @@ def test_lists_in_a_table_and_a_header_that_is_no_python(tmp_path):
     from hiccap.features import npy_header
     from hiccap.readers import read_table
     pd.DataFrame(dict(id=['a'], text=[[1, 2]])).to_parquet(tmp_path/'lists.parquet')
-    with pytest.raises(DataError, match="lists.parquet: row 1 of column 'text' holds a ndarray"):
+    with pytest.raises(DataError, match="lists.parquet, row 1: column 'text' holds a ndarray"):
         read_table(tmp_path/'lists.parquet', None)
     head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 6L" + b' '*20 + b'\n'
     (tmp_path/'x.npy').write_bytes(b'\x93NUMPY\x01\x00' + len(head).to_bytes(2, 'little') + head)

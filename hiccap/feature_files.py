@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 import numpy as np
+from fastcore.basics import groupby
 from .basics import counted
 from .clips import DataError
-from .features import FILES, npy_header
+from .features import FILES, FeatureFolder, npy_header, tall_note, transposed_files, wrong_rank
 from .packing import is_packed, open_packed
 from .findings import Finding
 
@@ -46,7 +47,8 @@ def _look(path, f):
     except DataError as e:
         f.wrong = 'features-unreadable', e.what
         return f
-    if dtype.kind != 'f' or len(f.shape) != 2: f.wrong = 'features-shape', f'dtype {dtype}, shape {f.shape}'
+    if dtype.kind != 'f': f.wrong = 'features-shape', f'dtype {dtype}, shape {f.shape}'
+    elif wrong := wrong_rank(f.shape): f.wrong = 'features-shape', '. '.join(wrong)
     elif not f.shape[0] or not f.shape[1]: f.wrong = 'features-constant', f'no row or no column: shape {f.shape}'
     return f if f.wrong else _look_at(np.load(path, allow_pickle=False), f)
 
@@ -78,14 +80,30 @@ def read_features(
     found = [FeatureFile(id, part, mod, f'{id}_{part}.npy') for id in dict.fromkeys(m.ids) for part, mod in parts]
     return [_look(folder/f.name, f) for f in found if f.name in there]
 
+# %% ../nbs/19b_feature_files.ipynb #0abc05c1
+def _orientation(good, mod, parts, put):
+    "Names of the files whose rows and columns seem to be swapped, which `put` notes; also files that may be"
+    swapped = set()
+    if len({f.shape[1] for f in good}) == 1:  # training finds no fault with them
+        for note in tall_note(mod, [f.shape for f in good]): put('features-tall', None, note)
+        return swapped
+    for part in parts:
+        for clip, name, what in transposed_files([(f.clip, f.name, f.shape) for f in good if f.part == part]):
+            put('features-transposed', clip, what, name)
+            swapped.add(name)
+    return swapped
+
 # %% ../nbs/19b_feature_files.ipynb #381fd109
 def _lengths(m, looked, mod, parts, put):
     "(N,) rows of one modality, 0 where a clip lacks it; `put` notes what is missing or does not fit"
     by = {(f.clip, f.part): f for f in looked}
     good = [f for f in looked if f.modality == mod and len(f.shape) == 2 and f.shape[0]]
-    width = Counter(f.shape[1] for f in good).most_common(1)[0][0] if good else 0
+    swapped = _orientation(good, mod, parts, put)
+    width = Counter(f.shape[1] for f in good if f.name not in swapped).most_common(1)
+    width = width[0][0] if width else 0
     for f in good:
-        if f.shape[1] != width: put('features-shape', f.clip, f'{f.shape[1]} columns where {mod} has {width}', f.name)
+        if f.shape[1] == width or f.name in swapped: continue
+        put('features-shape', f.clip, f'{f.shape[1]} columns where {mod} has {width}', f.name)
     out = np.zeros(len(m), int)
     for i, id in enumerate(m.ids):
         mine = [by.get((id, p)) for p in parts]
@@ -94,13 +112,14 @@ def _lengths(m, looked, mod, parts, put):
             put('modality-missing', id, f"no {' and no '.join(p for p, f in zip(parts, mine) if f is None)}")
         elif None not in rows:
             out[i] = rows[0]
-            if len(set(rows)) > 1:
+            if len(set(rows)) > 1 and not {f.name for f in mine} & swapped:
                 each = ' and '.join(f'{k} rows of {p}' for k, p in zip(rows, parts))
                 put('features-shape', id, f'{each}, which cannot be added')
     return out
 
 _WHAT = {'features-unreadable': 'with a feature file that cannot be read',
          'features-shape': 'with features of a wrong shape or type',
+         'features-transposed': 'with features whose rows and columns look swapped',
          'features-nonfinite': 'with features that are NaN or infinite',
          'features-constant': 'with features that are constant or empty',
          'modality-missing': 'without the features of a modality',
@@ -120,21 +139,47 @@ def feature_findings(
         clips.setdefault(code, []).extend(o for o in (clip, *also) if o is not None)
     for f in looked:
         if f.wrong: put(f.wrong[0], f.clip, f.wrong[1], f.name)
+    named = _name_findings(m, folder, files)
+    refused = {mod for f in named if f.severity == 'error' for mod in f.evidence['modalities']}
     for mod, parts in files.items():
         there = any(f.modality == mod for f in looked)
-        if not there: put('modality-missing', None, f'no clip has {mod}')
+        if not there and mod not in refused: put('modality-missing', None, f'no clip has {mod}')
         lengths[mod] = _lengths(m, looked, mod, parts, put) if there else np.zeros(len(m), int)
-    same = {}
-    for f in looked:
-        if f.hash: same.setdefault((f.part, f.hash), []).append(f.clip)
+    same = groupby([f for f in looked if f.hash], lambda f: (f.part, f.hash), lambda f: f.clip)
     for (part, _), (first, *others) in same.items():
         if others: put('duplicate-features', first, f"{part} is the same, byte for byte, in "
                        f"{', '.join([first, *others])}", also=others)
     out = [_file_finding(code, list(dict.fromkeys(clips[code])), r) for code, r in rows.items()]
-    return lengths, out + _orphans(m, folder, files)
+    return lengths, named + out + _orphans(m, folder, files)
 
+def _name_findings(m, folder, files):
+    "Findings on ids that differ from file names: what training refuses, and clips that it would train without"
+    if is_packed(folder) or not len(m): return []
+    features = FeatureFolder(folder, files, {})
+    try: features.check_names()
+    except DataError as e: return [Finding('features-names', e.what, [], dict(modalities=list(files)), fix=e.fix)]
+    return [f for mod in files for f in _names_of(m, features, mod)]
+
+def _names_of(m, features, mod):
+    "The finding, in a list, on the names of the files of one modality"
+    evidence = dict(modalities=[mod])
+    try: features.check_ids(m.ids, mod)
+    except DataError as e:
+        return [Finding('features-names', f'clip {e.clip!r}: {e.what}', list(dict.fromkeys(m.ids)), evidence,
+                        fix=e.fix)]
+    near = features.near_files(m.ids, mod)
+    if not near: return []
+    evidence['defects'] = [dict(clip=id, file=file, detail=how) for id, (file, how) in near.items()]
+    id, (file, how) = next(iter(near.items()))
+    what = f'{counted(len(near), "clip")} without {mod} whose file is named differently, such as clip {id!r} and'
+    return [Finding('features-names', f'{what} {file!r}: {how}', list(near), evidence, 'warning')]
+
+# %% ../nbs/19b_feature_files.ipynb #7a17b5b2
 def _file_finding(code, clips, rows):
     "One kind of defect of feature files; a note where a modality is missing from all clips"
+    if code == 'features-transposed':
+        first = f"{rows[0]['file']}: {rows[0]['detail']}"
+        return Finding(code, f"{counted(len(clips), 'clip')} {_WHAT[code]}, such as {first}", clips, dict(defects=rows))
     if not clips: return Finding(code, '; '.join(o['detail'] for o in rows), [], dict(defects=rows), 'note')
     return Finding(code, f"{counted(len(clips), 'clip')} {_WHAT[code]}", clips, dict(defects=rows))
 

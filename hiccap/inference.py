@@ -16,6 +16,7 @@ from .checkpoints import load_model
 from .clips import DataError, as_numpy
 from .learner import ClipDL
 from .metrics import SCORE_NAMES, Thresholds, score_text, score_with_interval
+from .packing import is_packed
 from .readers import get_tokenizer
 from .reports import data_section, plot_scores_of, save_figure, scores_section, write_sections
 from .robustness import area_under, corruption_scores, plot_corruption, plot_subsets, subset_scores
@@ -34,7 +35,7 @@ class Trained:
     run: Run           # what was run
     models: list       # of `HICCAP`, one for each fold, in evaluation mode
     tasks: tuple       # with the names of their classes
-    tokenizer: object  # of the text; None for synthetic clips
+    tokenizer: object  # of the text; None if the run has none
     thresholds: object # the mean of those of the folds, a `Thresholds`
     metrics: dict=field(default_factory=dict) # the content of `metrics.json`
 
@@ -98,6 +99,19 @@ def _repr_markdown_(self:Trained):
 
 # %% ../nbs/60_inference.ipynb #cf5defd9
 @patch
+def check_tokenizer(self:Trained,
+    path # a file of clips
+):
+    "Raise `DataError` for a file of texts, if the run has no tokenizer to read them with"
+    if self.tokenizer is not None or str(path) == 'synthetic' or is_packed(path): return
+    drawn = self.run.clips.data == 'synthetic'
+    if Path(path).suffix.lower() == '.json' and not drawn: return  # it holds token ids
+    why = 'an earlier version trained it on synthetic clips' if drawn else 'its clips were packed without one'
+    raise DataError(f"the run has no tokenizer to read the texts of {Path(path).name} with: {why}", file=self.folder,
+                    fix='Train it again (hiccap_demo --overwrite for a demo): the run then keeps its tokenizer'
+                        if drawn else 'Give a packed folder, or pack the clips again with --tokenizer and train again')
+
+@patch
 def read(self:Trained,
     path,                # a file of clips, of the kind that the run was trained on or another
     features=None,       # folder of feature files
@@ -105,6 +119,7 @@ def read(self:Trained,
     **fields             # of `Clips` that differ for this file, such as text='utterance'
 ):
     "A `ClipDataset` from a file; raises `DataError`"
+    self.check_tokenizer(path)
     clips = replace(self.run.clips, **{k: v for k, v in fields.items() if v is not None})
     widths = {m: getattr(self.models[0].config, m) for m in ('video', 'audio')}
     return read_clips(clips, path, self.tokenizer, self.tasks, feature_folder(features, widths), labelled)
@@ -200,17 +215,6 @@ def unseen(self:Trained,
     return new
 
 # %% ../nbs/60_inference.ipynb #5e4da1ac
-def _evaluation_report(out, data, trained, scores, notes, robustness, seen):
-    "Write `report.md` of an evaluation"
-    write_sections(out/'report.md', [
-        [f'# Evaluation of `{trained.folder.name}` on `{Path(data).name}`',
-         f'**{seen}.**',
-         f"The run was scored on {counted(scores.n_rows, 'clip')} of {counted(scores.n_groups, 'video')}."],
-        scores_section(scores, {}),
-        robustness,
-        data_section(notes),
-        ['## All scores', scores.markdown()]])
-
 def write_evaluation(
     out,             # folder
     data,            # file that was scored
@@ -230,6 +234,12 @@ def write_evaluation(
         table = prediction_table(ds.ids, probs, predicted, trained.tasks, as_numpy(ds.labels))
         table.to_csv(folder/'predictions.csv', index=False)
         plot_scores_of(scores, folder)
-        section = write_robustness(folder, trained, ds) if robustness else []
-        _evaluation_report(folder, data, trained, scores, ds.notes, section, seen)
+        write_sections(folder/'report.md', [
+            [f'# Evaluation of `{trained.folder.name}` on `{Path(data).name}`',
+             f'**{seen}.**',
+             f"The run was scored on {counted(scores.n_rows, 'clip')} of {counted(scores.n_groups, 'video')}."],
+            scores_section(scores, {}),
+            write_robustness(folder, trained, ds) if robustness else [],
+            data_section(ds.notes),
+            ['## All scores', scores.markdown()]])
         write_json(folder/'metrics.json', dict(seen=seen.counts(), scores=scores.to_dict(), notes=ds.notes))

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['SYNTHETIC_TASKS', 'CARRIERS', 'WORDS', 'SAID', 'SCENES', 'SCENE_WORDS', 'CLS', 'SEP', 'FIRST_WORD', 'VOCABULARY',
-           'SIGNALS', 'LONGEST', 'directions', 'draw_lengths', 'clip_of_row', 'position_in_clip', 'choose_rows',
-           'two_runs', 'SyntheticDataset', 'probabilities', 'synthetic_clips', 'decode', 'best_scores', 'best_possible',
-           'text_of', 'write_synthetic']
+           'SIGNALS', 'LONGEST', 'MOST_SCALE', 'directions', 'draw_lengths', 'clip_of_row', 'position_in_clip',
+           'choose_rows', 'two_runs', 'SyntheticDataset', 'probabilities', 'synthetic_clips', 'decode', 'best_scores',
+           'best_possible', 'text_of', 'synthetic_tokenizer', 'write_synthetic']
 
 # %% ../nbs/15_synthetic.ipynb #ac53dc90
 import csv, json
 import numpy as np, torch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from fastcore.basics import patch
 from .clips import Clip, ClipDataset, MODALITIES, TensorColumn
 from .tasks import IGNORE, Task
+from .text import get_tokenizer
 
 # %% ../nbs/15_synthetic.ipynb #1b44a3b2
 SYNTHETIC_TASKS = tuple(Task(o) for o in ('said', 'seen', 'heard', 'together', 'order'))
@@ -53,6 +55,7 @@ def directions(
 
 # %% ../nbs/15_synthetic.ipynb #80e1f947
 LONGEST = dict(text=299, video=36, audio=63)
+MOST_SCALE = 10  # highest factor of lengths
 _TEXT_QUANTILES = (0, .05, .1, .25, .5, .75, .9, .95, 1), (2, 2, 14, 66, 128, 171, 207, 225, 299)
 
 def draw_lengths(
@@ -211,9 +214,9 @@ def synthetic_clips(
 ) -> SyntheticDataset:
     "Synthetic clips of the five `SYNTHETIC_TASKS`, ids `v00012_3`. Raises `ValueError` for an impossible number."
     if n < 1 or per_video < 1: raise ValueError(f"n and per_video must be at least 1, got {n} and {per_video}")
-    if not (0 < scale <= 10 and .01 <= strength <= 1e4):
+    if not (0 < scale <= MOST_SCALE and .01 <= strength <= 1e4):
         raise ValueError(
-            f"scale must be above 0 and at most 10, strength from 0.01 to 10000, got {scale} and {strength}")
+            f"scale must be above 0 and at most {MOST_SCALE}, strength from 0.01 to 10000, got {scale} and {strength}")
     names = [t.name for t in SYNTHETIC_TASKS]
     noise, unlabelled = probabilities(noise, names, 'noise', .5), probabilities(unlabelled, names, 'unlabelled', 1)
     missing = probabilities(missing, MODALITIES, 'missing', 1)
@@ -305,7 +308,14 @@ def _write_tokenizer(folder):
     vocab = ['[PAD]'] + [f'[unused{i}]' for i in range(1, 100)] + ['[UNK]', '[CLS]', '[SEP]', *WORDS]
     (folder/'vocab.txt').write_text('\n'.join(vocab) + '\n')
     (folder / 'tokenizer_config.json').write_text(
-        json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True, model_max_length=512)))
+        json.dumps(dict(tokenizer_class='BertTokenizer', do_lower_case=True,
+                        model_max_length=MOST_SCALE*LONGEST['text'])))
+
+def synthetic_tokenizer(): # a `transformers` tokenizer
+    "The tokenizer that makes the token ids of synthetic clips from their words"
+    with TemporaryDirectory() as tmp:
+        _write_tokenizer(Path(tmp)/'tokenizer')
+        return get_tokenizer(Path(tmp)/'tokenizer')
 
 # %% ../nbs/15_synthetic.ipynb #ffac2c50
 def _write_table(ds, path, names):

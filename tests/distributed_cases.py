@@ -264,9 +264,9 @@ def commands(folder):
          str(home / f'pretrain_{world_size()}')]
     )
     read = hiccap.training.read_splits
-    def odd(*args):
+    def odd(*args, **kwargs):
         if rank() == world_size() - 1: hiccap.runs.Training(epochs=0)
-        return read(*args)
+        return read(*args, **kwargs)
     hiccap.training.read_splits = odd
     out['one cannot read'] = hiccap.cli.train(['--run', str(home/'run.yaml'), '--out', str(home/'never')])
     hiccap.training.read_splits = read

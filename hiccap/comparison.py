@@ -9,7 +9,7 @@ __all__ = ['SEEDS', 'EXAMPLE_RUNS', 'MEAN', 'OVER_VIDEOS', 'BETTER', 'kind_of', 
 
 # %% ../nbs/57_comparison.ipynb #898ebd34
 import itertools, json, os, subprocess, sys, time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -17,12 +17,13 @@ from fastcore.basics import patch
 from .basics import counted, digest, markdown_table, nearest_name, new_axes, read_json_dict, write_json
 from .metrics import RANKING, compare_scores
 from .predictions import NETWORK, read_probabilities
-from .pretraining_runs import PretrainRun
+from .pretraining_runs import PretrainRecipe, PretrainRun
 from .reports import save_figure
-from .run_folders import check_folder, is_finished, started_run
+from .run_folders import changed_data, check_folder, is_finished, started_run
 from .runs import SMALL_NETWORK, Clips, Run, flatten, set_field
 from .statistics import holm, mean_interval, paired
 from .tasks import Task
+from .training import TrainRecipe
 
 # %% ../nbs/57_comparison.ipynb #b2930dd1
 SEEDS = dict(split_seeds='split_seed', seeds='seed')  # list in a file -> the setting that it gives each run
@@ -100,16 +101,17 @@ def is_done(
     """Whether a folder holds the run, finished. Raises `ValueError` if it holds another run, `FileExistsError` if it
     holds other files, unless they may be deleted"""
     if started_run(folder, run, overwrite, True): return False
-    if is_finished(folder, run, overwrite): return True
+    recipe = (PretrainRecipe if isinstance(run, PretrainRun) else TrainRecipe)(run, folder)
+    if is_finished(folder, run, overwrite, recipe.read_data): return True
     check_folder(folder, overwrite, run.kind)
     return False
 
 def _command(run, file, out, overwrite):
     "The command of one run's process"
     verb, args = ('pretrain', [file]) if isinstance(run, PretrainRun) else ('train', ['--run', file])
-    command = [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *map(str, args),
-               '--out', str(out), '--resume']
-    return command + ['--overwrite'] if overwrite else command
+    command = [sys.executable, '-c', f'import sys; from hiccap.cli import {verb}; sys.exit({verb}())', *args,
+               '--out', out, '--resume', *(['--overwrite'] if overwrite else [])]
+    return list(map(str, command))
 
 # %% ../nbs/57_comparison.ipynb #af3c959e
 def _start(name, run, out, overwrite, env):
@@ -128,8 +130,8 @@ def _ending(name, status, log):
 
 def _environment(jobs):
     "Environment of the processes; several at once share the cores"
-    if jobs == 1: return dict(os.environ)
-    return {**os.environ, 'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1)//jobs))}
+    threads = {} if jobs == 1 else dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1)//jobs)))
+    return os.environ | threads
 
 # %% ../nbs/57_comparison.ipynb #57a30f19
 def _run_all(runs, out, jobs, overwrite, write):
@@ -210,6 +212,9 @@ class Finished:
     steps: int      # optimizer steps
     curve: list     # (step, mean validation macro F1) of each epoch; empty if it was not measured
     sizes: list     # clips in training, validation and test of each fold or labelled stream
+    data: dict=field(default_factory=dict)    # part -> digests of what its clips contain
+    sources: dict=field(default_factory=dict) # digests of the files that were read; none by an earlier version
+    text: tuple=()                            # what decides the tokens of a text
 
     @property
     def seeds(self) -> tuple: # of the split, of training
@@ -278,29 +283,29 @@ def read_finished(
     "Read a run for a comparison; raises `ValueError` if the folder holds no finished run"
     folder = Path(folder)
     config, m = _read_metrics(folder)
-    streams = list(m['scores']) if 'pretraining' in config else ['']  # scores and clips of each stream
+    kind, streams, parts, others = Run, [''], [m['scores']], [m['beside']]
     if 'pretraining' in config:
-        parts, others, sizes = list(m['scores'].values()), list(m['beside'].values()), [m['clips'][s] for s in streams]
-    else: parts, others, sizes = [m['scores']], [m['beside']], [list(c.values()) for c in m['clips']]
-    run = (PretrainRun if 'pretraining' in config else Run).from_config(config, str(folder/'config.json'))
+        kind, streams, parts, others = PretrainRun, list(m['scores']), m['scores'].values(), m['beside'].values()
+    sizes = [m['clips'][s] for s in streams] if kind is PretrainRun else [list(c.values()) for c in m['clips']]
+    run = kind.from_config(config, str(folder/'config.json'))
     settings = {k: v for k, v in run.to_flat(defaults=True).items() if k not in ('seed', *run.settings('free'))}
     scores = {task: t['scores'] for part in parts for task, t in part['tasks'].items()}
     seconds = m['seconds']['training']  # a list with a number for each fold in a training run
     if isinstance(seconds, list): seconds = sum(seconds)
     split_seed, split = _split_seed(settings), _split_digest(folder, config, streams)
     return Finished(folder, settings, run.training.seed, split_seed, split, _read_truth(folder), scores,
-                    _references(parts, others), seconds, *_progress(folder), sizes)
+                    _references(parts, others), seconds, *_progress(folder), sizes, config['data'],
+                    config.get('sources') or {}, (run.network.encoder, run.network.tokenizer))
 
 # %% ../nbs/57_comparison.ipynb #92483dd1
 def _check_settings(run, first):
     "Raise `ValueError` if two runs differ in their data or their budget"
     budget = [*Run.settings('budget'), *PretrainRun.settings('budget')]
-    for what, names in (('data', [f.name for f in fields(Clips)]), ('budget', budget)):
-        for k in names:
-            theirs, ours = run.config.get(k), first.config.get(k)
-            if theirs != ours:
-                raise ValueError(f"{run.folder} and {first.folder} differ in their {what}: {k} is {theirs!r} there and"
-                                 f" {ours!r} here. Compare runs with the same {what}")
+    for k, what in {**{f.name: 'data' for f in fields(Clips)}, **dict.fromkeys(budget, 'budget')}.items():
+        theirs, ours = run.config.get(k), first.config.get(k)
+        if theirs != ours:
+            raise ValueError(f"{run.folder} and {first.folder} differ in their {what}: {k} is {theirs!r} there and"
+                             f" {ours!r} here. Compare runs with the same {what}")
 
 def _labelled_streams(run):
     "Name and clips of each stream that is not a pretext task"
@@ -317,28 +322,39 @@ def _check_comparable(run, first):
                          " compare runs of the same tasks")
 
 # %% ../nbs/57_comparison.ipynb #c5700003
+def _differing(a, b):
+    "What differs between the data of two runs of one split, in words; empty if nothing does"
+    changed = changed_data(a.data, b.data)
+    if a.text != b.text: # another tokenizer makes other tokens of the same text
+        changed = {part: [k for k in odd if not k.endswith(('text', 'segments'))] for part, odd in changed.items()}
+    odd = '; '.join(f"{', '.join(odd)} of the {part} clips" for part, odd in changed.items() if odd)
+    return odd or ('clips, videos or labels in training, validation or test' if a.split != b.split else '')
+
 def _check_content(runs):
     "Raise `ValueError` if the files of the clips changed between runs"
     splits, truth, why = {}, {}, "their data are not the same. Compare runs on the same files"
     for r in runs:
         same = splits.setdefault(r.split_seed, r)
-        if same.split != r.split:
-            raise ValueError(f"{r.folder} and {same.folder} have one split_seed, but other clips, videos or labels in"
-                             f" training, validation or test: {why}")
+        if found := _differing(r, same):
+            raise ValueError(f"{r.folder} and {same.folder} have one split_seed, but other {found}: {why}")
+        if r.split_seed != runs[0].split_seed and r.sources and runs[0].sources and r.sources != runs[0].sources:
+            odd = sorted(
+                k for k in r.sources.keys() | runs[0].sources.keys() if r.sources.get(k) != runs[0].sources.get(k))
+            raise ValueError(
+                f"{r.folder} and {runs[0].folder} were trained on other contents of {', '.join(odd)}: {why}")
         if 'streams' not in r.config and sum(r.sizes[0]) != sum(runs[0].sizes[0]):
             raise ValueError(f"{r.folder} and {runs[0].folder} have different numbers of clips, {sum(r.sizes[0])} and"
                              f" {sum(runs[0].sizes[0])}: {why}")
         for key, label in r.truth.items():
-            if truth.setdefault(key, (label, r))[0] == label: continue
-            raise ValueError(f"clip {key[1]!r} has {key[2]} {label!r} in {r.folder}, and {truth[key][0]!r} in"
-                             f" {truth[key][1].folder}: {why}")
+            other, at = truth.setdefault(key, (label, r.folder))
+            if other != label:
+                raise ValueError(f"clip {key[1]!r} has {key[2]} {label!r} in {r.folder}, and {other!r} in {at}: {why}")
 
 def _check_pairs(columns):
     "Raise `ValueError` if a column lacks a run that another has"
-    every = sorted({seeds for column in columns.values() for seeds in column})
+    every = {seeds for column in columns.values() for seeds in column}
     for name, column in columns.items():
-        for split_seed, seed in every:
-            if (split_seed, seed) in column: continue
+        for split_seed, seed in sorted(every - column.keys()):
             split = ' and '.join(map(str, dict.fromkeys(split_seed)))
             raise ValueError(f"{name} has no run with split_seed {split} and seed {seed}, which another column has: run"
                              " the missing ones, or leave the others out")
@@ -451,11 +467,10 @@ def _compared(values, base, overlap):
     for task in values[base]:
         for c in values:
             mean, half = mean_interval(values[c][task], overlap)
-            row = dict(task=task, column=c, values=values[c][task], mean=mean, half=half)
-            if c != base:
-                difference, difference_half, p = paired(values[c][task], values[base][task], overlap)
-                row |= dict(difference=difference, difference_half=difference_half, p=p)
-            rows.append(row)
+            rows.append(dict(task=task, column=c, values=values[c][task], mean=mean, half=half))
+            if c == base: continue
+            found = paired(values[c][task], values[base][task], overlap)
+            rows[-1] |= dict(zip(('difference', 'difference_half', 'p'), found))
     tested = [r for r in rows if 'p' in r]
     for r, p in zip(tested, holm([r['p'] for r in tested])): r['corrected'] = p
     return rows
@@ -493,8 +508,8 @@ def compare_columns(
     and `half` (of the 95% interval), and except for the base `difference`, `difference_half`, `p` and `corrected` (its
     p-value after Holm's correction), NaN where they do not exist. Raises `ValueError` for an unknown score or column,
     if a score is not defined, or if it cannot be told what varies"""
-    if base is not None and base not in columns: raise ValueError(f"no column {base!r}. {nearest_name(base, columns)}")
     if base is None: base = next(iter(columns))
+    if base not in columns: raise ValueError(f"no column {base!r}. {nearest_name(base, columns)}")
     scores = columns[base][min(columns[base])].scores
     known = next(iter(scores.values()))
     if score not in known: raise ValueError(f"no score {score!r}. {nearest_name(score, known)}")
@@ -512,14 +527,11 @@ def _number(values, overlap=0.):
 
 def _reference_line(self, name):
     "Cells of a baseline or simple model; empty where it has no score in some run"
-    found = {}
-    for task in self.runs[0].scores:
-        values = [r.references.get(name, {}).get(task, {}).get(self.score) for r in self.runs]
-        if None not in values: found[task] = values
-    cells = {task: _number(v, self.overlap) for task, v in found.items()}
-    if set(self.tasks) - set(found) == {MEAN}:
-        cells[MEAN] = _number([sum(v)/len(v) for v in zip(*found.values())], self.overlap)
-    return [name, *(cells.get(task) for task in self.tasks)]
+    found = {task: [r.references.get(name, {}).get(task, {}).get(self.score) for r in self.runs]
+             for task in self.runs[0].scores}
+    found = {task: values for task, values in found.items() if None not in values}
+    if set(self.tasks) - set(found) == {MEAN}: found[MEAN] = [sum(v)/len(v) for v in zip(*found.values())]
+    return [name, *(_number(found[task], self.overlap) if task in found else None for task in self.tasks)]
 
 @patch
 def score_table(self:Comparison) -> str: # Markdown
@@ -529,8 +541,6 @@ def score_table(self:Comparison) -> str: # Markdown
     return markdown_table(['', *self.tasks], lines + [_reference_line(self, name) for name in self.runs[0].references])
 
 # %% ../nbs/57_comparison.ipynb #a8faeedc
-def _p(v): return f'p {v:.3f}' if v >= .001 else 'p < 0.001'
-
 def _difference(row):
     "A difference with its intervals and its corrected p-value, and whether it is better or worse"
     text = f"{row['difference']:+.3f}"
@@ -542,7 +552,8 @@ def _test(row):
     "What the spread over runs says about a difference"
     p, sign = row['corrected'], 'better' if row['difference'] > 0 else 'worse'
     if not p == p: return ' in every pair: no test'
-    return f" ± {row['difference_half']:.3f}, {_p(p)}" + (f' **{sign}**' if p < .05 else '')
+    shown = f'p {p:.3f}' if p >= .001 else 'p < 0.001'
+    return f" ± {row['difference_half']:.3f}, {shown}" + (f' **{sign}**' if p < .05 else '')
 
 @patch
 def difference_table(self:Comparison) -> str: # Markdown
@@ -569,8 +580,7 @@ def costs(self:Comparison) -> str: # Markdown
     if self.target is not None: head += [f'steps to {self.target:g}', f'seconds to {self.target:g}']
     for c, runs in self.columns.items():
         runs = list(runs.values())
-        measured = ([r.steps for r in runs], [r.seconds for r in runs],
-                    [1000*r.seconds/max(r.steps, 1) for r in runs])
+        measured = zip(*((r.steps, r.seconds, 1000*r.seconds/max(r.steps, 1)) for r in runs))
         line = [c, *(_number(v).replace('.000', '') for v in measured)]
         lines.append(line if self.target is None else line + _to_target(runs, self.target))
     return markdown_table(head, lines)
@@ -624,9 +634,9 @@ def plot(self:Comparison,
     for j, c in enumerate(self.columns):
         for i, task in enumerate(self.tasks):
             r, x = self.row(task, c), i + (j - (n - 1)/2)*.8/n
-            error = [[r['half']], [r['half']]] if r['half'] == r['half'] else None
             ax.plot([x]*len(r['values']), r['values'], '.', color=f'C{j}', alpha=.4, ms=4)
-            ax.errorbar([x], [r['mean']], error, fmt='o', color=f'C{j}', ms=5, capsize=3, label=c if i == 0 else None)
+            error = r['half'] if r['half'] == r['half'] else None
+            ax.errorbar(x, r['mean'], error, fmt='o', color=f'C{j}', ms=5, capsize=3, label=None if i else c)
     ax.set_xticks(range(len(self.tasks)), self.tasks)
     ax.set_ylabel(self.score.replace('_', ' '))
     ax.legend(fontsize=7)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
-from fastprogress import progress_bar
+from tqdm import tqdm
 from .basics import LOCK, digest, file_sha, put_back, seal, to_disk, whole_folder
 from .clips import MODALITIES, ClipDataset, DataError, column_stamps
 # what reads packed clips can be imported from here too
@@ -103,8 +103,7 @@ def arrow_lists(
     spec: dict    # how they are stored
 ): # `pyarrow.ListArray`
     "Arrays of numbers or vectors as one Arrow array of lists, null for None"
-    starts = np.zeros(len(values) + 1, np.int32)
-    np.cumsum([0 if v is None else len(v) for v in values], out=starts[1:])
+    starts = np.cumsum([0, *(0 if v is None else len(v) for v in values)], dtype=np.int32)
     flat = pa.array(np.concatenate([np.empty(0, spec['dtype'])] + [v.ravel() for v in values if v is not None]))
     if 'width' in spec: flat = pa.FixedSizeListArray.from_arrays(flat, spec['width'])
     return pa.ListArray.from_arrays(pa.array(starts), flat, mask=pa.array([v is None for v in values]))
@@ -147,12 +146,13 @@ def stored_sizes(
     return out
 
 # %% ../nbs/16a_packing.ipynb #211d9e3b
-class HashedFile(io.RawIOBase):
+class HashedFile(io.BufferedWriter):
     "A file that counts and hashes what is written to it"
     def __init__(self,
         path # of the file
-    ): self.f, self.bytes, self.sha = open(path, 'wb'), 0, hashlib.sha256()
-    def writable(self): return True
+    ):
+        super().__init__(io.FileIO(path, 'wb'))
+        self.bytes, self.sha = 0, hashlib.sha256()
 
     def write(self,
         b # bytes
@@ -160,18 +160,17 @@ class HashedFile(io.RawIOBase):
         "Write and hash some bytes"
         self.bytes += len(b)
         self.sha.update(b)
-        return self.f.write(b)
-
-    def flush(self):
-        if not self.f.closed: self.f.flush()
-
-    def close(self):
-        self.f.close()
-        super().close()
+        return super().write(b)
 
 # %% ../nbs/16a_packing.ipynb #80b1d560
-def _take_name(temp, path):
-    "Give a file that is on disk its final name"
+@contextmanager
+def _written_whole(path):
+    "Yield a `HashedFile` next to `path`; when the block ends it is on disk and has this name"
+    temp = path.with_name(f'.tmp-{path.name}')
+    with HashedFile(temp) as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
     os.replace(temp, path)
     to_disk(path.parent)
 
@@ -181,27 +180,17 @@ def write_arrow(
     tables  # of `pyarrow.Table`, a block each
 ) -> dict: # the file's size (`bytes`) and `sha256`
     "Write tables as one file in Arrow's stream format, all or nothing"
-    temp = path.with_name(f'.tmp-{path.name}')
-    with HashedFile(temp) as f:
+    with _written_whole(path) as f:
         with pa.ipc.new_stream(pa.PythonFile(f, 'w'), schema) as stream:
             for t in tables: stream.write_table(t, max_chunksize=max(1, len(t)))
-        f.f.flush()
-        os.fsync(f.f.fileno())
-        out = dict(bytes=f.bytes, sha256=f.sha.hexdigest())
-    _take_name(temp, path)
-    return out
+    return dict(bytes=f.bytes, sha256=f.sha.hexdigest())
 
 def write_sealed(
     path,   # of the file, a `Path`
     d: dict # of plain values
 ):
     "Write JSON with its checksum, all or nothing"
-    temp = path.with_name(f'.tmp-{path.name}')
-    with open(temp, 'w', encoding='utf-8') as f:
-        f.write(json.dumps(seal(d), indent=1))
-        f.flush()
-        os.fsync(f.fileno())
-    _take_name(temp, path)
+    with _written_whole(path) as f: f.write(json.dumps(seal(d), indent=1).encode())
 
 # %% ../nbs/16a_packing.ipynb #d7d7deb3
 def source_digest(
@@ -219,15 +208,6 @@ def source_digest(
     return digest(*parts)
 
 # %% ../nbs/16a_packing.ipynb #9adbbe29
-def _bar(n):
-    "A progress bar over `n` clips, as a function of the clips done"
-    bar, shown = iter(progress_bar(range(n))), 0
-    def tick(done):
-        nonlocal shown
-        for _ in range(shown, done): next(bar, None)
-        shown = done
-    return tick
-
 def progress_ticker(
     n: int,               # clips
     write,                # gets a line now and then
@@ -235,7 +215,9 @@ def progress_ticker(
     seconds=10            # between two lines
 ): # a function of the clips done
     "A bar on a terminal, else a line now and then"
-    if write is print and getattr(sys.stdout, 'isatty', bool)(): return _bar(n)
+    if write is print and getattr(sys.stdout, 'isatty', bool)():
+        bar = tqdm(total=n)
+        return lambda done: bar.update(done - bar.n)
     began = last = clock()
     first = None
     def tick(done):
@@ -329,10 +311,11 @@ def _tokenizer_of(ds, tokenizer):
     return ds.tokenizer() if isinstance(ds, PackedClips) else None
 
 def _keep_tokenizer(tokenizer, part):
-    "Write the tokenizer of the tokens next to them; its digest, None where it is not known"
-    if tokenizer is None: return None
+    "Write the tokenizer of the tokens next to them; its digest, None where it is not known, and checksums of its files"
+    if tokenizer is None: return dict(tokenizer=None)
     tokenizer.save_pretrained(part/TOKENIZER)
-    return tokenizer_digest(tokenizer)
+    files = {p.name: dict(bytes=p.stat().st_size, sha256=file_sha(p)) for p in sorted((part/TOKENIZER).iterdir())}
+    return dict(tokenizer=tokenizer_digest(tokenizer), tokenizer_files=files)
 
 def pack(
     ds: ClipDataset,        # the clips
@@ -362,7 +345,7 @@ def pack(
         d = dict(format=FORMAT, clips=len(ds), name=ds.name, notes=ds.notes, half=half, columns=layout,
                  tasks=[asdict(t) for t in ds.tasks])
         with explain_full_disk(part):
-            d['tokenizer'] = _keep_tokenizer(tokenizer, part)
+            d |= _keep_tokenizer(tokenizer, part)
             d['index'] = _write_index(part/INDEX, ds, lengths)
             d['shards'] = [{k: o[k] for k in ('clips', 'bytes', 'sha256')} for o in entries]
             write_sealed(part/MANIFEST, d)

@@ -13,7 +13,7 @@ with quiet_imports(): import fastai.basics  # noqa: F401
 
 # %% ../nbs/58_search.ipynb #ab2790f3
 import json, math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,15 +21,15 @@ import numpy as np
 import pandas as pd
 import yaml
 from fastai.callback.core import Callback, CancelFitException
-from .basics import (LOCK, alone, check_keys, digest, markdown_table, nearest_field, new_axes, whole_file,
-                           versions, write_json)
-from .callbacks import KeepBest, lower_is_better
+from .basics import (LOCK, alone, check_keys, check_whole, digest, field_names, markdown_table, nearest_field,
+                           new_axes, one_line, plain, versions, write_json, write_whole)
+from .callbacks import lower_is_better
 from .comparison import SEEDS, word_of
 from .model import HICCAPConfig
 from .reports import save_plots
 from .run_data import read_splits, tokenizer_for
-from .run_folders import data_digests
-from .runs import Run, flatten, read_yaml, set_field
+from .run_folders import changed_data, changed_settings, data_digests, differences
+from .runs import Run, read_yaml
 from .training import build_model, fit_run, run_learner
 
 # %% ../nbs/58_search.ipynb #f1194994
@@ -96,21 +96,20 @@ def _check_field(where, key):
 def _check_values(search, key, spec):
     "Raise `ValueError` for values that a field cannot have"
     _check_field(f'{search.where}: search', key)
-    where, names = f'{search.where}: search: {key}', [f.name for f in fields(HICCAPConfig)]
+    where = f'{search.where}: search: {key}'
     for v in _extremes(where, spec):
         try: run = search.run({key: v})
-        except ValueError as e:
-            raise ValueError(f"{where} = {word_of(v)}: {str(e).removeprefix(f'{search.where}: ')}") from None
+        except ValueError as e: raise ValueError(f"{where} = {word_of(v)}: {e}") from None
         if _flat_key(key).startswith('config.'):  # whether values fit together shows when a network is built
-            check_keys(run.network.config, names, f"{where} = {word_of(v)}: the network")
+            check_keys(run.network.config, field_names(HICCAPConfig), f"{where} = {word_of(v)}: the network")
 
 def _check_base(search):
     "Raise `ValueError` for a run that cannot be searched over"
-    for k in ('grid', *SEEDS, 'streams'):
-        if k in search.base:
-            why = 'it searches over training runs' if k == 'streams' else 'run best.yaml over seeds afterwards'
-            if k == 'split_seeds': why = 'another split would make test clips of the clips that it chose by'
-            raise ValueError(f"{search.where} has {k!r}, which a search does not take: {why}")
+    refused = dict.fromkeys(('grid', *SEEDS), 'run best.yaml over seeds afterwards') | dict(
+        split_seeds='another split would make test clips of the clips that it chose by',
+        streams='it searches over training runs')
+    for k, why in refused.items():
+        if k in search.base: raise ValueError(f"{search.where} has {k!r}, which a search does not take: {why}")
     clips = Run.from_dict(search.base, search.where).clips
     if not clips.data: raise ValueError(f"{search.where} names no data: write 'data: clips.csv'")
     if clips.folds:
@@ -137,9 +136,7 @@ class Search:
         values: dict # field, dotted to reach inside one -> value
     ) -> Run:
         "The run with these values; raises `ValueError`"
-        d = flatten(Run, self.base, self.where)
-        for k, v in values.items(): d = set_field(d, k, v)
-        return Run.from_dict(d, self.where)
+        return Run.from_dict(self.base, self.where).but(**values)
 
     @property
     def training(self): # a `Training`
@@ -177,11 +174,8 @@ def distributions(
 
 def _values(search, params):
     "The values of the fields that Optuna's parameters stand for"
-    values = {}
-    for key, p in params.items():
-        spec = search.space[key]
-        values[key] = next(v for v in spec if word_of(v) == p) if isinstance(spec, list) else p
-    return values
+    def value(p, spec): return next(v for v in spec if word_of(v) == p) if isinstance(spec, list) else p
+    return {key: value(p, search.space[key]) for key, p in params.items()}
 
 # %% ../nbs/58_search.ipynb #bd5e65c7
 class PruneTrial(Callback):
@@ -222,9 +216,9 @@ def run_trial(
         learn = run_learner(training, train, valid, model, folder, write)
         prune = PruneTrial(trial, training.monitor)
         fit_run(learn, training, prune)
-    best = next(cb for cb in learn.cbs if isinstance(cb, KeepBest))
-    if best.best is None: return Outcome(math.nan, 0, len(best.scores), prune.pruned)
-    return Outcome(best.best, best.best_epoch + 1, len(best.scores), prune.pruned)
+    best = learn.keep_best
+    score, epoch = (math.nan, 0) if best.best is None else (best.best, best.best_epoch + 1)
+    return Outcome(score, epoch, len(best.scores), prune.pruned)
 
 # %% ../nbs/58_search.ipynb #06b3f266
 STUDY, ASKED = 'study.db', 'search.json'  # Optuna's storage; the run and the space of the search
@@ -247,11 +241,6 @@ def open_study(
         sampler=_sampler(search.training.seed, 0), pruner=optuna.pruners.MedianPruner())
 
 # %% ../nbs/58_search.ipynb #b0e7f187
-def _asked(search):
-    "The run and the space of a search, as JSON gives them back"
-    run = Run.from_dict(search.base).to_flat(defaults=True)
-    return json.loads(json.dumps(dict(run=run, search=search.space)))
-
 def _earlier(was):
     "What a message adds about a search of version 0.1.0, whose `search.json` has no versions"
     if not was or 'versions' in was: return ''
@@ -261,20 +250,18 @@ def _earlier(was):
 
 def _open_folder(out, search):
     "What the folder of a search was asked; empty for a new folder. Raises `FileExistsError` if it holds anything else"
-    out, now = Path(out), _asked(search)
     if not out.exists() or not [p for p in out.iterdir() if p.name != LOCK]:
         out.mkdir(parents=True, exist_ok=True)
         return {}
     if not (out/ASKED).is_file():
         raise FileExistsError(f"{out} holds no search but other files; give another folder with --out")
     was = json.loads((out/ASKED).read_text(encoding='utf-8'))
-    run = Run.from_config(dict(versions=dict(hiccap='0.1.0')) | was, f'{out/ASKED}')  # later versions write theirs
-    began = json.loads(json.dumps(run.to_flat(defaults=True)))
-    for old, new in ((began, now['run']), (was['search'], now['search'])):
-        for k in {**old, **new}:
-            if k in Run.settings('free') or old.get(k) == new.get(k): continue
-            raise FileExistsError(f"{out} holds another search: its {k} is {old.get(k)!r}, here it is {new.get(k)!r}."
-                                  f" Give another folder with --out{_earlier(was)}")
+    config = dict(versions=dict(hiccap='0.1.0')) | was  # later versions write theirs
+    odd = [*changed_settings(config, Run.from_dict(search.base), f'{out/ASKED}'),
+           *differences(was['search'], plain(search.space))]
+    for k, old, new in odd[:1]:
+        raise FileExistsError(f"{out} holds another search: its {k} is {old!r}, here it is {new!r}. Give another folder"
+                              f" with --out{_earlier(was)}")
     return was
 
 # %% ../nbs/58_search.ipynb #04b4bd99
@@ -301,7 +288,7 @@ def _do_trial(study, search, trial, clips):
         if out.pruned: study.tell(trial, state=TrialState.PRUNED)
         else: study.tell(trial, out.score)
     except Exception as e:
-        trial.set_user_attr('error', f"{type(e).__name__}: {' '.join(str(e).split())}"[:500])
+        trial.set_user_attr('error', f"{type(e).__name__}: {one_line(e)}"[:500])
         study.tell(trial, state=TrialState.FAIL)
 
 # %% ../nbs/58_search.ipynb #c01629d0
@@ -315,17 +302,18 @@ def trial_table(
 ): # a pandas data frame
     """A row for each trial: `trial` (from 0), `state` (complete, pruned or failed), `score`, `best_pass` (the best
     epoch, from 1), `passes` (epochs that were trained), the values, `best_so_far` and `error`"""
-    rows, best, lower = [], math.nan, study.direction.name == 'MINIMIZE'
+    rows = []
     for i, t in enumerate(_finished(study)):
         outcome, values = t.user_attrs.get('outcome', {}), _values(search, t.params)
         state = dict(COMPLETE='complete', PRUNED='pruned').get(t.state.name, 'failed')
-        score = outcome.get('score', math.nan)
-        better = math.isnan(best) or (score < best if lower else score > best)
-        if state == 'complete' and better: best = score
         rows.append(dict(
-            trial=i, state=state, score=score, best_pass=outcome.get('best_pass'), passes=outcome.get('passes'),
-            **{k: _simple(values.get(k)) for k in search.space}, best_so_far=best, error=t.user_attrs.get('error', '')))
-    return pd.DataFrame(rows, columns=[*BEFORE, *search.space, *AFTER]).astype(dict(best_pass='Int64', passes='Int64'))
+            trial=i, state=state, score=outcome.get('score', math.nan), best_pass=outcome.get('best_pass'),
+            passes=outcome.get('passes'), **{k: _simple(values.get(k)) for k in search.space},
+            error=t.user_attrs.get('error', '')))
+    table = pd.DataFrame(rows, columns=[*BEFORE, *search.space, *AFTER])
+    done = table.score.where(table.state == 'complete').astype(float)
+    table['best_so_far'] = (done.cummin() if study.direction.name == 'MINIMIZE' else done.cummax()).ffill()
+    return table.astype(dict(best_pass='Int64', passes='Int64'))
 
 def best_trial(
     table,            # of `trial_table`
@@ -335,6 +323,10 @@ def best_trial(
     done = table[table.state == 'complete']
     if not len(done): return None
     return done.loc[done.score.idxmin() if lower else done.score.idxmax()]
+
+def _best(search, table):
+    "The row of the best trial of a search; None if no trial was completed"
+    return best_trial(table, lower_is_better(search.training.monitor))
 
 def _line(row, trials):
     "A line that reports a trial"
@@ -393,11 +385,10 @@ def _trials_markdown(search, table):
 
 def _best_markdown(search, table):
     "A sentence on the best trial"
-    monitor = search.training.monitor
-    best = best_trial(table, lower_is_better(monitor))
+    best = _best(search, table)
     if best is None: return '**No trial was completed.**'
     values = ', '.join(f'{k} {_rounded(best[k])}' for k in search.space)
-    return f"Best: trial {best.trial + 1}, {monitor} **{best.score:.4f}** on validation, with {values}."
+    return f"Best: trial {best.trial + 1}, {search.training.monitor} **{best.score:.4f}** on validation, with {values}."
 
 # %% ../nbs/58_search.ipynb #a42e99ef
 def search_report(
@@ -425,8 +416,8 @@ def search_report(
 # %% ../nbs/58_search.ipynb #2f4d45c2
 class _ClipReader:
     "Training and validation clips of a run, read again if a setting of the reading changed; test clips are dropped"
+    key = parts = None
     def __init__(self, search):
-        self.key, self.parts = None, None
         train, valid = self(Run.from_dict(search.base))
         self.data = data_digests((train, valid))
         # what version 0.1.0 kept
@@ -441,44 +432,43 @@ class _ClipReader:
         "All that decides how clips are read"
         network = run.network
         return json.dumps([run.to_dict().get('clips'), network.encoder, network.tokenizer, network.init,
-                           network.config.get('video'), network.config.get('audio')], sort_keys=True)
+                           network.config.get('video'), network.config.get('audio'), run.training.class_weights,
+                           run.training.monitor], sort_keys=True)
 
     def _read(self, run):
         tokenizer = tokenizer_for(run.network, run.clips.data)
-        (*clips, _), = read_splits(run.clips, tokenizer, run.network)
+        (*clips, _), = read_splits(run.clips, tokenizer, run.network, training=run.training)
         if run.clips.features:
             for ds in clips: ds.check()
         parts = {part: (d['clips'], d['videos'], d['labels']) for part, d in data_digests(clips).items()}
-        for part in parts:
-            if self.parts is None or self.parts[part] == parts[part]: continue
-            raise ValueError(f'with these values the {part} clips are not those of the other trials, so that scores'
+        self.parts = self.parts or parts
+        if odd := [part for part in parts if self.parts[part] != parts[part]]:
+            raise ValueError(f'with these values the {odd[0]} clips are not those of the other trials, so that scores'
                              ' cannot be compared: leave the setting that changes them out of the search')
-        self.parts = parts
         return clips
 
 # %% ../nbs/58_search.ipynb #0894d1c3
 def _write_found(out, search, study, table):
     "Write `trials.csv` and `best.yaml`"
-    monitor = search.training.monitor
-    best = best_trial(table, lower_is_better(monitor))
-    with whole_file(out/'trials.csv') as temp: temp.write_text(table.to_csv(index=False), encoding='utf-8')
+    best = _best(search, table)
+    write_whole(out/'trials.csv', table.to_csv(index=False))
     if best is None: return
-    about = (f"# The best of {len(table)} trials, {monitor} {best.score:.4f} on validation. Run it over seeds:"
-             " hiccap_run best.yaml --out best\n")
-    text = about + yaml.safe_dump(best_run(search, study), sort_keys=False, allow_unicode=True)
-    with whole_file(out/'best.yaml') as temp: temp.write_text(text, encoding='utf-8')
+    about = (f"# The best of {len(table)} trials, {search.training.monitor} {best.score:.4f} on validation. Run it over"
+             " seeds: hiccap_run best.yaml --out best\n")
+    write_whole(out/'best.yaml', about + yaml.safe_dump(best_run(search, study), sort_keys=False, allow_unicode=True))
 
 def _write_report(out, search, table):
     "Write `report.md` and its plot"
     save_plots(out, trials=lambda ax: plot_trials(table, search.training.monitor, ax))
-    with whole_file(out/'report.md') as temp: temp.write_text(search_report(search, table), encoding='utf-8')
+    write_whole(out/'report.md', search_report(search, table))
 
 def _do_trials(search, out, clips, trials, write):
     "Do the trials that are left"
-    write_json(out/ASKED, {**_asked(search), 'clips': clips.digest, 'data': clips.data, 'versions': versions()})
+    write_json(out/ASKED, dict(run=Run.from_dict(search.base).to_flat(defaults=True), search=search.space,
+                               clips=clips.digest, data=clips.data, versions=versions()))
     study = open_study(out, search)
-    n = len(_finished(study))
-    if n: write(f"{n} trials were done before" + (': there is nothing left to do' if n >= trials else ''))
+    if n := len(_finished(study)):
+        write(f"{n} trials were done before" + (': there is nothing left to do' if n >= trials else ''))
     try:
         while len(_finished(study)) < trials:
             _do_trial(study, search, _next_trial(study, search), clips)
@@ -493,7 +483,7 @@ def _do_trials(search, out, clips, trials, write):
 # %% ../nbs/58_search.ipynb #9685a308
 def _check_clips(was, clips, out):
     "Raise `ValueError` if a search is resumed on other clips. Version 0.1.0 kept a digest of the validation clips only"
-    odd = [part for part, d in was.get('data', {}).items() if d != clips.data[part]]
+    odd = [part for part, d in was.get('data', {}).items() if changed_data({part: d}, {part: clips.data[part]})]
     if was and was['clips'] != clips.digest: odd.append('validation')
     if odd:
         raise ValueError(f"the {odd[-1]} clips are not those that the search in {out} began with: restore the files, or"
@@ -507,8 +497,7 @@ def run_search(
 ): # data frame of the trials, see `trial_table`
     "Search, or resume a search. Raises `ValueError`, `DataError` and `FileExistsError` before anything starts"
     need_optuna()
-    if type(trials) is not int or trials < 1:
-        raise ValueError(f"trials must be a whole number of at least 1, got {trials!r}")
+    check_whole('trials', trials)
     out = Path(out)
     was, clips = _open_folder(out, search), _ClipReader(search)
     _check_clips(was, clips, out)

@@ -108,6 +108,11 @@ def test_subsets_splits_and_batches_are_those_of_the_source(tmp_path_factory, ds
                     and all(torch.equal(y[k], v[k]) for k in y))
 
 
+def logical(digests):
+    "Digests without those of the files' contents, which packing changes"
+    return {part: {k: v for k, v in d.items() if not k.startswith('content of ')} for part, d in digests.items()}
+
+
 def test_a_loaders_workers_read_what_it_reads_itself(tmp_path):
     ds = synthetic_clips(n=30, scale=.1)
     got = open_packed(pack(ds, tmp_path/'packed', shard_clips=7, **quiet))
@@ -342,7 +347,7 @@ def test_training_on_a_packed_folder_gives_what_the_source_gives(synthetic, tmp_
     assert (tmp_path / 'run' / 'model' / 'model.safetensors').read_bytes() == (
         tmp_path / 'source' / 'model' / 'model.safetensors').read_bytes()
     data = [json.loads((tmp_path/o/'config.json').read_text())['data'] for o in ('run', 'source')]
-    assert data[0] == data[1]
+    assert logical(data[0]) == logical(data[1])
     assert (predict([str(tmp_path / 'run'), str(tmp_path / 'packed'), '--out', str(tmp_path / 'a.csv')]) == 0
             and predict([str(tmp_path / 'source'), table, *how[:2], '--out', str(tmp_path / 'b.csv')]) == 0)
     assert (tmp_path/'a.csv').read_bytes() == (tmp_path/'b.csv').read_bytes()
@@ -406,7 +411,7 @@ def test_streams_of_pretraining_read_packed_folders(synthetic, tmp_path):
             )
         )
         parts.append(
-            {n: [({t.name for t in o.tasks}, data_digests([o])['training']) for o in p]
+            {n: [({t.name for t in o.tasks}, logical(data_digests([o]))) for o in p]
              for n, p in read_streams(mixture, tok).items()}
         )
     assert parts[0] == parts[1]

@@ -244,8 +244,8 @@ def test_test_clips_may_change_while_a_search_is_interrupted(quick, tmp_path, to
 def test_a_trial_on_other_clips_fails(quick, tmp_path, monkeypatch, part):
     "A setting that may be searched, such as the weights to start from, can change the split"
     real = module.read_splits
-    def changed(clips, tokenizer, network, *args):
-        (train, valid, test), = real(clips, tokenizer, network, *args)
+    def changed(clips, tokenizer, network, **kwargs):
+        (train, valid, test), = real(clips, tokenizer, network, **kwargs)
         if clips.max_length == 8: (train, valid) = ((train.subset(range(5)), valid) if part == 'training'
                                                     else (train, valid.subset(range(5))))
         return [(train, valid, test)]

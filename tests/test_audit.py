@@ -4,17 +4,22 @@ import json
 from itertools import combinations
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from sklearn.metrics import roc_auc_score
 
+from hiccap import balance, duplicates, leakage
 from hiccap.findings import CODES
-from hiccap.records import json_entries
+from hiccap.tables import json_entries
 from hiccap.manifest import TOKEN_PAIRS, TYPES, read_manifest
 from hiccap.leakage import FAMILIES, Property, Tie, association, property_auroc, tie_findings, ties
 from hiccap.audit import audit, near_duplicates, run_audit
+from hiccap.duplicates import shingle
+from hiccap.lengths import length_findings, pile_up
+from hiccap.vocabularies import Vocabularies, group_vocabularies, id_format
 from hiccap.readers import get_tokenizer, shared_data
 from hiccap.statistics import mean_interval
 
@@ -271,7 +276,8 @@ def test_copies_are_duplicates_and_only_like_texts_are(texts, data):
                     max_leaves=8), st.integers(1, 40))
 def test_json_in_pieces_is_json(tmp_path_factory, value, size):
     p = write(tmp_path_factory.mktemp('json')/'x.json', value)
-    if isinstance(value, dict): assert dict(json_entries(p, size)) == value
+    if isinstance(value, dict): assert {k: v for _, k, v in json_entries(p, size)} == value
+    elif isinstance(value, list): assert [v for _, k, v in json_entries(p, size) if k is None] == value
     else:
         with pytest.raises(ValueError, match='x.json'): list(json_entries(p, size))
 
@@ -291,7 +297,7 @@ def test_any_record_ends_in_a_report_or_a_clear_error(tmp_path_factory, record, 
 
 @pytest.mark.parametrize('name, content', [
     ('empty.json', '{}'), ('one.json', json.dumps({'v0_0': clean(0)['v0_0']})), ('empty.csv', 'id,text,label\n'),
-    ('one.csv', 'id,text,label\na_1,so it goes,1\n'), ('list.jsonl', '[1]\nx\n')])
+    ('one.csv', 'id,text,label\na_1,so it goes,1\n'), ('list.json', '[]'), ('list.jsonl', '1\nx\n')])
 def test_small_data_are_findings(tmp_path, name, content):
     (tmp_path/name).write_text(content)
     assert run_audit(tmp_path/name, out=tmp_path/'report', echo=lambda o: None) == 1
@@ -300,7 +306,7 @@ def test_small_data_are_findings(tmp_path, name, content):
 
 
 @pytest.mark.parametrize('name, content', [
-    ('cut.json', '{"a_1": {"IMDBid": "a'), ('list.json', '[]'), ('x.csv', ''), ('x.parquet', 'no'),
+    ('cut.json', '{"a_1": {"IMDBid": "a'), ('list.jsonl', '[1]\nx\n'), ('x.csv', ''), ('x.parquet', 'no'),
     ('x.json', '\udce9'), ('x.pkl', 'x'), ('deep.json', '{"a": ' + '['*200_000), ('none.json', None)])
 def test_what_cannot_be_read_is_said_and_leaves_no_report(tmp_path, capsys, name, content):
     if content is not None: (tmp_path/name).write_bytes(content.encode('utf-8', 'surrogateescape'))
@@ -368,12 +374,14 @@ def test_old_names_of_the_audit_can_be_imported():
 
 # ---- the test of association
 
-def test_labels_are_permuted_within_a_video_never_across():
+@pytest.mark.parametrize('mixed', [False, True], ids=['video by video', 'mixed'])
+def test_labels_are_permuted_within_a_video_never_across(mixed):
     "One video decides: its 8 clips can be labelled in 70 ways, of which 2 agree with the property as well as these"
     g = np.repeat(np.arange(11), 8)
     x, y = np.zeros(88, int), np.repeat(np.arange(11) % 2, 8)
     x[:8] = y[:8] = [0, 0, 0, 0, 1, 1, 1, 1]
-    p = association(x, y, g)
+    order = np.random.default_rng(0).permutation(88) if mixed else np.arange(88)
+    p = association(x[order], y[order], g[order])
     assert p['p_within'] == pytest.approx(2/70, abs=.008)
 
 
@@ -382,6 +390,28 @@ def test_whole_videos_are_permuted_between_videos():
     g = np.repeat(np.arange(6), [1, 2, 4, 8, 5, 3])
     p = association(g < 3, (g < 3).astype(int), g)
     assert p['p_within'] is None and p['p'] == p['p_between'] == pytest.approx(.1, abs=.02)
+
+
+@FEW
+@given(st.integers(0, 10**6), st.integers(2, 6))
+def test_the_statistic_is_divided_by_its_spread_in_each_order(seed, n):
+    "The spread that the product of two columns has if signs of rows are drawn, written out for each order of the rows"
+    rng = np.random.default_rng(seed)
+    U, V, orders = rng.normal(size=(n, 2)), rng.normal(size=(n, 3)), [rng.permutation(n) for _ in range(4)]
+    found = leakage._studentised(U, V, np.array(orders))
+    for stat, o in zip(found, orders):
+        spread = sum((U[i]**2).sum()*(V[j]**2).sum() for i, j in enumerate(o))
+        assert stat == pytest.approx(sum(np.outer(U[i], V[j]) for i, j in enumerate(o)).ravel()**2 @ np.ones(6)/spread)
+
+
+def test_a_video_counts_as_much_as_its_clips_say():
+    "Clips that are independent count one by one; clips that are alike count as one, however many there are"
+    g, n = np.repeat(np.arange(4), [1, 2, 4, 6]), np.array([1, 2, 4, 6])
+    independent = np.array([.3, 1, -1.2, 1, -1, 1, -.8, 1, -1, 1, -1, 1, -.6])
+    for x, weight in ((independent, n), (np.array([0., 1., 5., 2.])[g], np.ones(4))):
+        mean = np.array([x[g == v].mean() for v in range(4)])
+        want = weight**.5*(mean - weight @ mean/weight.sum())
+        np.testing.assert_allclose(leakage._of_videos(x[:, None], g, n)[:, 0], want - want.mean(), atol=1e-12)
 
 
 @FEW
@@ -554,3 +584,119 @@ def test_a_finding_claims_a_prediction_only_above_chance():
     grave = [said(tie(*o, family=f)).severity for f in ('format', 'value', 'length')
              for o in ((.95, .8), (.6, .51), (.54, .51))]
     assert grave == ['error', 'warning', 'note']*2 + ['warning', 'note', 'note']
+
+
+# ---- the parts of an audit by themselves
+
+def codes(findings): return [f.code for f in findings]
+
+
+def test_shingles_are_all_neighbouring_words_in_their_order():
+    h, start = shingle([1, 2, 3, 4, 3, 2, 1, 5, 6], [0, 4, 7, 9])
+    assert start.tolist() == [0, 2, 3, 3] and len(set(h.tolist())) == 3
+    assert [shingle(o, [0, 3])[0].tolist() for o in ([1, 2, 3], [2, 3, 4], [3, 2, 1])] == [[o] for o in h.tolist()]
+
+
+def test_texts_are_compared_from_a_length_on():
+    for n, exact in ((8, [[0, 1]]), (7, [])): assert near_duplicates([*range(n)]*2, [0, n, 2*n]) == (exact, [])
+
+
+@pytest.mark.parametrize('last, splits, labels, found', [
+    (39, 'aa', 'yy', ['duplicate-text']), (39, 'ab', 'yn', ['duplicate-text', 'duplicate-split', 'duplicate-labels']),
+    (39, 'aa', ['y', None], ['duplicate-text']), (99, 'aa', 'yn', ['duplicate-near']),
+    (99, 'ab', 'yn', ['duplicate-near', 'duplicate-split'])])
+def test_copies_across_splits_and_with_other_labels_are_told(last, splits, labels, found):
+    "The labels of texts that are only nearly the same may differ, and an unknown label differs from none"
+    m = SimpleNamespace(ids=['p', 'q'], splits=list(splits), words=[*range(40), *range(39), last], text_at=[0, 40, 80],
+                        labels=dict(t=list(labels)))
+    assert codes(duplicates.duplicate_findings(m)) == found
+
+
+def test_expected_widths_are_those_of_independent_clips():
+    wide, half = balance.expected_widths(100, 150), balance.expected_widths(200, 300, 2.)
+    assert wide == half and balance.expected_widths(0, 9) == balance.expected_widths(9, 0) == dict(
+        f1=np.inf, auroc=np.inf)
+    union, jaccard = 100*(2 - .6), .6/(2 - .6)  # of predicted and true clips: F1 is 2J/(1 + J)
+    j = np.random.default_rng(0).binomial(int(union), jaccard, 20000)/union
+    assert wide['f1'] == pytest.approx(2*1.96*(2*j/(1 + j)).std(), rel=.05)
+
+
+def test_the_design_effect_by_hand():
+    for y, g, effect in (([1]*3 + [0]*3, 'aaabbb', 3.), ([1] + [0]*5, 'abbbbb', 1 + (26/6 - 1)), ([0, 1]*2, 'aabb', 1.),
+                         ([0, 1, 1], 'abc', 1.)):
+        assert balance.design_effect(np.array(y), np.array(list(g))) == pytest.approx(effect)
+
+
+def test_classes_are_counted_in_their_split_among_labelled_clips():
+    y, videos, splits = ['1', None, '1', '0', '0', '1'], list('ubvuvw'), list('aaaaab')
+    rows = balance.balance(dict(t=y), videos, splits)
+    found = [{k: r[k] for k in ('split', 'class', 'clips', 'of', 'unlabelled', 'videos')} for r in rows]
+    assert found == [dict(split='a', **{'class': '0'}, clips=2, of=4, unlabelled=1, videos=2),
+                     dict(split='a', **{'class': '1'}, clips=2, of=4, unlabelled=1, videos=2),
+                     dict(split='b', **{'class': '0'}, clips=0, of=1, unlabelled=0, videos=0),
+                     dict(split='b', **{'class': '1'}, clips=1, of=1, unlabelled=0, videos=1)]
+    assert balance.balance(dict(t=['1', None, '0', '1']), list('uvwu'), ['a']*4)[1]['videos'] == 1
+    for only in '01': assert [r['class'] for r in balance.balance(dict(t=[only]*2), list('uv'), 'aa')] == ['0', '1']
+
+
+def row(split='a', name='1', clips=20, videos=20, of=40, unlabelled=0, f1_width=.1):
+    return dict(task='t', split=split, clips=clips, videos=videos, of=of, unlabelled=unlabelled, f1_width=f1_width,
+                **{'class': name})
+
+
+@pytest.mark.parametrize('change, found', [
+    ({}, []), (dict(clips=9), ['class-few']), (dict(videos=4), ['class-few']), (dict(clips=10, videos=5), []),
+    (dict(f1_width=.21), ['interval-wide']), (dict(f1_width=.2), []), (dict(name='0', f1_width=.3), []),
+    (dict(name='x', f1_width=.3), ['interval-wide']), (dict(split='b', clips=0), ['class-unseen']),
+    (dict(split='b', clips=0, of=0), [])])
+def test_classes_that_are_too_small_are_told(change, found):
+    assert codes(balance.balance_findings([row(name='0'), row(), row(**change)])) == found
+
+
+def test_clips_without_a_label_are_counted_once():
+    rows = [row(s, c, unlabelled=n) for s, n in (('a', 3), ('b', 4)) for c in '01']
+    found, = balance.balance_findings(rows)
+    assert found.code == 'label-missing' and '7 clips have no label' in found.what
+
+
+@pytest.mark.parametrize('lengths, top', [
+    ([*range(1, 31)]*19 + [99]*6, 99), ([*range(1, 31)]*19 + [99]*5, None),  # one of a hundred
+    ([*range(1, 31)] + [99]*5, 99), ([*range(1, 31)] + [99]*4, None),        # but five
+    ([0]*1000 + [*range(1, 31)] + [99]*5, 99),                               # clips without a text are none
+    ([*range(1, 31)] + [90]*10 + [99]*6, 99), ([*range(1, 31)] + [90]*10 + [99]*5, None),  # five times those before
+    ([*range(1, 10)] + [99]*50, 99), ([*range(1, 9)] + [99]*50, None), ([], None)])
+def test_where_lengths_pile_up(lengths, top): assert pile_up(lengths) == top
+
+
+def test_a_clip_is_too_long_above_the_limit_and_may_be_cut_at_it():
+    m = SimpleNamespace(ids=list('abc'))
+    for longest, code in ((11, 'too-long'), (10, 'truncated'), (9, None)):
+        found = length_findings(m, dict(text=[3, 5, longest]), dict(text=10))
+        assert codes(found) == [code]*bool(code) and all(f.clips == ['c'] for f in found)
+        if code == 'truncated': assert 'they may have been cut' in found[0].what
+    assert not length_findings(m, dict(text=[3, 5, 11]), {})
+
+
+def test_documents_are_grouped_from_the_longest_on():
+    "A short document most of whose words have other ids is the odd one, wherever it is"
+    for first, of in ((True, [1, 0]), (False, [0, 1])):
+        docs = [([0, 1, 2], [10, 98, 99]), ([0, 1, 2, 3, 4], [10, 11, 12, 13, 14])][::1 if first else -1]
+        at = np.cumsum([0, *(len(w) for w, _ in docs)])
+        assert group_vocabularies(*(sum((d[i] for d in docs), []) for i in (0, 1)), at)[0].tolist() == of
+
+
+def test_a_pair_belongs_to_its_document_and_ids_have_a_format():
+    self = SimpleNamespace(at=np.array([0, 3, 5]))
+    assert Vocabularies.doc_of(self, [0, 2, 3, 4]).tolist() == [0, 0, 1, 1]
+    forms = {'a_1': '_N', 'a.1': '.N', 'a.01': '.0N', 'a_012': '_0N', 'a': '', '_1': '', 'a_1b': ''}
+    assert {o: id_format(o) for o in forms} == forms
+
+
+@pytest.mark.parametrize('pairs, special, agree, special_agree, found', [
+    (10, 8, 9, 8, 0), (10, 8, 8, 8, 1), (10, 0, 5, 0, 0), (10, 0, 4, 0, 1)])
+def test_a_vocabulary_is_the_encoders_by_half_of_its_words(pairs, special, agree, special_agree, found):
+    "Special tokens, which agree in most vocabularies, do not count"
+    self = SimpleNamespace(of=np.array([0]), channel=np.array(['words']), clip=np.array([0]), by_form=list)
+    group = dict(vocabulary='A', words='words', clips=1, pairs=pairs, special=special, agree=agree,
+                 special_agree=special_agree)
+    assert len(Vocabularies._not_the_encoders(self, np.array(['a']), [group])) == found

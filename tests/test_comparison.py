@@ -12,10 +12,11 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 import hiccap.comparison as module
-from hiccap.comparison import Finished, columns_of, compare_columns, compare_runs, expand, read_finished, run_grid
+from hiccap.comparison import (Finished, columns_of, compare_columns, compare_runs, expand, read_finished, run_grid,
+                               write_example_runs)
 from hiccap.pretraining_runs import PretrainRun
 from hiccap.runs import Clips, Run, default_of
-from hiccap.statistics import jackknife_interval
+from hiccap.statistics import jackknife_interval, mean_interval
 
 TASKS = 'funny', 'mean'
 NO_STEP = dict(steps=1, curve=[], seconds=1.)
@@ -98,7 +99,8 @@ OTHER = dict(str='other', int=7, float=.3, tuple=('x',), dict=dict(a=1), bool=Tr
 @pytest.mark.parametrize('name', [k for k in Clips.__dataclass_fields__ if k != 'split_seed'])
 def test_other_data_are_refused(name):
     type_ = Clips.__dataclass_fields__[name].type.__name__
-    runs = [*column(.1, [.5]), *column(.2, [.6], **{name: OTHER[type_]})]
+    runs = [*column(.1, [.5]), *column(.2, [.6])]
+    runs[1].config[name] = OTHER[type_]
     with pytest.raises(ValueError, match=f'differ in their data: {name} is'): columns_of(runs)
 
 
@@ -331,6 +333,16 @@ def test_the_tables_show_the_numbers():
     assert 'p < 0.001 **better**' in certain.difference_table()
 
 
+@pytest.mark.parametrize('p, says', [(.0499, 'p 0.050 **{}**'), (.05, 'p 0.050'), (.001, 'p 0.001 **{}**'),
+                                     (.0009, 'p < 0.001 **{}**')])
+def test_a_difference_is_called_better_or_worse_below_five_percent(p, says):
+    for d, sign in ((.1, 'better'), (-.1, 'worse')):
+        row = dict(difference=d, difference_half=.25, corrected=p, values=[.5, .6])
+        assert module._difference(row) == f'{d:+.3f} ± 0.250, {says.format(sign)}'
+        assert module._difference(row | dict(values=[.5])) == f'{d:+.3f}'
+        assert module._difference(row | dict(values=[.5], low=-.5, high=.25)) == f'{d:+.3f}; videos -0.500 to +0.250'
+
+
 def test_baselines_of_resplits_have_the_wider_interval():
     runs = resplit(.1, [.5, .6, .7])
     for r, v in zip(runs, (.1, .2, .3)): r.references = {'TF-IDF': dict(funny=dict(macro_f1=v))}
@@ -352,6 +364,42 @@ def test_the_cost_of_a_target_is_at_its_first_epoch(curves, target):
     if not reached: assert got == ['not reached']*2
     elif len(reached) < len(first): assert got == [f'{len(reached)} of {len(first)} runs']*2
     else: assert got == [f'{np.mean(reached):.0f}', f'{np.mean(reached)*.5:.1f}']
+
+
+def test_columns_are_named_by_the_settings_in_which_they_differ():
+    rule = dict(name='gradnorm', alpha=1.5)
+    runs = [finished(dict(funny=.5), lr=.1, weighting=w, bs=8) for w in (None, 'sum', rule)]
+    assert list(columns_of(runs)) == ['weighting=default', 'weighting=sum', 'weighting=gradnorm alpha=1.5']
+    both = [finished(dict(funny=.5), lr=lr, k=k) for lr in (.1, .2) for k in (True, [1, 2])]
+    assert list(columns_of(both)) == [f'lr={lr}, k={k}' for lr in (.1, .2) for k in ('true', '[1, 2]')]
+    turned = [finished(dict(funny=.5), s, weighting=dict(list(rule.items())[::o])) for s, o in enumerate((1, -1))]
+    assert list(columns_of(turned)) == ['run']  # the order of arguments is none
+
+
+def cells(line): return [o.strip() for o in line.strip('|').split('|')]
+
+
+def test_costs_are_means_over_runs_with_their_intervals():
+    runs = column(.1, [.5, .6])
+    for r, seconds in zip(runs, (40., 60.)): r.steps, r.seconds = 100, seconds
+    half = mean_interval([40., 60.])[1]
+    head, _, line = compared(runs).costs().splitlines()
+    assert cells(head) == ['', 'steps', 'seconds', 'ms a step']
+    assert cells(line) == ['run', '100', f'50 ± {half:.3f}', f'500 ± {10*half:.3f}']
+    for r in runs: r.steps = 0
+    assert cells(compared(runs).costs().splitlines()[-1])[1:] == ['0', f'50 ± {half:.3f}', f'50000 ± {1000*half:.3f}']
+    head = compared(runs, target=.8125).costs().splitlines()[0]
+    assert cells(head)[-2:] == ['steps to 0.8125', 'seconds to 0.8125']
+
+
+def test_simple_models_have_a_mean_over_tasks_where_all_have_a_score():
+    runs = [finished(dict(funny=.5, mean=.7), s, lr=.1) for s in range(2)]
+    for r, v in zip(runs, (.1, .3)): r.references = {'TF-IDF': {t: dict(macro_f1=v + .2*(t == 'mean')) for t in TASKS}}
+    half = mean_interval([.1, .3])[1]
+    line = compared(runs).score_table().splitlines()[-1]
+    assert cells(line) == ['TF-IDF', *(f'{m:.3f} ± {half:.3f}' for m in (.2, .4, .3))]
+    del runs[0].references['TF-IDF']['mean']
+    assert cells(compared(runs).score_table().splitlines()[-1]) == ['TF-IDF', f'0.200 ± {half:.3f}', '–', '–']
 
 
 def test_what_is_saved_is_what_is_shown(tmp_path):
@@ -520,7 +568,7 @@ def test_there_is_no_interval_over_videos_where_there_cannot_be(tmp_path):
     assert 'low' not in c.row('funny', 'lr=0.2') and 'No intervals over videos: ' in c.markdown()
     assert str(tmp_path/'old'/'0.2') in c.notes[0]
     alone = compare_runs(tmp_path/'old'/'0.1')
-    assert not alone.notes and len(alone.rows) == 1
+    assert not alone.notes and len(alone.rows) == 1 and not compare_runs(tmp_path/'old'/'0.2').notes
     splits = compared(resplit(.1, [.5, .6]), resplit(.2, [.6, .8]))
     assert not splits.notes and 'low' not in splits.row('funny', 'lr=0.2')
 
@@ -564,6 +612,7 @@ def test_every_run_of_a_grid_is_started_once(processes, tmp_path, jobs):
     assert status == {name: int(name.startswith('lr=2')) for name in runs} and list(processes) == list(runs)
     assert max(most) == min(jobs, 6)
     threads = [p.env.get('OMP_NUM_THREADS') for p in processes.values()]
+    if jobs == 1: assert set(threads) == {module.os.environ.get('OMP_NUM_THREADS')}
     if jobs > 1: assert set(threads) == {str(max(1, (module.os.cpu_count() or 1)//jobs))}
     failed = next(l for l in lines if 'failed' in l)
     assert 'exit status 1 (last words of lr=2, seed=' in failed and '.log' in failed
@@ -578,11 +627,14 @@ def test_an_interruption_ends_the_processes(processes, tmp_path, monkeypatch):
     assert len(processes) == 2 and all(p.killed for p in processes.values())
 
 
-def test_folders_of_a_grid_are_checked_before_anything_starts(processes, tmp_path):
+def test_folders_of_a_grid_are_checked_before_anything_starts(processes, tmp_path, monkeypatch):
+    monkeypatch.setattr('hiccap.run_folders.source_digests', lambda run: None)  # the files are what they were
     processes.pop('')
     runs = expand(dict(data='clips.csv', labels=['funny'], seeds=[0, 1, 2]), 'file')
     write_run(tmp_path/'out'/'seed=0', .5)
-    assert run_grid(runs, tmp_path/'out', write=lambda l: None) == dict.fromkeys(runs, 0)
+    lines = []
+    assert run_grid(runs, tmp_path/'out', write=lines.append) == dict.fromkeys(runs, 0)
+    assert lines[:2] == ['seed=0: done before', 'seed=1: started'] and 'seed=0: done' not in lines
     assert list(processes) == ['seed=1', 'seed=2']  # the first was finished
     processes.clear()
     write_run(tmp_path/'out'/'seed=2', .5, lr=.7)
@@ -592,6 +644,27 @@ def test_folders_of_a_grid_are_checked_before_anything_starts(processes, tmp_pat
     (tmp_path/'mine'/'seed=1'/'thesis.txt').write_text('x')
     with pytest.raises(FileExistsError): run_grid(runs, tmp_path/'mine')
     assert not processes
+
+
+def test_the_end_of_a_run_is_one_line(tmp_path):
+    log = tmp_path/'a.log'
+    assert module._ending('a', 0, log) == 'a: done'
+    for text, last in (('', ''), ('first\n' + 'x'*300 + '\n\n', 'x'*200)):
+        log.write_text(text)
+        assert module._ending('a', 3, log) == f'a: failed with exit status 3 ({last}); see {log}'
+
+
+def test_the_example_runs_are_runs(tmp_path):
+    file = write_example_runs(tmp_path/'a.yaml')
+    runs = expand(yaml.safe_load(file.read_text()), file)
+    assert file == tmp_path/'a.yaml' and [r.training.seed for r in runs.values()] == [0, 1]
+    with pytest.raises(FileExistsError, match='give another name'): write_example_runs(file)
+
+
+def test_a_run_without_a_validation_score_has_no_curve(tmp_path):
+    folder = write_run(tmp_path/'a', .5)
+    pd.DataFrame(dict(kind=['step', 'epoch'], step=[1, 1])).to_csv(folder/'history.csv', index=False)
+    assert (read_finished(folder).steps, read_finished(folder).curve) == (1, [])
 
 
 def test_a_started_run_can_be_read_again(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Feedback: a policy learns the loss of each stream's own rows, in training and validation, and of nothing else."""
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from fastai.basics import Callback, CancelBatchException, CancelStepException, DataLoaders
 from fastai.callback import schedule  # noqa: F401
+from fastai.callback.progress import ProgressCallback
 from fastai.learner import noop
 from hypothesis import given, strategies as st
 
+from hiccap.callbacks import ProgressLines
 from hiccap.clips import Clip, ClipDataset
 from hiccap.feedback import MixtureFeedback, mean_over_processes
 from hiccap.learner import ClipDL, HICCAPLearner
@@ -267,6 +270,53 @@ def test_a_search_for_a_learning_rate_feeds_nothing(tmp_path):
     state, records, valid = mix.state_dict(), list(feedback.records), list(feedback.valid)
     learn.lr_find(num_it=5, show_plot=False)
     assert mix.state_dict() == state and feedback.records == records and feedback.valid == valid
+
+
+def test_a_search_ends_where_the_loss_is_not_finite(tmp_path):
+    mix = mixture(APART)
+    learn, feedback = learner(mix, [Spoil({2})], path=tmp_path)
+    state = mix.state_dict()
+    learn.lr_find(num_it=5, show_plot=False, suggest_funcs=None)
+    assert mix.state_dict() == state and feedback.records == [] and learn.iter == 2
+
+
+def test_feedback_needs_a_mixture_and_the_loss_of_each_task():
+    learn, _ = learner(mixture(APART))
+    learn.loss_func = torch.nn.CrossEntropyLoss()
+    with pytest.raises(TypeError, match='MixtureFeedback without losses= needs the loss of each task'): learn.fit(1)
+    learn, _ = learner(mixture(APART))
+    learn.dls = DataLoaders(learn.dls.valid, learn.dls.valid)
+    with pytest.raises(TypeError, match='MixtureFeedback needs a MixtureDL as dls.train, got ClipDL'): learn.fit(1)
+
+
+@pytest.mark.parametrize('show', [True, False])
+def test_shares_are_shown_with_the_lines_of_progress(show):
+    lines = []
+    learn, feedback = learner(mixture(APART, Listener(p=lambda i: [1, 3]), bs=8), steps=3, show=show,
+                              cbs=[ProgressLines(lines=True, write=lines.append)])
+    learn.logger = lambda *args: None
+    learn.fit(2)
+    assert [o for o in lines if 'shares' in o] == [f'shares after step {n}: a 25% b 75%' for n in (3, 6)]*show
+    feedback.learn = SimpleNamespace(progress=SimpleNamespace(pbar=(bar := SimpleNamespace(comment=None))))
+    for training, shown in ((False, None), (True, ' | a 25% b 75%'*show or None)):
+        feedback.learn.training = training
+        feedback.after_batch()
+        assert bar.comment == shown
+
+
+def test_what_nothing_was_learnt_from_is_summed_up_as_nothing():
+    feedback = MixtureFeedback()
+    assert (feedback.losses_of, feedback.show, feedback.records, feedback.valid) == (None, True, [], [])
+    assert feedback.order > max(NanDetector.order, ProgressCallback.order)  # what these decide comes first
+    feedback.mixture = mixture(APART)
+    assert feedback.history().columns.tolist() == ['step', 'stream', 'share', 'quota', 'loss', 'seen']
+    c = feedback.contributions()
+    assert c.index.tolist() == ['a', 'b'] and c.tasks.tolist() == ['x', 'y'] and c.clips.tolist() == [12, 21]
+    assert not c[['drawn', 'passes', 'part', 'steps']].values.any()
+    assert c[['first_loss', 'last_loss']].isna().values.all()
+    feedback.records = [dict(step=0, share=[1., 0.], quota=[6, 0], seen=[6, 0], loss=[.5, None])]
+    assert feedback.contributions().part.tolist() == [1., 0.]
+    assert feedback.history().loss.isna().tolist() == [False, True]
 
 
 def test_what_is_recorded_can_be_summed_up_saved_and_restored():

@@ -3,6 +3,7 @@ types it, on files."""
 import csv
 import json
 import shutil
+from copy import copy
 
 import numpy as np
 import pytest
@@ -297,6 +298,20 @@ def test_the_first_part_of_a_clip_counts(tmp_path_factory, seed, folds):
     assert part_by_content(records, whole).tolist() == [
         k if keys else UNKNOWN for k, keys in zip(by_video, clip_keys(whole))]
     assert parts_from_weights(records, whole) == {g: want[i] for i, g in zip(whole.ids, whole.groups)}
+
+
+def test_clips_that_a_run_tested_are_new_and_copies_under_other_names_are_not(tmp_path):
+    rest, test = next(iter(folds_by_video(synthetic_clips(n=60, scale=.1, seed=1), 4, 1)))
+    train, valid = split_by_video(rest, .3, 1)
+    write_records(tmp_path, [(Clips('clips.csv'), [(train, valid, test)])])
+    records = read_records(tmp_path)
+    for ds, how in ((train, 'trained_on'), (valid, 'chose_epoch'), (test, 'new')):
+        n = seen_clips(records, ds).counts()
+        assert n[how] + n['same_video']*(how != 'new') == len(ds) and n[how]
+    copied = copy(train)
+    copied.groups = [f'other {g}' for g in train.groups]
+    known = {g for g, keys in zip(copied.groups, clip_keys(train)) if keys}
+    assert parts_from_weights(records, copied) == dict.fromkeys(known, 0) != {}
 
 
 def test_names_are_compared_only_where_they_mean_the_same_video():

@@ -1,6 +1,7 @@
 """Scores: equal to scikit-learn's where that defines them, otherwise to a loop; what is undefined is NaN."""
 import json
 import warnings
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from sklearn import metrics as sk
 
 from scipy import stats
 
-from hiccap.metrics import (CRITERIA, HEADLINE, OF_CLIPS, RANKING, Scores, Thresholds, baseline_counts,
-                            choose_thresholds, compare_scores, count_scores, evaluate, interval_text,
-                            score_with_interval)
+from hiccap import metrics as module
+from hiccap.metrics import (CRITERIA, HEADLINE, OF_CLIPS, RANKING, SCORE_NAMES, Thresholds, baseline_counts,
+                            best_trivial, choose_thresholds, compare_scores, count_scores, evaluate, interval_text,
+                            score_task, score_text, score_with_interval)
 from hiccap.baselines import tfidf_baseline
 from hiccap.tasks import IGNORE, Task
 
@@ -641,3 +643,108 @@ def test_scores_show_themselves_in_a_notebook():
     assert repr(s) == 'Scores(5 tasks on 60 clips of 60 videos, mean macro F1 1.000)'
     none = evaluate(dict(t=np.zeros((0, 2))), dict(t=np.zeros(0, int)), [Task('t')])
     assert 'not measured' in none._repr_markdown_() and repr(none) == 'Scores(0 tasks on 0 clips of 0 videos)'
+
+
+# What is kept and shown
+
+def of_two_tasks(**kw):
+    "A task of two classes and one of three, with clips of 8 videos, and a third task without a label"
+    rng, g = np.random.default_rng(0), np.repeat(np.arange(8), 4)
+    tasks = [Task('a', classes=('calm', 'gory')), Task('b', 3), Task('c')]
+    y = dict(a=rng.integers(0, 2, 32), b=rng.integers(0, 3, 32), c=np.full(32, IGNORE))
+    p = {t.name: rng.dirichlet(np.ones(t.n_classes), 32) for t in tasks}
+    for t in tasks[:2]: p[t.name] = (2*p[t.name] + np.eye(t.n_classes)[y[t.name]])/3
+    th = Thresholds(dict(a=.4, c=.5), 'validation data', ('c: no clip',), 'f1')
+    return evaluate(p, y, tasks, th, groups=g, **kw)
+
+
+def test_everything_that_was_found_is_kept():
+    s = of_two_tasks()
+    d = s.to_dict()
+    assert d['rows'] == 32 and d['videos'] == 8 and d['unmeasured'] == dict(c='no labelled row')
+    th = dict(values=dict(a=.4, c=.5), chosen_on='validation data', score='f1', notes=['c: no clip'])
+    assert d['thresholds'] == th
+    assert d['overall'] == s.overall and d['overall_notes'] == list(s.notes) and list(d['tasks']) == ['a', 'b']
+    assert d['overall_intervals_95'] == {k: list(v) for k, v in s.overall_intervals.items()} != {}
+    for k, t in s.tasks.items():
+        assert d['tasks'][k] == dict(
+            rows=t.n, support=dict(zip(t.task.class_names, t.support)), scores=t.scores, baselines=t.baselines,
+            intervals_95={n: list(v) for n, v in t.intervals.items()}, classes=t.classes, confusion=t.confusion,
+            notes=t.notes)
+        said = np.array(t.confusion)
+        for i, c in enumerate(t.classes.values()):
+            assert c['rows'] == t.support[i] and same(c['recall'], said[i, i]/said[i].sum())
+            assert same(c['precision'], said[i, i]/said[:, i].sum())
+            assert same(c['f1'], 2*said[i, i]/(said[i].sum() + said[:, i].sum()))
+    np.testing.assert_equal(json.loads(json.dumps(d)), d)  # NaN: precision of a class that is never predicted
+
+
+def test_a_table_has_a_row_for_each_score():
+    s, other = of_two_tasks(), of_two_tasks(n_boot=0)
+    t = s.table(dict(plain=other)).set_index(['task', 'score'])
+    assert list(t.index) == [(k, n) for k, o in s.tasks.items() for n in o.scores] and list(t.columns) == [
+        'rows', 'value', 'low', 'high', 'plain', 'always no', 'always yes', 'prior', 'majority']
+    columns = dict(a={'always no': 'always calm', 'always yes': 'always gory', 'prior': 'prior'},
+                   b=dict(majority=next(iter(s.tasks['b'].baselines)), prior='prior'))
+    for (k, n), row in t.iterrows():
+        o = s.tasks[k]
+        assert (row['rows'], row['value'], row['plain']) == (32, o.scores[n], o.scores[n])
+        assert same((row['low'], row['high']), o.intervals[n])
+        for c in ('always no', 'always yes', 'majority', 'prior'):
+            assert same(row[c], o.baselines[columns[k][c]][n] if c in columns[k] else NAN)
+    assert s.table().columns.tolist() == [c for c in ['task', 'rows', 'score', *t.columns[1:]] if c != 'plain']
+
+
+def test_an_overview_has_a_row_for_each_task():
+    s = of_two_tasks()
+    a, b = (s.tasks[k] for k in 'ab')
+    head, _, *lines = s.overview().splitlines()
+    names = [SCORE_NAMES[k] for k in ('f1', 'macro_f1', 'auroc')]
+    def cells(line): return [o.strip() for o in line.strip('|').split('|')]
+    assert cells(head) == ['task', 'clips', *names, 'best trivial macro F1']
+    for name, o, line in zip('ab', (a, b), lines, strict=True):
+        best, v = best_trivial(o, 'macro_f1')
+        assert v == max(d['macro_f1'] for d in o.baselines.values()) == o.baselines[best]['macro_f1']
+        want = [score_with_interval(o.scores.get(k), o.intervals.get(k)) for k in ('f1', 'macro_f1', 'auroc')]
+        assert cells(line) == [name, '32', *want, f'{v:.2f} ({best})']
+    for o in a.baselines.values(): o['macro_f1'] = NAN
+    assert best_trivial(a, 'macro_f1') is None and cells(s.overview().splitlines()[2])[-1] in ('', '–')
+    del s.tasks['a']
+    assert cells(s.overview().splitlines()[0]) == ['task', 'clips', *names[1:], 'best trivial macro F1']
+
+
+def test_a_note_of_several_tasks_is_said_once():
+    s = of_two_tasks()
+    s.tasks['a'].notes, s.tasks['b'].notes, s.notes = ['one', 'two'], ['two'], ('three', 'one')
+    assert s.all_notes() == ['c was not measured: no labelled row', 'a, all tasks: one', 'a, b: two',
+                             'all tasks: three', 'c: no clip']
+
+
+def test_scores_and_intervals_as_text():
+    assert [score_text(v) for v in (None, NAN, 0., .1236, 1.)] == ['–', '–', '0.000', '0.124', '1.000']
+    for none in (None, (None, None), (NAN, NAN)):
+        assert interval_text(none) == '–' and score_with_interval(.1236, none) == '0.124'
+    assert score_with_interval(None, None) == '–' and interval_text((.1236, .5)) == '0.124 – 0.500'
+    assert score_with_interval(.1236, (.0512, .5)) == '0.12 (0.05–0.50)'
+
+
+def test_names_of_scores_and_how_many_samples_are_drawn():
+    assert SCORE_NAMES == dict(f1='F1', macro_f1='macro F1', weighted_f1='weighted F1', auroc='AUROC',
+                               exact_match='exact match', hamming='Hamming score', mean_macro_f1='mean macro F1')
+    for f in (evaluate, score_task, compare_scores):
+        arguments = signature(f).parameters
+        assert (arguments['n_boot'].default, arguments['seed'].default) == (1000, 0)
+
+
+def test_a_threshold_is_of_class_1_and_other_tasks_take_the_most_probable():
+    p = np.array([[.6, .4], [.61, .39], [.2, .8]])
+    th = Thresholds(dict(a=.4))
+    assert (th.source, th.notes, th.score) == ('fixed', (), None)
+    found = th.predict(dict(a=p, b=p, c=np.eye(3)[[2, 0]]))
+    assert {k: v.tolist() for k, v in found.items()} == dict(a=[1, 0, 1], b=[0, 0, 1], c=[2, 0])
+    assert found['a'].dtype == np.int64
+
+
+def test_names_of_earlier_versions_are_found():
+    assert module.compare is compare_scores and module.tfidf_baseline is tfidf_baseline
+    with pytest.raises(AttributeError, match="has no attribute 'score_tasks'"): module.score_tasks

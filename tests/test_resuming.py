@@ -338,6 +338,16 @@ def test_a_second_fit_with_one_checkpoint_starts_anew(tmp_path):
     assert saved.notes == [(6, 0), (6, 0)] and learn.resumed_at == 0 and saved.seconds == 60
 
 
+def test_a_validation_neither_resumes_nor_saves(tmp_path):
+    learn, saved = learner(), checkpoint(tmp_path)
+    fit(learn, saved)
+    learn.add_cb(saved)
+    for p in learn.model.parameters(): p.data.fill_(.5)
+    before = saved.saved()
+    learn.validate()
+    assert all((p == .5).all() for p in learn.model.parameters()) and saved.saved() == before
+
+
 # ---- settings and refusals
 
 def test_what_a_checkpoint_is_by_default(tmp_path):

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import given, strategies as st
 from hiccap.clips import Clip
 from hiccap.policies import (POLICIES, Curriculum, DynamicDifficulty, DynamicStopAndGo, Fixed, Policy, bound_shares,
                              policy)
-from hiccap.mixture import Mixture
-from hiccap.mixture_loader import MixtureDL, steps_of
+from hiccap.mixture import Mixture, check_same_mixture
+from hiccap.mixture_loader import MixtureDL, PlannedClips, steps_of
 from hiccap.quotas import NEAR, ROW, apportion, repay_debts
 from hiccap.streams import Stream
 from hiccap.tasks import IGNORE, Task
@@ -288,6 +289,16 @@ def test_rows_next_to_due_are_not_postponed_for_what_does_not_count():
     assert sorted(quota) == [0, 0, 1] and used == due and max(map(abs, new)) < ROW
 
 
+def test_states_of_earlier_runs_count_rows_in_these_parts(): assert (ROW, NEAR) == (2**40, 2**20)
+
+
+@pytest.mark.parametrize('late, first', [(0, 0), (1, 1)])
+def test_the_last_batch_of_a_row_is_counted_to_the_smallest_part(late, first):
+    "The first stream must have its row in the next batch, or one part later, as the second, which is due more of it"
+    due, r = [ROW//2, ROW//4, ROW//4], [-NEAR - late, ROW//4 + 1, NEAR + late - ROW//4 - 1]
+    assert apportion(due, r, 1)[0] == [int(i == first) for i in range(3)]
+
+
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=12).filter(lambda p: sum(p) > 0), st.floats(0, 1),
        st.floats(0, 1))
 def test_bounded_shares_keep_their_bounds(p, low, high):
@@ -299,6 +310,13 @@ def test_bounded_shares_keep_their_bounds(p, low, high):
             if p[i] < p[j]: assert s[i] <= s[j] + 1e-9
             if min(p[i], p[j]) > 1e-6 and all(low + 1e-6 < s[k] < high - 1e-6 for k in (i, j)):
                 assert s[i]*p[j] == pytest.approx(s[j]*p[i], rel=1e-3)
+
+
+def test_bounds_that_fit_but_for_rounding_make_shares():
+    for low, high in ((.5*(1 + 9e-10), 1.), (0., .5*(1 - 9e-10))):
+        assert bound_shares((1., 2.), low, high).sum() == pytest.approx(1, abs=1e-12)
+    for low, high in ((.5*(1 + 1.5e-9), 1.), (0., .5*(1 - 1.5e-9))):
+        with pytest.raises(ValueError, match='no 2 shares'): bound_shares((1., 2.), low, high)
 
 
 # --- each policy, as its docstring has it ----------------------------------------------------------------------
@@ -318,6 +336,62 @@ def shares_of(p, step=0):
 def streams_of(p, steps):
     "Which streams take part in each step, as letters"
     return [''.join(n for n, s in zip('abcdef', p.shares(i)) if s) for i in range(steps)]
+
+
+DEFAULTS = dict(
+    uniform=dict(policy='Uniform'), proportional=dict(policy='Proportional'), fixed=dict(policy='Fixed', weights=()),
+    temperature=dict(policy='Temperature', tau=2.), round_robin=dict(policy='RoundRobin', every=1),
+    one_at_a_time=dict(policy='OneAtATime', steps=None, passes=1.),
+    curriculum=dict(policy='Curriculum', stages=None, steps=None, reverse=False, window=50, threshold=.01),
+    dynamic_difficulty=dict(policy='DynamicDifficulty', k=50, relative='raw', smooth=0., floor=0., cap=1., power=1.),
+    stop_and_go=dict(policy='DynamicStopAndGo', threshold=.001, patience=2, restart=.005, gap=4, base='uniform'))
+
+def test_a_policy_of_an_earlier_run_has_the_arguments_that_it_had():
+    "A saved state is of the same policy by its arguments, so their defaults stay"
+    later = DEFAULTS | dict(reverse_curriculum=dict(DEFAULTS['curriculum'], policy='ReverseCurriculum', reverse=True))
+    assert {k: policy(k).config for k in POLICIES} == later
+    for k in POLICIES:
+        assert len({policy(k), policy(k)}) == 2  # each learns by itself, so that no two are the same
+        if k != 'fixed': assert np.sum(bound(k).shares(3)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('name, kw, says', [
+    ('temperature', dict(tau=0.), 'tau must be above 0, got 0.0'),
+    ('fixed', dict(weights=(1., 0., 1.)), "share of stream 'b' is 0.0: shares must be above 0 and finite"),
+    ('fixed', dict(weights=(1., -1., 1.)), "share of stream 'b' is -1.0"),
+    ('fixed', dict(weights=(1., 1., math.inf)), "share of stream 'c' is inf"),
+    ('fixed', dict(weights=(1., 1.)), '2 shares for 3 streams: give one for each of a, b, c'),
+    ('fixed', dict(weights=dict(a=1., b=1.)), "no share for stream 'c'"),
+    ('fixed', dict(weights=dict(a=1., b=1., c=1., d=1.)), "a share for 'd', which is not a stream"),
+    ('round_robin', dict(every=0), 'every must be at least 1, got 0'),
+    ('one_at_a_time', dict(steps=(2, 0, 1)), r'each stream needs at least 1 batch, got \[2, 0, 1\]'),
+    ('curriculum', dict(stages=('a', ())), 'a stage of the curriculum is empty'),
+    ('curriculum', dict(stages=('a', ('b', 'd'))), "a stage names 'd', which is not a stream"),
+    ('curriculum', dict(stages=('a', 'b')), "stream 'c' is in no stage"),
+    ('curriculum', dict(window=0), 'window must be at least 1, got 0'),
+    ('curriculum', dict(steps=(1, 0)), r'each stage needs at least 1 batch, got \[1, 0\]'),
+    ('dynamic_difficulty', dict(k=0), 'k must be at least 1, got 0'),
+    ('dynamic_difficulty', dict(relative='begin'), "relative must be raw, start or chance, got 'begin'"),
+    ('dynamic_difficulty', dict(smooth=1.), 'smooth must be at least 0 and below 1, got 1.0'),
+    ('dynamic_difficulty', dict(smooth=-.1), 'smooth must be at least 0'),
+    ('dynamic_difficulty', dict(floor=.34), 'no 3 shares of at least 0.34 and at most 1 have the sum 1'),
+    ('dynamic_difficulty', dict(cap=.33), 'no 3 shares of at least 0 and at most 0.33 have the sum 1'),
+    ('stop_and_go', dict(base='even'), "base must be uniform or proportional, got 'even'"),
+    ('stop_and_go', dict(patience=0), 'patience and gap must be at least 1, got 0 and 4'),
+    ('stop_and_go', dict(gap=0), 'patience and gap must be at least 1, got 2 and 0'),
+    ('stop_and_go', dict(threshold=-.1), 'threshold and restart must be at least 0, got -0.1 and 0.005'),
+    ('stop_and_go', dict(restart=-.1), 'threshold and restart must be at least 0')])
+def test_arguments_that_make_no_policy_are_refused(name, kw, says):
+    with pytest.raises(ValueError, match=says): bound(policy(name, **kw))
+
+
+@pytest.mark.parametrize('name, kw', [
+    ('temperature', dict(tau=.1)), ('fixed', dict(weights=(1e-9, 1., 1e9))), ('round_robin', dict(every=1)),
+    ('one_at_a_time', dict(steps=1)), ('curriculum', dict(window=1)), ('curriculum', dict(steps=1)),
+    ('dynamic_difficulty', dict(k=1, smooth=.99, floor=1/3)), ('dynamic_difficulty', dict(cap=1/3)),
+    ('stop_and_go', dict(patience=1, gap=1, threshold=0., restart=0.))])
+def test_arguments_at_their_limits_make_one(name, kw):
+    assert bound(policy(name, **kw)).shares(1).sum() == pytest.approx(1)
 
 
 def test_shares_that_stay():
@@ -423,6 +497,11 @@ def test_difficulty_relative_to_guessing():
     p.update(dict(a=dict(x=1.), b=dict(y=1.)), 0)
     assert p.shares(1) == pytest.approx([.75, .25])  # log 8 = 3 log 2
     with pytest.raises(ValueError, match='chance is known for a task'): p.check(dict(a={'': 1.}))
+    p.check(dict(a=dict(x=0.), b=dict(y=9.)))
+    with pytest.raises(ValueError, match="loss of task 'y' in stream 'b' is -0.5"): p.check(dict(b=dict(y=-.5)))
+    drawn = SimpleNamespace(name='a', n=3, tasks=[SimpleNamespace(name='x', chance=None)])
+    policy('dynamic_difficulty').bind([drawn], 4)
+    with pytest.raises(ValueError, match="loss of guessing on task 'x' depends on the batch"): p.bind([drawn], 4)
 
 
 def validated(p, losses, n='b'):
@@ -861,6 +940,17 @@ def test_looking_at_a_batch_uses_none():
     assert torch.equal(first, seen[0]['text']) and torch.equal(first, next(iter(other))[0]['text'])
     dl.one_batch()
     assert dl.mixture.step == 1
+    dl = MixtureDL(stored(), steps=3, device='cpu')
+    for _ in range(2): dl.mixture.compose()  # made ahead and not used
+    for _ in range(2): assert torch.equal(dl.one_batch()[0]['text'], first)
+    assert dl.mixture.next().step == 0
+
+
+def test_an_epoch_begins_where_its_mixture_is():
+    mix = stored()
+    dl = MixtureDL(mix, steps=3, device='cpu')
+    mix.next()
+    assert (len(dl), dl.done) == (3, 0) and len(ids_of(dl)) == 3 and dl.epoch_start == 1 and mix.step == 4
 
 
 def test_plans_are_kept_for_a_while_and_counted_as_the_training_loop_counts():
@@ -925,6 +1015,45 @@ def test_more_reading_ahead_than_the_lag_is_refused():
         MixtureDL(stored(), steps=2, rank=0, world_size=3, device='cpu')
 
 
+def test_a_loader_without_arguments_is_the_plainest():
+    dl, rows = MixtureDL(stored()), PlannedClips(stored().streams, ())
+    found = {k: getattr(dl, k) for k in ('prefetch_factor', 'side', 'pad_to', 'transform', 'device', 'rank',
+                                         'world_size', 'keep', 'first', 'epoch_start', 'done')}
+    assert found == dict(prefetch_factor=2, side='right', pad_to=None, transform=None, device=None, rank=0,
+                         world_size=1, keep=1024, first=0, epoch_start=0, done=0)
+    assert dl.fake_l.num_workers == 0 and dl.steps == steps_of(stored()) == steps_of(stored(), 1.) == 10
+    assert (rows.seed, rows.side, rows.pad_to, rows.transform, rows.rank, rows.world_size) == (
+        0, 'right', None, None, 0, 1)
+
+
+def test_another_loader_of_a_mixture_differs_in_what_is_told():
+    class Other(MixtureDL): "A loader of a kind of its own"
+    told = dict(mixture=stored(bs=8), steps=3, prefetch_factor=5, side='left', pad_to=dict(text=5), transform=mark,
+                device=torch.device('cpu'), rank=1, world_size=2, timeout=7)
+    def arguments(o): return {k: getattr(o, k) for k in told}
+    dl = MixtureDL(num_workers=1, **told)
+    for other in (dl.new(), dl.new(cls=Other), dl.new(bs=3, shuffle=True, drop_last=True, n=1, indexed=True)):
+        assert arguments(other) == told and other.fake_l.num_workers == 1 and (other.n, other.bs) == (12, 4)
+    assert type(dl.new()) is MixtureDL and type(dl.new(cls=Other)) is Other
+    for kw in (dict(steps=4), dict(side='right'), dict(mixture=stored(bs=2)), dict(rank=0), dict(transform=None)):
+        assert arguments(dl.new(**kw)) == told | kw
+
+
+def test_a_loader_that_cannot_be_is_refused():
+    for kw, says in ((dict(steps=0), 'an epoch needs at least 1 step, got 0'),
+                     (dict(steps=2, rank=2, world_size=2), 'rank must be 0 to 1, got 2'),
+                     (dict(steps=2, rank=-1, world_size=2), 'rank must be 0 to 1, got -1')):
+        with pytest.raises(ValueError, match=says): MixtureDL(stored(), **kw)
+    dl, state = MixtureDL(stored(), steps=4), MixtureDL(stored(), steps=3).state_dict()
+    with pytest.raises(ValueError, match='the state has epochs of 3 steps, this loader of 4: make it with steps=3'):
+        dl.load_state_dict(state)
+    wide, narrow = Stored(3, 'a'), Stored(3, 'b')
+    for data, k in ((wide, 4), (narrow, 3)):
+        for c in data.clips: c.video = np.zeros((1, k))
+    with pytest.raises(ValueError, match='video'):
+        MixtureDL(Mixture([Stream('a', wide), Stream('b', narrow)], bs=2), steps=1)
+
+
 def test_random_numbers_of_the_run_are_left_alone():
     torch.manual_seed(0)
     a = torch.rand(1)
@@ -979,7 +1108,7 @@ def test_two_processes_agree_and_share_the_rows(tmp_path):
 
 
 def test_the_progress_bar_shows_the_shares():
-    from types import SimpleNamespace as S
+    S = SimpleNamespace
     from hiccap.feedback import MixtureFeedback
     cb, bar = MixtureFeedback(), S(comment='0.5000')
     cb.mixture, cb.records, cb.learn = (S(names=['a', 'b']), [dict(share=[0.25, 0.75])],
@@ -1051,6 +1180,67 @@ def test_a_late_loss_is_refused():
     mix.compose()
     mix.compose()
     with pytest.raises(RuntimeError, match='raise lag above 1'): mix.update(dict(a=1., b=1.), kind='valid')
+
+
+def three(**kw): return Mixture([Stream(n, Numbers(9, n)) for n in 'abc'], **kw)
+
+
+def test_the_numbers_of_a_mixture_are_checked():
+    mix = three()
+    assert (mix.bs, mix.min_quota, mix.seed, mix.lag) == (32, 0, 0, 8) and type(mix.policy) is POLICIES['uniform']
+    for kw, says in ((dict(bs=0), 'bs must be a whole number of at least 1, got 0'),
+                     (dict(bs=8.), 'bs must be a whole number of at least 1, got 8.0'),
+                     (dict(lag=-1), 'lag must be a whole number of at least 0, got -1'),
+                     (dict(seed=-1), 'seed must be a whole number of at least 0, got -1'),
+                     (dict(min_quota=-1), 'min_quota must be a whole number of at least 0, got -1'),
+                     (dict(bs=2), 'a batch of 2 is smaller than the 3 streams: raise bs to 3 or more'),
+                     (dict(bs=5, min_quota=2), '3 streams of at least 2 rows do not fit a batch of 5: raise bs to 6')):
+        with pytest.raises(ValueError, match=says): three(**kw)
+    assert three(bs=3).next().quotas == (1, 1, 1) == three(bs=3, min_quota=1).next().quotas
+    assert sum(three(bs=1, min_quota=0, seed=0, lag=0).next().quotas) == 1
+    with pytest.raises(ValueError, match='at least one stream'): Mixture([])
+    with pytest.raises(ValueError, match="two streams are called 'b'"):
+        Mixture([Stream(n, Numbers(9, n)) for n in 'bab'])
+    with pytest.raises(TypeError, match='a name in POLICIES or a Policy, got int'): three(policy=3)
+
+
+def test_streams_may_share_a_task_but_not_its_name_alone():
+    def named(*classes): return [Stream(n, Named('pq', (0, 1), k)) for n, k in zip('ab', classes)]
+    assert [t.name for t in Mixture(named(3, 3), bs=4).tasks] == ['x']
+    with pytest.raises(ValueError, match="task 'x' is .* in stream 'b' and .* in 'a': give one of them another name"):
+        Mixture(named(3, 4), bs=4)
+
+
+def test_a_batch_is_used_after_its_plan_is_made():
+    mix = two(policy='uniform')
+    mix.rewind()
+    with pytest.raises(RuntimeError, match='no plan of step 0 was made: call compose first'): mix.use()
+    mix.next()
+    with pytest.raises(RuntimeError, match='no plan of step 1 was made'): mix.use()
+    assert mix.step == 1
+
+
+def test_numbers_of_numpy_are_those_of_python_in_a_state():
+    def state(whole, part):
+        mix = two(policy=Fixed((part(1), part(2))), bs=whole(4), seed=whole(3), lag=whole(2), min_quota=whole(1))
+        run(mix, 5)
+        return mix.state_dict()
+    assert json.loads(json.dumps(state(np.int64, np.float64))) == state(int, float)
+
+
+def test_the_first_difference_of_two_mixtures_is_named():
+    was = two().config()
+    def changed(**kw): return was | dict(streams=[was['streams'][0], was['streams'][1] | kw])
+    made = changed(labels='Matching negatives=2')
+    for old, new, says in (
+            (None, was, 'not a state of a mixture'), ({}, was, 'not a state of a mixture'),
+            (was, was | dict(streams=was['streams'][::-1]), 'another mixture, of the streams a, b; here are b, a'),
+            (was, changed(tasks=[['b', 3]]), r"stream 'b' was drawn for the tasks \[\['b', 2\]\] when"),
+            (was, changed(labels='other'), "labels of stream 'b' have changed since"),
+            (made, was, "stream 'b' had targets from Matching negatives=2 when the state was saved, here from"),
+            (was, made, "stream 'b' had targets from .*, here from Matching negatives=2: give it the same pretext")):
+        with pytest.raises(ValueError, match=says): check_same_mixture(old, new)
+    for o in (was, made): check_same_mixture(o, json.loads(json.dumps(o)))
 
 
 class Bad(Policy):

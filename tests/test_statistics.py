@@ -7,8 +7,8 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from hiccap.statistics import (MAX_SHARE, MIN_CLASS_VIDEOS, MIN_MISSED_VIDEOS, MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, holm,
-                               jackknife_interval, leave_out_weights, mean_interval, nanmean, paired,
-                               rank_scores, ratio, too_few_videos)
+                               intraclass_correlation, jackknife_interval, leave_out_weights, mean_interval, nanmean,
+                               paired, rank_scores, ratio, too_few_videos)
 
 NAN = float('nan')
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
@@ -85,6 +85,7 @@ def test_the_jackknife_of_a_mean_is_student_on_the_scale_of_the_logit(x, bounds)
         assert np.log(v/(1 - v)) == pytest.approx(np.log(u/(1 - u)) + sign*half, rel=1e-5, abs=1e-6) or v in (0, 1)
     again = jackknife_interval(a + b - mean, a + b - left, bounds)[0]  # the other way round
     assert same(again, (a + b - high, a + b - low))
+    if bounds == (0, 1): assert jackknife_interval(mean, left) == ((low, high), '')  # the bounds by default
 
 
 def test_no_spread_and_undefined_samples_have_no_interval():
@@ -122,6 +123,29 @@ def test_how_many_videos_are_too_few():
                            ((missed, hit), enough)):
             found = too_few_videos(g, y, ('no', 'yes'), hits)
             assert (found == '') == fine and (fine or "no clip of class 'yes' is predicted correctly" in found)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=15))
+def test_the_correlation_of_a_videos_rows_is_that_of_an_analysis_of_variance(rows):
+    g, x = np.array([f'v{o[0]}' for o in rows]), np.array([o[1:] for o in rows], float)
+    parts, N = [x[g == v] for v in np.unique(g)], len(g)
+    one, both = intraclass_correlation(x[:, 0], g), intraclass_correlation(x, g)
+    if len(parts) in (1, N): assert one == both == 0.; return
+    between = sum(len(p)*(p.mean(0) - x.mean(0))**2 for p in parts)/(len(parts) - 1)
+    within = sum(((p - p.mean(0))**2).sum(0) for p in parts)/(N - len(parts))
+    n = (N - sum(len(p)**2 for p in parts)/N)/(len(parts) - 1)  # rows of a video, weighted as Donner has it
+    for got, b, w in ((one, between[0], within[0]), (both, between.sum(), within.sum())):
+        assert same(got, (b - w)/(b + (n - 1)*w) if b + w else 0.)
+    if within[0]:
+        F = stats.f_oneway(*[p[:, 0] for p in parts]).statistic
+        assert same(one, (F - 1)/(F - 1 + n))
+
+
+def test_the_correlation_of_a_videos_rows_by_hand():
+    for x, g, want in (([1, 1, 2, 2], 'aabb', 1.), ([0, 1, 0, 1], 'aabb', -1.), ([0, 1, 2]*2, 'aaabbb', -.5),
+                       ([3, 3, 3, 3], 'aabb', 0.), ([1, 2], 'aa', 0.), ([1, 2], 'ab', 0.)):
+        found = intraclass_correlation(x, list(g))
+        assert found == want and type(found) is float
 
 
 # Seeds

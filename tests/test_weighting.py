@@ -7,6 +7,8 @@ import sys
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from hiccap.encoders import FeaturesConfig
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
 from hiccap.weighting import (COMPARED_AT, WEIGHTINGS, DynamicWeightAverage, FAMO, IMTLL, PlainSum, Uncertainty,
-                              Weigh, Weighting, weighting)
+                              Weigh, Weighting, graph_leaves, weighting)
 
 NAMES = 'abcd'
 SLOW = 'cagrad', 'nash_mtl'  # through a general solver
@@ -335,6 +337,16 @@ def test_draws_leave_pytorchs_generators_alone_and_differ(name):
     assert torch.equal(torch.rand(3), want) and len(set(seen)) > 1 and w.draws == 6
 
 
+@pytest.mark.parametrize('device', [None, 'cpu'])
+def test_a_draw_on_a_cpu_seeds_no_other_device(monkeypatch, device):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed', seeds.append)
+    with weighting('pcgrad', seed=3).seeded(device): drawn = torch.rand(1)
+    assert not seeds
+    generator = torch.Generator().manual_seed(int(np.random.default_rng([3, 0]).integers(2**62)))
+    assert torch.equal(drawn, torch.rand(1, generator=generator))
+
+
 # -- Gramians, and the ends of aggregators ----------------------------------------------------------------------------
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), seeds)
@@ -364,6 +376,14 @@ def test_combining_weighs_each_piece_of_each_task(sizes, seed):
     got, told = PlainSum().combine(list('cab'), pieces, w)
     for p, g in enumerate(got): np.testing.assert_allclose(g, .5*pieces[0][p] + pieces[1][p] - 2*pieces[2][p])
     assert told == w
+
+
+def test_combining_adds_in_the_order_of_names():
+    "In floating point another order is another sum"
+    large = dict(a=1e16, b=1., c=-1e16)
+    sums = [float(PlainSum().combine(list(o), [[torch.tensor([large[n]], dtype=torch.float64)] for n in o],
+                                     dict.fromkeys('abc', 1.))[0][0]) for o in permutations('abc')]
+    assert sums == [1e16 + 1. - 1e16]*6
 
 
 def test_graddrop_tells_the_share_of_numbers_that_each_task_kept():
@@ -424,6 +444,20 @@ def test_nash_mtl_starts_from_its_last_solution():
     solver.forward = lambda m: starts.append(solver.prvs_alpha.tolist()) or solver_call(m)
     w.aggregate(dict(b=1., a=1.), rows(6, 2, seed=1))
     assert starts == [[last['a'], last['b']]] and last['a'] != 1
+    w.last.update(a=.25, b=4.)  # as from a state, which the solver has not seen
+    w.aggregate(dict(b=1., a=1.), rows(6, 2, seed=1))
+    assert starts[1:] == [[.25, 4.]]
+
+
+@pytest.mark.parametrize('bad', [math.inf, math.nan, 0., -1.])
+def test_nash_mtl_keeps_its_last_solution_where_the_solver_finds_none(bad):
+    w = weighting('nash_mtl')
+    w.last, w.alpha = dict(a=.5, b=2.), lambda names, gram: np.array([1., bad])
+    w.weigh(dict(a=1., b=1.), np.eye(2))
+    assert w.last == dict(a=.5, b=2.)
+    w.alpha = lambda names, gram: np.array([1., 3.])
+    w.weigh(dict(a=1., b=1.), np.eye(2))
+    assert w.last == dict(a=1., b=3.)
 
 
 # -- a state, and a rollback ------------------------------------------------------------------------------------------
@@ -518,6 +552,13 @@ def test_tasks_of_very_different_scale_keep_their_projections():
     assert ((J/J.norm(dim=1, keepdim=True))@g >= -1e-2).all()
 
 
+def test_imtl_g_moves_nowhere_where_no_direction_serves_all_tasks():
+    "Gradients that point against each other have no combination with equal projections and weights of sum 1"
+    for J in ([[1., 0.], [-1., 0.]], [[2., 0.], [-5., 0.]], [[1., 2.], [-1., -2.]]):
+        g, w = weighting('imtl_g').aggregate(dict(a=1., b=1.), torch.tensor(J, dtype=torch.float64))
+        assert not g.any() and w == dict(a=0., b=0.)
+
+
 @pytest.mark.parametrize('name', [k for k in GRADIENTS if k not in ('gradnorm', 'graddrop')])
 def test_a_task_without_a_gradient_has_no_vote(name):
     "With a row of zeros MGDA and CAGrad would return nothing at all"
@@ -587,6 +628,88 @@ def test_loss_weightings_need_no_torchjd(monkeypatch):
         if name in GRADIENTS and name != 'gradnorm': continue
         w, steps = made(name), world(1, [1., 2., .5, 1.])
         take(w, *next(steps), 'abc')
+
+
+AT = dict(at='representation')
+DEFAULTS = dict(
+    sum=dict(weighting='PlainSum'), fixed=dict(weighting='FixedWeights', tasks={}),
+    learned=dict(weighting='LearnedWeights', lr=.025, entropy=1.), uncertainty=dict(weighting='Uncertainty', lr=.025),
+    dwa=dict(weighting='DynamicWeightAverage', temperature=2., eps=1e-8),
+    gradnorm=dict(weighting='GradNorm', alpha=1.5, lr=.025, initial={}, least=1e-3, **AT),
+    famo=dict(weighting='FAMO', lr=.025, decay=1e-3, floors={}, eps=1e-8), imtl_l=dict(weighting='IMTLL', lr=.025),
+    stch=dict(weighting='STCH', mu=.1, ideal={}), geometric_mean=dict(weighting='GeometricMean', eps=1e-8),
+    random=dict(weighting='RandomWeights', seed=0), pcgrad=dict(weighting='PCGrad', seed=0, **AT),
+    cagrad=dict(weighting='CAGrad', c=.5, **AT), mgda=dict(weighting='MGDA', epsilon=1e-3, max_iters=100, **AT),
+    upgrad=dict(weighting='UPGrad', **AT), graddrop=dict(weighting='GradDrop', seed=0, **AT),
+    imtl_g=dict(weighting='IMTLG', **AT), aligned_mtl=dict(weighting='AlignedMTL', scale='min', **AT),
+    nash_mtl=dict(weighting='NashMTL', max_norm=1., every=1, iters=20, **AT))
+
+def test_a_weighting_of_an_earlier_run_has_the_arguments_that_it_had():
+    "A saved state is of the same weighting by its arguments, so their defaults stay"
+    assert {k: weighting(k).config for k in WEIGHTINGS} == DEFAULTS
+    assert all(len({weighting(k), weighting(k)}) == 2 for k in WEIGHTINGS)  # each learns by itself: no two are the same
+
+
+@pytest.mark.parametrize('name, kw, says', [
+    ('fixed', dict(tasks=dict(a=1., b=-1.)), "weight of task 'b' is -1.0: weights are finite and at least 0"),
+    ('fixed', dict(tasks=dict(a=math.inf)), "weight of task 'a' is inf"),
+    ('dwa', dict(temperature=0.), 'temperature must be above 0 and finite, got 0.0'),
+    ('dwa', dict(temperature=math.inf), 'temperature must be above 0 and finite, got inf'),
+    ('dwa', dict(eps=0.), 'eps must be above 0'), ('geometric_mean', dict(eps=0.), 'eps must be above 0'),
+    ('stch', dict(mu=0.), 'mu must be above 0'), ('uncertainty', dict(lr=-.1), 'lr must be at least 0 and finite'),
+    ('learned', dict(lr=-.1), 'lr must be at least 0'), ('learned', dict(entropy=-.1), 'entropy must be at least 0'),
+    ('famo', dict(lr=math.nan), 'lr must be at least 0'), ('famo', dict(decay=-.1), 'decay must be at least 0'),
+    ('famo', dict(eps=0.), 'eps must be above 0'), ('gradnorm', dict(lr=-.1), 'lr must be at least 0'),
+    ('gradnorm', dict(alpha=-.1), 'alpha must be at least 0'), ('gradnorm', dict(least=0.), 'least must be above 0'),
+    ('gradnorm', dict(initial=dict(a=0.)), "the initial loss of task 'a' must be above 0"),
+    ('mgda', dict(epsilon=0.), 'epsilon must be above 0'), ('mgda', dict(max_iters=0), 'max_iters must be above 0'),
+    ('cagrad', dict(c=-.1), 'c must be at least 0'), ('nash_mtl', dict(every=0), 'every must be above 0'),
+    ('nash_mtl', dict(iters=0), 'iters must be above 0'), ('nash_mtl', dict(max_norm=0.), 'max_norm must be above 0'),
+    ('aligned_mtl', dict(scale='max'), "scale='max': it must be one of min, median, rmse"),
+    *((k, dict(at='heads'), "at='heads': gradients are compared at one of representation, parameters")
+      for k in GRADIENTS)])
+def test_arguments_that_make_no_weighting_are_refused(name, kw, says):
+    with pytest.raises(ValueError, match=says): weighting(name, **kw)
+
+
+def test_arguments_at_their_limits_make_one():
+    for name, kw in (('fixed', dict(tasks=dict(a=0.))), ('uncertainty', dict(lr=0.)), ('learned', dict(entropy=0.)),
+                     ('famo', dict(decay=0.)), ('gradnorm', dict(alpha=0., initial=dict(a=1e-9))),
+                     ('cagrad', dict(c=0.)), ('nash_mtl', dict(max_norm=math.inf, iters=1)),
+                     ('mgda', dict(max_iters=1)), *((k, dict(at='parameters')) for k in GRADIENTS)):
+        assert weighting(name, **kw).config.items() >= kw.items()
+
+
+def test_losses_and_gradients_that_cannot_be_weighed_are_refused_by_name():
+    two, gram = dict(b=1., a=2.), np.eye(2)
+    with pytest.raises(ValueError, match="task 'a'"): weighting('sum').weigh(dict(two, a=math.nan))
+    with pytest.raises(ValueError, match='MGDA looks at gradients: pass their inner products'):
+        weighting('mgda').weigh(two)
+    for i, n in enumerate(two):
+        bad = gram.copy()
+        bad[i, i] = math.inf
+        with pytest.raises(ValueError, match=f"gradient of task '{n}' is not finite"): weighting('mgda').weigh(two, bad)
+    for n in two:
+        with pytest.raises(ValueError, match=f"the loss of task '{n}' is -1.0: a geometric mean"):
+            weighting('geometric_mean').weigh(two | {n: -1.})
+        with pytest.raises(ValueError, match=f"the loss of task '{n}' is below its floor by 0.5"):
+            weighting('famo', floors={n: two[n] + .5}).weigh(two)
+    w = weighting('famo', floors=two)  # at the floor
+    assert sum(w.weigh(two).values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match='FAMO learns from the losses after the step: pass them'): w.step()
+    assert sum(weighting('geometric_mean').weigh(dict(a=0., b=1.)).values()) > 0
+    with pytest.raises(ValueError, match="unknown task 'c'"): weighting('stch', ideal=dict(c=1.)).check(list('ab'))
+    weighting('stch', ideal=dict(b=1.)).check(list('ab'))
+    with pytest.raises(ValueError, match="no weight for task 'b'"): weighting('fixed', tasks=dict(a=1.)).weigh(two)
+    assert weighting('fixed', tasks=dict(a=3., b=.5, c=1.)).weigh(two) == dict(b=.5, a=3.)  # c is not in this batch
+    for k in WEIGHTINGS: assert made(k).weigh({}) == {}
+
+
+def test_an_aggregator_that_finds_no_weights_is_an_error():
+    w = weighting('mgda')
+    w.solve = lambda names, gram: np.array([1., math.nan])
+    with pytest.raises(ValueError, match=r'MGDA found no weights for gradients with the inner products \[\[1.0, 0.0\]'):
+        w.weigh(dict(a=1., b=1.), np.eye(2))
 
 
 # -- in a learner -----------------------------------------------------------------------------------------------------
@@ -875,9 +998,35 @@ class Net(torch.nn.Module):
         return {n: head(h if n == 'sarcasm' else self.two(h)) for n, head in self.heads.items()}
 
 
-def net_learner(cbs):
+class Trunk(Net):
+    "All tasks read `all`, and share nothing after it"
+    def forward(self, x):
+        h = self.all(x['video'].mean(1))
+        return {n: head(h) for n, head in self.heads.items()}
+
+
+class Twice(Trunk):
+    "`two` comes before `all` and again in a head"
+    def __init__(self):
+        super().__init__()
+        self.two = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        x = self.two(x['video'].mean(1))
+        h = self.all(x)
+        return {n: head(h) + (self.two(x)[:, :2] if n == 'gory' else 0) for n, head in self.heads.items()}
+
+
+class Both(Net):
+    "A part whose output is not a tensor"
+    def __init__(self):
+        super().__init__()
+        self.part = torch.nn.Identity()
+    def forward(self, x): return super().forward(self.part(x))
+
+
+def net_learner(cbs, net=Net):
     dls = DataLoaders(ClipDL(DATA, 8, shuffle=True, seed=1), ClipDL(DATA.subset(range(8)), 8), device='cpu')
-    learn = hiccap_learner(dls, Net(), MultiTaskLoss(TASKS), lr=1e-2, cbs=cbs, metrics=[])
+    learn = hiccap_learner(dls, net(), MultiTaskLoss(TASKS), lr=1e-2, cbs=cbs, metrics=[])
     learn.remove_cbs([o for o in learn.cbs if type(o).__name__ == 'ProgressCallback'])
     return learn
 
@@ -911,6 +1060,92 @@ def test_what_two_tasks_share_is_weighed_and_heads_as_the_rule_says(cls, scaled)
             if not own: shared[n] += float((g*g).sum())
     close(keep.found, want, 1e-5)
     np.testing.assert_allclose(lengths[0], [shared[n] for n in sorted(shared)], rtol=1e-4)
+
+
+def net_gradients(weigh, net=Net):
+    keep = Gradients()
+    quiet(net_learner([weigh, keep], net))
+    return keep.found
+
+
+@pytest.mark.parametrize('cls', [Known, KnownWithoutHeads])
+def test_a_representation_that_is_named_is_weighed_like_the_parameters_before_it(cls):
+    want = net_gradients(Weigh(cls(named)), Trunk)
+    for names in ('all', ['all']):
+        cb = Weigh(cls(named, at='representation'), names)
+        close(net_gradients(cb, Trunk), want, 1e-5)
+        assert cb.checked and not cb.hooks and not cb.outputs
+        assert cb.shared_modules() == [cb.learn.model.all]
+
+
+def test_a_task_that_a_loss_function_does_not_weight_counts_once():
+    cb = Weigh()
+    for own, want in ((dict(weights=dict(a=0., b=.5)), dict(b=1., c=3.)), (dict(weights=None), dict(a=1., b=2., c=3.)),
+                      ({}, dict(a=1., b=2., c=3.))):
+        cb.learn = SimpleNamespace(loss_func=SimpleNamespace(**own))
+        assert cb.own_weighted(dict(a=1., b=2., c=3.)) == want
+
+
+def test_each_node_of_a_graph_is_searched_once():
+    "Of a number that is doubled sixty times there are 2**60 ways to its leaf"
+    p, q = (torch.ones(1, requires_grad=True) for _ in 'pq')
+    x = shared = p*2
+    for _ in range(60): x = x + x
+    y = x*q + torch.ones(1)
+    assert graph_leaves([y.grad_fn, None]) == ({id(p): p, id(q): q}, set())
+    assert graph_leaves([y.grad_fn], [shared.grad_fn]) == ({id(q): q}, {shared.grad_fn})
+    assert graph_leaves([q.grad_fn]) == ({}, set())
+
+
+@pytest.mark.parametrize('net, names, says', [
+    (Net, None, r"a Net has no poolings: name the modules whose outputs all heads read, Weigh\(..., representation="),
+    (Net, ['al'], "the network has no module 'al'. Did you mean 'all'"),
+    (Net, 'all', "parameter 'two.weight' is shared by tasks 'gory' and 'mature' after the representation"),
+    (Net, ['all', 'two'], 'parts of the representation are computed from one another'),
+    (Twice, 'all', "parameter 'two.weight' is used before and after the representation"),
+    (Both, ['part'], 'representation: a Identity gives a dict; name modules whose output is a tensor')])
+def test_a_representation_that_tasks_do_not_share_is_refused(net, names, says):
+    with pytest.raises((ValueError, TypeError), match=says): quiet(net_learner([Weigh('mgda', names)], net))
+
+
+def test_the_representation_of_a_network_is_what_its_heads_read():
+    cb = Weigh('mgda')
+    learn = learner([cb])
+    assert cb.shared_modules() == list(learn.model.pools.values()) and len(cb.shared_modules()) == 3
+    outer = torch.nn.Module()
+    for name in ('network', '_orig_mod'):  # in pretraining, and compiled
+        setattr(outer, name, learn.model)
+        cb.learn = SimpleNamespace(model=outer)
+        assert cb.shared_modules() == list(learn.model.pools.values())
+        delattr(outer, name)
+    learn.model.combiner = torch.nn.Linear(2, 2)
+    cb.learn = learn
+    assert cb.shared_modules() == [learn.model.combiner]
+
+
+def test_each_batch_has_a_row_for_each_task_in_the_history():
+    w = callback('famo', {})
+    assert w.history().columns.tolist() == ['step', 'task', 'loss', 'weight'] and w.history().empty
+    quiet(net_learner([w, Break('loss')]), 2)
+    h = w.history()
+    want = [(r['step'], n, v, r['weight'][n]) for r in w.records for n, v in r['loss'].items()]
+    np.testing.assert_equal(h.values.tolist(), [list(o) for o in want])
+    assert h.step.unique().tolist() == [0, 1, 2, 3, 4] and set(h.task) == set(named) and len(w.records) == 6
+    assert h.weight.isna().sum() == 3 and h[h.loss.isna()].task.tolist() == ['gory']
+
+
+def test_what_is_kept_of_a_callback_is_a_copy():
+    w = Weigh('uncertainty')
+    assert Weigh().weighting.config == dict(weighting='PlainSum') and Weigh().representation is None
+    quiet(net_learner([w]))
+    state = w.state_dict()
+    w.records[0]['loss'].clear()
+    assert state['records'][0]['loss'] and state.keys() == {'weighting', 'records', 'n_steps', 'blind', 'failed'}
+    other = Weigh('uncertainty')
+    other.load_state_dict(state | dict(blind=3, failed=2))
+    assert (other.no_shared_clip, other.failed, other.n_steps) == (3, 2, 3)
+    other.records[0]['loss'].clear()
+    assert state['records'][0]['loss']
 
 
 class CancelSteps(Callback):

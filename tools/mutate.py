@@ -51,6 +51,7 @@ def in_child(folder, name, tests, order, cpu):
     if cpu: resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1,)*2)
     os.environ['PYTHONPATH'] = folder
     sys.path.insert(0, folder)
+    multiprocessing.set_start_method('fork', force=True)  # of what the tests start, as under pytest by itself
     try: importlib.import_module(name)
     except BaseException:
         traceback.print_exc()

@@ -11,14 +11,15 @@ from .imports import quiet_imports
 with quiet_imports(): import fastai.basics  # noqa: F401
 
 # %% ../nbs/46_affinity.ipynb #fa72b97b
+import functools, itertools
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from matplotlib.figure import Figure
-from .basics import markdown_table
+from .basics import check_whole, markdown_table, new_axes
 from .generators import device_of, untouched, random_state, set_random_state
 from .losses import check_per_task
 from .statistics import mean_interval
@@ -140,7 +141,7 @@ class Affinity:
         def of(x): return mean_interval(x[~np.isnan(x)])[1] if not np.isnan(x).all() else np.nan
         return np.apply_along_axis(of, 0, self.values) if len(self.values) else np.full(self.counts.shape, np.nan)
 
-def _no_batches(tasks): return Affinity(tuple(tasks), np.empty((0, len(tasks), len(tasks))), ())
+
 
 # %% ../nbs/46_affinity.ipynb #898b2159
 def task_affinity(
@@ -170,11 +171,10 @@ def joined(
 @patch
 def frame(self:Affinity): # a pandas data frame
     "A row for each ordered pair: `step_on`, `loss_of`, `affinity`, `low` and `high` of its 95% interval, `batches`"
-    m, h, n = self.mean, self.half, self.counts
-    return pd.DataFrame(
-        [dict(step_on=a, loss_of=b, affinity=m[i, j], low=m[i, j] - h[i, j], high=m[i, j] + h[i, j], batches=n[i, j])
-         for i, a in enumerate(self.tasks) for j, b in enumerate(self.tasks)]
-    )
+    step_on, loss_of = zip(*itertools.product(self.tasks, repeat=2))
+    m, h = self.mean.ravel(), self.half.ravel()
+    return pd.DataFrame(dict(step_on=step_on, loss_of=loss_of, affinity=m, low=m - h, high=m + h,
+                             batches=self.counts.ravel()))
 
 # %% ../nbs/46_affinity.ipynb #fab460f9
 MOST_TASKS = 10  # that `groupings` takes
@@ -220,7 +220,7 @@ def _gains(m):
     K = len(m)
     out = np.zeros((1 << K, K))
     for g in range(1, 1 << K):
-        own = [i for i in range(K) if g >> i & 1]
+        own = _members(g)
         for j in own: out[g, j] = np.mean([m[i, j] for i in own if i != j]) if len(own) > 1 else 0.
     return out
 
@@ -228,15 +228,21 @@ def _best_helpers(gains):
     "For each set of tasks that is served, the group that serves it best, and what they get; of equal ones the smallest"
     out = [(0., 0)]
     for b in range(1, len(gains)):
-        members = [i for i in range(gains.shape[1]) if b >> i & 1]
-        rest, extra, best = len(gains) - 1 & ~b, 0, None
-        while True:  # every group that holds the set
-            got = round(float(gains[b | extra, members].sum()), 12), -bin(b | extra).count('1'), -(b | extra)
-            if best is None or got > best: best = got
-            if extra == rest: break
-            extra = (extra - rest) & rest
-        out.append((best[0], -best[2]))
+        members = _members(b)
+        got, _, group = max((round(float(gains[b | more, members].sum()), 12), -(b | more).bit_count(), -(b | more))
+                            for more in _subsets(len(gains) - 1 & ~b))
+        out.append((got, -group))
     return out
+
+def _members(bits): return [i for i in range(bits.bit_length()) if bits >> i & 1]
+
+def _subsets(bits):
+    "Every subset of a set, from the whole to the empty one"
+    sub = bits
+    while sub:
+        yield sub
+        sub = (sub - 1) & bits
+    yield 0
 
 # %% ../nbs/46_affinity.ipynb #76dcc5d6
 def groupings(
@@ -249,34 +255,29 @@ def groupings(
     Raises `ValueError` for more than `MOST_TASKS` tasks, and for pairs that were not measured"""
     m, names = _check_matrix(matrix, tasks)
     K = len(m)
-    if type(k) is not int or not 1 <= k: raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+    check_whole('k', k)
     gains = _gains(m)
-    help_of, full = _best_helpers(gains), (1 << K) - 1
-    best, parts = {0: (0., ())}, None  # set of tasks that are served -> what they get, and by which groups
-    for _ in range(min(k, K)):
-        best = _one_more(best, help_of, full)
-        if full in best and (parts is None or best[full][0] > parts[0] + 1e-12): parts = best[full]
-    groups = [g for _, g in sorted(parts[1], key=lambda o: (o[0] & -o[0]))]
+    cover, best = _covers(_best_helpers(gains)), (-np.inf, ())
+    for n in range(1, min(k, K) + 1):
+        found = cover((1 << K) - 1, n)
+        if found[0] > best[0] + 1e-12: best = found
+    groups = best[1]
     served = {n: max(range(len(groups)), key=lambda i: (groups[i] >> j & 1, gains[groups[i], j], -i))
               for j, n in enumerate(names)}
-    return Grouping(tuple(tuple(n for j, n in enumerate(names) if g >> j & 1) for g in groups), served,
+    return Grouping(tuple(tuple(names[j] for j in _members(g)) for g in groups), served,
                     {n: float(gains[groups[served[n]], j]) for j, n in enumerate(names)})
 
-def _one_more(best, help_of, full):
-    "The best with one group more: the lowest task that is not served yet belongs to its part"
-    out = {}
-    for have, (gain, parts) in best.items():
-        if not (left := full & ~have): continue
-        low = left & -left
-        others = sub = left & ~low
-        while True:
-            b = low | sub
-            g, group = help_of[b]
-            if have | b not in out or gain + g > out[have | b][0] + 1e-12:
-                out[have | b] = gain + g, (*parts, (b, group))
-            if not sub: break
-            sub = (sub - 1) & others
-    return out
+def _covers(help_of):
+    "A function of a set of tasks and a number: what they get from at most so many groups, and the groups"
+    @functools.cache
+    def cover(left, n):
+        if not left: return 0., ()
+        best, low = (-np.inf, ()), left & -left
+        for b in (low | sub for sub in _subsets(left & ~low)) if n else ():  # the lowest task is in the first part
+            (own, group), (others, groups) = help_of[b], cover(left & ~b, n - 1)
+            if own + others > best[0] + 1e-12: best = own + others, (group, *groups)
+        return best
+    return cover
 
 # %% ../nbs/46_affinity.ipynb #cb6f72ff
 class MeasureAffinity(Callback):
@@ -288,8 +289,7 @@ class MeasureAffinity(Callback):
         rate: float=None, # length of a step for each unit of gradient; None chooses it by `size`
         size: float=SIZE  # length of the longest step, as a fraction of the length of the shared weights
     ):
-        if type(every) is not int or every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {every!r}")
+        check_whole('every', every)
         _check_step(rate, size)
         self.every, self.rate, self.size, self.seen, self.affinity = every, rate, size, 0, None
 
@@ -302,7 +302,8 @@ class MeasureAffinity(Callback):
             raise ValueError(
                 f"affinity is between tasks, and there is {names[0] if names else 'none'} alone: train at least two, or"
                 " leave affinity out")
-        if self.affinity is None or self.affinity.tasks != names: self.affinity = _no_batches(names)
+        if self.affinity is None or self.affinity.tasks != names:
+            self.affinity = Affinity(names, np.empty((0, len(names), len(names))), ())
 
     def before_batch(self):
         self.seen += 1
@@ -344,15 +345,14 @@ def plot_affinity(
     ax=None             # axes to draw on
 ): # the axes
     "A heat map: row a step on a task, column the loss of a task, in per cent of that loss"
-    if ax is None: ax = plt.subplots(figsize=_picture_size(affinity), layout='constrained')[1]
+    if ax is None: ax = new_axes(_picture_size(affinity))
     m, h, K = 100*affinity.mean, affinity.half, len(affinity.tasks)
     others = np.abs(m[~np.eye(K, dtype=bool) & np.isfinite(m)])
-    top = float(others.max()) if len(others) and others.max() > 0 else 1.
+    top = others.max(initial=0) or 1.
     im = ax.imshow(m, cmap='RdBu', vmin=-top, vmax=top, aspect='auto')
-    for i in range(K):
-        for j in range(K):
-            ax.text(j, i, _cell(affinity.mean[i, j], h[i, j]).replace(' ', '\n', 1), ha='center', va='center',
-                    fontsize=7, color='white' if abs(m[i, j]) > 0.6 * top else 'black')
+    for i, j in np.ndindex(K, K):
+        ax.text(j, i, _cell(affinity.mean[i, j], h[i, j]).replace(' ', '\n', 1), ha='center', va='center',
+                fontsize=7, color='white' if abs(m[i, j]) > 0.6 * top else 'black')
     ax.set_xticks(range(K), affinity.tasks)
     ax.set_yticks(range(K), affinity.tasks)
     ax.set(xlabel='its loss falls by %', ylabel='a step on')

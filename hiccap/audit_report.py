@@ -141,13 +141,11 @@ def markdown(self:Audit,
 @patch
 def to_dict(self:Audit) -> dict:
     "Everything as plain values, for `audit.json`; None for what is not finite"
-    findings = [dict(code=f.code, severity=f.severity, what=f.what, fix=f.fix, clips=f.clips, evidence=f.evidence)
-                for f in self.findings]
     ties = [{'properties': t.property.names, 'family': t.property.family, 'task': t.task, 'class': t.cls, 'p': t.p,
              'auroc': t.auroc, 'interval_95': t.interval, 'why_no_interval': t.why, 'table': t.table}
             for t in self.ties]
-    return plain(dict(summary=self.summary, findings=findings, balance=self.balance, vocabularies=self.vocabularies,
-                      ties=ties), finite=True)
+    return plain(dict(summary=self.summary, findings=list(map(vars, self.findings)), balance=self.balance,
+                      vocabularies=self.vocabularies, ties=ties), finite=True)
 
 # %% ../nbs/19e_audit_report.ipynb #5dd62e17
 COLORS = dict(format='tab:red', length='tab:blue', value='tab:orange')  # of the families of properties
@@ -156,20 +154,25 @@ def _measured(ties): return [t for t in ties if np.isfinite(t.interval).all()]
 
 def _axes(ax, size): return ax if ax is not None else Figure(figsize=size, layout='constrained').subplots()
 
+def _labelled_rows(ax, labels):
+    "Axes with a row for each label"
+    ax = _axes(ax, (6, 1 + .35*len(labels)))
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    return ax
+
 @patch
 def plot_ties(self:Audit,
     ax=None # axes to draw on
 ): # the axes
     "How well each property alone ranks clips by a label, in videos that it was not fitted to, with its 95% interval"
     rows = sorted(_measured(self.ties), key=lambda t: t.auroc)[-15:]
-    ax = _axes(ax, (6, 1 + .35*len(rows)))
+    ax = _labelled_rows(ax, [f"{t.property.names[0][:30]} → {t.task}" for t in rows])
     for i, t in enumerate(rows):
         ax.plot(t.interval, [i, i], color='k', lw=1)
         ax.plot(t.auroc, i, 'o', color=COLORS[t.property.family])
     ax.axvline(.5, color='0.6', lw=.8)
-    ax.set(yticks=range(len(rows)), ylim=(-.6, len(rows) - .4), xlim=(.3, 1),
+    ax.set(ylim=(-.6, len(rows) - .4), xlim=(.3, 1),
            xlabel='AUROC of the property alone, on held-out videos (95% interval)')
-    ax.set_yticklabels([f"{t.property.names[0][:30]} → {t.task}" for t in rows], fontsize=8)
     return ax
 
 @patch
@@ -178,12 +181,11 @@ def plot_vocabularies(self:Audit,
 ): # the axes
     "Share of the words whose id is the encoder's, a bar for each vocabulary and field"
     rows = [g for g in self.vocabularies if 'agree' in g and g['pairs']]
-    ax = _axes(ax, (6, 1 + .35*len(rows)))
+    ax = _labelled_rows(ax, [f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows])
     for i, g in enumerate(rows):
         ax.barh(i, g['agree']/g['pairs'], color='lightsteelblue')
         ax.text(.01, i, f"{g['agree']:,} of {g['pairs']:,}", va='center', fontsize=8)
-    ax.set(yticks=range(len(rows)), xlim=(0, 1), xlabel="share of words whose id is the encoder's")
-    ax.set_yticklabels([f"{g['vocabulary']}: {g['words']} of {g['clips']} clips" for g in rows], fontsize=8)
+    ax.set(xlim=(0, 1), xlabel="share of words whose id is the encoder's")
     return ax
 
 # %% ../nbs/19e_audit_report.ipynb #0157d13a
@@ -193,15 +195,14 @@ def plot_balance(self:Audit,
 ): # the axes
     "Clips of each class, a bar for each split and task"
     bars = list(dict.fromkeys((r['split'], r['task']) for r in self.balance))[:30]
-    ax = _axes(ax, (6, 1 + .3*len(bars)))
+    ax = _labelled_rows(ax, [f'{t} ({s})'[:40] for s, t in bars])
     for i, (s, t) in enumerate(bars):
         at = 0
         for j, r in enumerate(o for o in self.balance if (o['split'], o['task']) == (s, t)):
             ax.barh(i, r['clips'], left=at, color=f'C{j % 10}')
             if r['clips']: ax.text(at + r['clips']/2, i, r['class'][:8], ha='center', va='center', fontsize=6)
             at += r['clips']
-    ax.set(yticks=range(len(bars)), xlabel='clips')
-    ax.set_yticklabels([f'{t} ({s})'[:40] for s, t in bars], fontsize=8)
+    ax.set(xlabel='clips')
     return ax
 
 @patch

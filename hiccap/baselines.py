@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'CLASS_WEIGHTS', 'EMPTY', 'WORDS', 'FROZEN', 'FROZEN_TEXTLESS', 'FINE_TUNED', 'CONSTANT',
            'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS', 'fit_linear', 'linear_baseline', 'Predictions',
-           'criterion_of', 'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'text_kind',
-           'clip_features', 'standardised', 'baseline_predictions']
+           'criterion_of', 'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values',
+           'text_kind', 'clip_features', 'standardised', 'baseline_predictions']
 
 # %% ../nbs/27_baselines.ipynb #c7137183
 import itertools
 from dataclasses import dataclass, field
 import torch, numpy as np
 from scipy import sparse
+from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from .tasks import IGNORE, check_tasks
 from .clips import MODALITIES, as_numpy
 from .attention import PackedRows
@@ -36,13 +38,12 @@ def fit_linear(
     k = y != IGNORE
     if X.shape[0] != len(y): raise ValueError(f"{X.shape[0]} training clips, but {len(y)} targets")
     if not k.any(): raise ValueError(f"task {task.name!r} has no labelled training clip; leave it out")
-    found = np.unique(y[k])
-    model = LogisticRegression(C=C, class_weight=class_weight, max_iter=1000)
-    if len(found) > 1: model.fit(X[k], y[k])
-
+    several = len(np.unique(y[k])) > 1
+    model = LogisticRegression(C=C, class_weight=class_weight, max_iter=1000) if several else DummyClassifier()
+    model.fit(X[k], y[k])
     def predict(Z):
         P = np.zeros((Z.shape[0], task.n_classes))
-        P[:, found] = model.predict_proba(Z) if len(found) > 1 else 1
+        P[:, model.classes_] = model.predict_proba(Z)
         return P
     return predict
 
@@ -85,7 +86,7 @@ def validation_score(
     thresholds = choose_thresholds({task.name: p}, {task.name: y}, [task], score=score)
     k = y != IGNORE
     predicted = thresholds.predict({task.name: p})[task.name][k]
-    found = count_scores(np.eye(task.n_classes**2)[y[k]*task.n_classes + predicted].sum(0).reshape((task.n_classes,)*2))
+    found = count_scores(confusion_matrix(y[k], predicted, labels=range(task.n_classes)))
     value = found[criterion_of(task, score)]
     likelihood = np.log(np.maximum(p[k, y[k]], 1e-9)).mean()
     return round(float(value[1] if np.ndim(value) else value), 12), float(likelihood)
@@ -164,13 +165,20 @@ def _mean_and_spread(ds, m, width):
     return x
 
 # %% ../nbs/27_baselines.ipynb #5f0c9a17
+def first_values(
+    ds,           # clips
+    modality: str # one of `MODALITIES`
+): # a tensor; None if no clip has the modality
+    "The values of the first clip that has a modality"
+    has = ds.lengths(modality).nonzero()[0]
+    return ds.columns[modality][has[0]] if len(has) else None
+
 def text_kind(
     ds # clips
 ) -> str|None: # `tokens`, `vectors`, or None if no clip has text
     "What the text of clips is"
-    has = ds.lengths('text').nonzero()[0]
-    if not len(has): return None
-    return 'vectors' if ds.columns['text'][has[0]].is_floating_point() else 'tokens'
+    first = first_values(ds, 'text')
+    return None if first is None else 'vectors' if first.is_floating_point() else 'tokens'
 
 def clip_features(
     parts,       # data sets, the training clips first: they say which modalities there are
@@ -180,10 +188,8 @@ def clip_features(
     "What each clip is on average, for each modality and for captions or context; NaN where the clip lacks it"
     out = [{} for _ in parts]
     for m in MODALITIES:
-        has = parts[0].lengths(m).nonzero()[0]
-        if not len(has): continue
-        first = parts[0].columns[m][has[0]]
-        if not first.is_floating_point() and encoder is None: continue
+        first = first_values(parts[0], m)
+        if first is None or not first.is_floating_point() and encoder is None: continue
         for o, ds in zip(out, parts):
             if first.is_floating_point(): o[m] = _mean_and_spread(ds, m, first.shape[1])
             else: o[m], o['second text'] = _mean_states(ds, encoder, bs) if ds.lengths(m).any() else np.full(

@@ -16,12 +16,13 @@ import copy, csv, difflib, inspect, math, sys, time, warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-import matplotlib.pyplot as plt, pandas as pd, torch
+import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.learner import noop
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from fastcore.imports import in_notebook
 from torch import nn
+from .basics import new_axes, whole_file
 from .model import HICCAP
 from .checkpoints import CheckpointError, save_model
 from .losses import Regularizer
@@ -160,7 +161,7 @@ def plot(self: ClipGradients,
     ax=None # Matplotlib axes; new ones if None
 ): # the axes
     "The norm of each step, before clipping, and the limit"
-    if ax is None: ax = plt.subplots(figsize=(6, 2.5))[1]
+    if ax is None: ax = new_axes((6, 2.5))
     ax.plot(self.norms, lw=1, label='norm before clipping')
     if self.norms and math.isfinite(self.max_norm):
         ax.axhline(self.max_norm, color='C3', ls='--', lw=1, label=f'limit: {self.share_clipped:.0%} of steps clipped')
@@ -196,8 +197,8 @@ class KeepBest(Callback):
     ):
         if better is None: better = 'lower' if lower_is_better(monitor) else 'higher'
         if better not in ('lower', 'higher'): raise ValueError(f"better must be 'lower' or 'higher', got {better!r}")
-        self.monitor, self.better, self.folder, self.overwrite = monitor, better, folder, overwrite
-        self.restore, self.reset, self.wrote = restore, reset, False
+        store_attr()
+        self.wrote = False
         self.forget()
 
     def forget(self):
@@ -249,10 +250,13 @@ def is_better(self: KeepBest,
     return self.best is None or (score < self.best if self.better == 'lower' else score > self.best)
 
 # %% ../nbs/34_callbacks.ipynb #832e53ac
+def _last_scores(recorder):
+    "Name -> score of the last epoch"
+    return dict(zip(recorder.metric_names[1:], recorder.values[-1]))  # names begin with the epoch and end with the time
+
 @patch
 def after_epoch(self: KeepBest):
-    values = dict(zip([o for o in self.learn.recorder.metric_names if o != 'epoch'], self.learn.recorder.values[-1]))
-    score = values.get(self.monitor)
+    score = _last_scores(self.learn.recorder).get(self.monitor)
     self.scores.append(None if score is None else float(score))
     if not self.is_better(self.scores[-1]): return
     self.best, self.best_epoch = self.scores[-1], self.learn.epoch
@@ -293,7 +297,7 @@ class StepRecorder(Callback):
             values=values, row=dict(kind='step', step=self.n_steps, epoch=learn.epoch, batch=learn.iter, stepped=0))
 
     def after_step(self):
-        if self.current: self.current['row']['stepped'] = 1
+        if self.current: self.current['row']['stepped'] = int(not self.current.pop('left_out', False))
         self.n_steps += 1
 
     def after_cancel_step(self):
@@ -304,7 +308,7 @@ class StepRecorder(Callback):
 def after_batch(self: StepRecorder):
     if not self.learn.training or self.current is None: return
     o, self.current = self.current, None
-    if o.pop('left_out', False): o['row']['stepped'] = 0
+
     if self.learn.step_info.norm is not None: o['row']['grad_norm'] = self.learn.step_info.norm
     o['row'] |= {f'lr_{i}': h['lr'] for i, h in enumerate(self.learn.opt.hypers)}
     self.pending.append(o)
@@ -322,8 +326,7 @@ def after_train(self: StepRecorder): self.flush()
 
 @patch
 def after_epoch(self: StepRecorder):
-    names = [o for o in self.learn.recorder.metric_names if o not in ('epoch', 'time')]
-    scores = {k: float(v) for k, v in zip(names, self.learn.recorder.values[-1]) if v is not None}
+    scores = {k: float(v) for k, v in _last_scores(self.learn.recorder).items() if v is not None}
     self.table.append(dict(kind='epoch', step=self.n_steps, epoch=self.learn.epoch, **scores))
 
 @patch
@@ -357,12 +360,10 @@ def to_csv(self: StepRecorder,
 ) -> Path: # of the file
     "Write all rows. What a row does not have is empty; a value that was not a number is `nan` or `inf`"
     path, cols = Path(path), self.columns()
-    temp = path.with_name(f'.{path.name}.part')
-    with open(temp, 'w', newline='', encoding='utf-8') as f:
-        out = csv.writer(f, lineterminator='\n')
-        out.writerow(cols)
-        out.writerows([[o.get(k, '') for k in cols] for o in self.table])
-    temp.replace(path)
+    with whole_file(path) as temp, open(temp, 'w', newline='', encoding='utf-8') as f:
+        out = csv.DictWriter(f, cols, lineterminator='\n')
+        out.writeheader()
+        out.writerows(self.table)
     return path
 
 # %% ../nbs/34_callbacks.ipynb #219fd404
@@ -371,7 +372,7 @@ def plot(self: StepRecorder,
     ax=None # Matplotlib axes; new ones if None
 ): # the axes
     "Each task's loss at every step, and the validation loss after each epoch"
-    if ax is None: ax = plt.subplots(figsize=(6, 2.8))[1]
+    if ax is None: ax = new_axes((6, 2.8))
     cols = [k for k in self.columns() if k.startswith('loss_')] or ['loss']
     steps, epochs = ([o for o in self.table if o['kind'] == k] for k in ('step', 'epoch'))
     for k in cols:
@@ -384,6 +385,9 @@ def plot(self: StepRecorder,
     return ax
 
 # %% ../nbs/34_callbacks.ipynb #dfe0208f
+def _hide_bar(learn):
+    if hasattr(learn, 'progress'): learn.progress.run = False
+
 class AcrossProcesses(Callback):
     "Make several processes, each with its rows of every batch, train as one: gather predictions, average gradients"
     # after accumulation has summed (6) and before mixed precision looks at the gradients (10)
@@ -396,10 +400,10 @@ class AcrossProcesses(Callback):
         same_everywhere([*self.learn.model.parameters(), *self.learn.model.buffers()])
         if is_main(): return
         self.logger, self.learn.logger = self.learn.logger, noop
-        if hasattr(self.learn, 'progress'): self.learn.progress.run = False
+        _hide_bar(self.learn)
 
     def before_validate(self):
-        if not is_main() and hasattr(self.learn, 'progress'): self.learn.progress.run = False
+        if not is_main(): _hide_bar(self.learn)
 
     def after_fit(self):
         if self.logger is not None: self.learn.logger, self.logger = self.logger, None
@@ -457,13 +461,13 @@ class ProgressLines(Callback):
         write=None,          # gets each line; `print` by default
         clock=time.monotonic # seconds, for the intervals and the time left
     ):
-        self.seconds, self.lines, self.clock = seconds, lines, clock
+        store_attr('seconds, lines, clock')
         self.write, self.told = write or partial(print, flush=True), None
 
     def silence(self):
         "Whether lines are wanted; if so, the bar is off"
         on = not is_interactive() if self.lines is None else self.lines
-        if on and hasattr(self.learn, 'progress'): self.learn.progress.run = False
+        if on: _hide_bar(self.learn)
         return on
     def before_validate(self): self.silence()
     def before_fit(self):

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch
 from . import __version__
-from .basics import aside, file_sha, put_back, seal, some_of, strange_names, whole_folder
+from .basics import aside, file_sha, one_line, put_back, seal, some_of, strange_names, whole_folder
 from .tasks import COMIC_MISCHIEF, Task
 from .clips import MODALITIES
 from .encoders import TokensConfig
@@ -51,13 +51,15 @@ def read_file(
             f"{path} is cut short or not a PyTorch file ({type(e).__name__}); copy or download it again") from e
 
 # %% ../nbs/24_checkpoints.ipynb #c2af7e22
+def _named(source): return 'The mapping' if isinstance(source, Mapping) else str(source)
+
 def read_weights(
     source  # mapping name -> array, or the path of a `.safetensors` or PyTorch file or of a folder of `save_model`
 ) -> dict:  # name -> tensor
     "The tensors in `source`, without wrappers and `module.`; raises `CheckpointError`"
-    what = 'The mapping'
+    what = _named(source)
     if not isinstance(source, Mapping):
-        what, path = str(source), Path(source)
+        path = Path(source)
         source = read_file(_open_folder(path)[1] if path.is_dir() else path)
     for wrapper in ('model_state', 'model_state_dict', 'state_dict'):
         if isinstance(source, Mapping) and isinstance(source.get(wrapper), Mapping): source = source[wrapper]
@@ -89,17 +91,13 @@ class LoadReport:
 def _fit(model, weights, unused=()):
     "Copy the tensors that fit from `weights` (our names -> tensors) into `model`, and report"
     ours = model.state_dict()
-    r = LoadReport(missing=[k for k in ours if k not in weights], unexpected=[k for k in weights if k not in ours],
-                   unused=list(unused))
-    for k in ours:
-        if k not in weights: continue
-        if weights[k].shape == ours[k].shape: r.matched.append(k)
-        else:
-            r.mismatched.append(k)
-            r.shapes[k] = tuple(weights[k].shape), tuple(ours[k].shape)
+    shapes = {k: (tuple(weights[k].shape), tuple(v.shape)) for k, v in ours.items() if k in weights}
+    wrong = {k: (source, own) for k, (source, own) in shapes.items() if source != own}
+    model.load_report = r = LoadReport(
+        [k for k in shapes if k not in wrong], [k for k in ours if k not in weights],
+        [k for k in weights if k not in ours], list(wrong), list(unused), wrong)
     with torch.no_grad():
         for k in r.matched: ours[k].copy_(weights[k])
-    model.load_report = r
     return r
 
 def _refuse_nan(weights, what):
@@ -178,7 +176,7 @@ def load_upstream(
     own = dict(binary=COMIC_MISCHIEF[:1], multi_task=COMIC_MISCHIEF[1:]).get(variant, ())
     config = HICCAPConfig.upstream(variant, text=TokensConfig(text_config or {}))
     model = HICCAP(config, own if tasks is None else tasks, seed=0)
-    what = 'The mapping' if isinstance(source, Mapping) else str(source)
+    what = _named(source)
     _refuse_nan(weights, what)
     report = _fit(model, weights, unused)
     report.differs = _other_variant(released, variant)
@@ -214,10 +212,7 @@ def save_tensors(
         n = re.search(r'os error (\d+)', str(e))
         raise OSError(int(n[1]) if n else errno.EIO, os.strerror(int(n[1])) if n else str(e), str(path)) from e
 
-def _write_folder(model, folder, tokenizer):
-    "Write the two files"
-    save_tensors(model.state_dict(), folder/WEIGHTS)
-    (folder/CONFIG).write_text(json.dumps(seal(_describe(model, tokenizer, folder/WEIGHTS)), indent=1))
+
 
 # %% ../nbs/24_checkpoints.ipynb #13d53304
 def save_model(
@@ -235,7 +230,9 @@ def save_model(
         if not overwrite and any(folder.iterdir()):
             raise CheckpointError(f"{folder} holds a model already; give another folder, or overwrite=True")
     with whole_folder(folder, (WEIGHTS, CONFIG), CheckpointError) as part:
-        _write_folder(model, part, tokenizer or getattr(model, 'tokenizer_name', None))
+        save_tensors(model.state_dict(), part/WEIGHTS)
+        d = _describe(model, tokenizer or getattr(model, 'tokenizer_name', None), part/WEIGHTS)
+        (part/CONFIG).write_text(json.dumps(seal(d), indent=1))
     return folder
 
 # %% ../nbs/24_checkpoints.ipynb #e4b22a86
@@ -279,7 +276,7 @@ def _buildable(d, folder):
     try: yield
     except Exception as e:  # whatever the libraries of encoders raise
         raise CheckpointError(
-            f"{Path(folder)/CONFIG} describes a network that cannot be built here ({' '.join(str(e).split())[:300]});"
+            f"{Path(folder)/CONFIG} describes a network that cannot be built here ({one_line(e)[:300]});"
             f" install the hiccap that wrote it, {d.get('hiccap')}, or register what it names") from e
 
 def _with_encoders(config, d):
@@ -352,7 +349,7 @@ def init_from(
     weights, unused = read_weights(source), []
     settings, name = _hidden_settings(source, weights)
     if any(k.startswith('features.') for k in weights): weights, unused = _from_upstream(weights)
-    _refuse_nan(weights, 'The mapping' if isinstance(source, Mapping) else str(source))
+    _refuse_nan(weights, _named(source))
     report = _fit(model, weights, unused)
     if not report.matched:
         what = 'the mapping' if isinstance(source, Mapping) else source

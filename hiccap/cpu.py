@@ -115,11 +115,7 @@ def _backward(ctx, grad):
 
 class _Attention(torch.autograd.Function):
     "See `attend_spans`"
-    @staticmethod
-    def forward(ctx, *args): return _forward(ctx, *args)
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad): return _backward(ctx, grad)
+    forward, backward = staticmethod(_forward), staticmethod(once_differentiable(_backward))
 
 # %% ../nbs/20_cpu.ipynb #160c8be7
 def _check_spans(query, key, value, spans):

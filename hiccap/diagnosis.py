@@ -7,12 +7,14 @@ __all__ = ['WHERE', 'TensorStats', 'Diagnosis', 'as_tuple', 'is_non_finite', 'no
 
 # %% ../nbs/32_diagnosis.ipynb #1b2e011d
 import inspect, json, math
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 import torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import nn
+from .attention import over
 from .basics import some_of
 from .generators import device_of, set_random_state, untouched
 from .states import dense, map_tensors, tensors_in
@@ -159,7 +161,7 @@ class _Seen:
 class _Call:
     "One call of a module: its inputs and outputs, the gradients that it received and those that it passed on"
     def __init__(self, module, name, number, parent):
-        self.module, self.name, self.number, self.parent = module, name, number, parent
+        store_attr()
         self.ins, self.outs, self.gave, self.received, self.aliases = [], [], [], [], []
 
     def within(self, other):
@@ -176,8 +178,9 @@ def _arguments(module, args, kwargs):
 class _Watch:
     "Hooks on every module of a network that record each call; `calls` has them in the order in which they ended"
     def __init__(self, model, n):
-        self.model, self.n, self.calls, self.time = model, n, [], 0
-        self.open, self.count = [], {}  # calls that have not ended; module -> number of its calls
+        store_attr()
+        self.calls, self.time = [], 0
+        self.open, self.count = [], Counter()  # calls that have not ended; module -> number of its calls
         self.names = {m: k for k, m in model.named_modules()}
 
     def __enter__(self):
@@ -201,8 +204,9 @@ def on_gradient(self: _Watch, seen, name):
 @patch
 def enter(self: _Watch, module, args, kwargs):
     "Before a module's forward"
-    number = self.count[module] = self.count.get(module, 0) + 1
-    call, aliases = _Call(module, self.names[module], number, self.open[-1] if self.open else None), {}
+    self.count[module] += 1
+    parent = self.open[-1] if self.open else None
+    call, aliases = _Call(module, self.names[module], self.count[module], parent), {}
     self.open.append(call)
     self.time += 1
     call.ins = [_Seen(x, k, self.n, self.time) for k, x in tensors_in(_arguments(module, args, kwargs))]
@@ -316,7 +320,7 @@ def _backward_diagnosis(watch, weights, loss_func):
 def _real(x, mask):
     "`x` with zeros where its mask, if it has one, marks padding"
     if mask is None or mask.shape != x.shape[:mask.ndim]: return x
-    return x.masked_fill(~mask.bool().reshape(*mask.shape, *(1,)*(x.ndim - mask.ndim)), 0)
+    return x.masked_fill(~over(mask.bool(), x), 0)
 
 def non_finite_before(
     model, # a network

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BUCKET', 'rank', 'world_size', 'is_main', 'launched', 'processes', 'OtherProcessError', 'all_gather_object',
-           'broadcast_object', 'on_main', 'run_on_all', 'part_of', 'own_rows', 'gather_rows', 'average_gradients',
-           'same_everywhere']
+           'broadcast_object', 'on_main', 'run_on_all', 'part_of', 'check_rank', 'own_rows', 'gather_rows',
+           'average_gradients', 'same_everywhere']
 
 # %% ../nbs/30_distributed.ipynb #49352f9d
 from .imports import quiet_imports
@@ -136,6 +136,13 @@ def part_of(
     "The rows that a process takes through the network"
     r, w = rank() if r is None else r, world_size() if w is None else w
     return range(r, n, w) if r < n else range(min(n, 1))
+
+def check_rank(
+    rank: int,      # number of a process
+    world_size: int # number of processes
+):
+    "Raise `ValueError` for a number that no process has"
+    if not 0 <= rank < world_size: raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
 
 def own_rows(
     n: int,     # rows of the batch

@@ -6,8 +6,11 @@
 __all__ = ['shingle', 'minhash', 'near_duplicates', 'duplicate_findings']
 
 # %% ../nbs/19a_duplicates.ipynb #5bf2b6d6
+from functools import cache
 from hashlib import blake2b
 import numpy as np
+from fastcore.basics import groupby
+from scipy.cluster.hierarchy import DisjointSet
 from .basics import counted
 from .findings import Finding
 
@@ -53,25 +56,7 @@ def _buckets(signatures):
         begins, ends = np.append(0, cut), np.append(cut, len(order))
         for k in np.flatnonzero(ends - begins > 1): yield order[begins[k]:ends[k]].tolist()
 
-class _Sets:
-    "Disjoint sets of rows, which are joined two at a time (union-find)"
-    def __init__(self, n): self.root = list(range(n))
-
-    def find(self, i):
-        while self.root[i] != i:
-            self.root[i] = self.root[self.root[i]]
-            i = self.root[i]
-        return i
-
-    def join(self, i, j): self.root[self.find(j)] = self.find(i)
-
 # %% ../nbs/19a_duplicates.ipynb #8b5dc169
-def _groups_of(keys):
-    "Positions grouped by their key, in order of appearance"
-    out = {}
-    for i, k in keys: out.setdefault(k, []).append(i)
-    return list(out.values())
-
 def near_duplicates(
     words,              # (T,) numbers of words, text after text
     at,                 # (N + 1,) where each text begins
@@ -81,26 +66,24 @@ def near_duplicates(
     "Texts that are the same or nearly the same"
     words, at = np.asarray(words), np.asarray(at)
     long = np.flatnonzero(np.diff(at) >= least).tolist()
-    same = _groups_of((i, blake2b(words[at[i]:at[i + 1]].tobytes(), digest_size=16).digest()) for i in long)
+    same = groupby(long, lambda i: blake2b(words[at[i]:at[i + 1]].tobytes(), digest_size=16).digest()).values()
     first, exact = np.array([o[0] for o in same], int), [o for o in same if len(o) > 1]
     if len(first) < 2: return exact, []
 
     def shingled(rows):
         texts = np.concatenate([words[at[i]:at[i + 1]] for i in rows])
         return shingle(texts, np.cumsum([0, *(at[rows + 1] - at[rows])]))
-    known = {}
-    def shingles(i):
-        if i not in known: known[i] = set(shingled(first[i:i + 1])[0].tolist())
-        return known[i]
+    @cache
+    def shingles(i): return set(shingled(first[i:i + 1])[0].tolist())
     signatures = np.concatenate([minhash(*shingled(first[i:i + 2000])) for i in range(0, len(first), 2000)])
-    sets = _Sets(len(first))
+    sets = DisjointSet(range(len(first)))
     for bucket in _buckets(signatures):
         for p, q in {(bucket[0], q) for q in bucket[1:]} | set(zip(bucket, bucket[1:])):
-            if sets.find(p) == sets.find(q): continue
+            if sets.connected(p, q): continue
             a, b = shingles(p), shingles(q)
-            if len(a & b) >= share*len(a | b): sets.join(p, q)
-    near = _groups_of((int(first[i]), sets.find(i)) for i in range(len(first)))
-    return exact, [o for o in near if len(o) > 1]
+            if len(a & b) >= share*len(a | b): sets.merge(p, q)
+    near = groupby(enumerate(first.tolist()), lambda o: sets[o[0]], 1)
+    return exact, [o for o in near.values() if len(o) > 1]
 
 # %% ../nbs/19a_duplicates.ipynb #e4c1b010
 def _finding(m, code, what, groups):

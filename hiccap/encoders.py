@@ -9,13 +9,13 @@ __all__ = ['PACKED_TYPES', 'TokensConfig', 'FeaturesConfig', 'encoder_config', '
 # %% ../nbs/22_encoders.ipynb #bebc5d7e
 import inspect
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+
 import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from .basics import check_keys
-from .clips import DataError
+
 from .cpu import Dropout, drop_norm, quick_dropout
 from .imports import quiet_imports
 from .text import encoder_path

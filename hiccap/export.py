@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, torch
+from scipy.special import softmax
 from torch import nn
 from . import __version__
-from .basics import whole_file
+from .basics import check_new_file, one_line, whole_file
 from .clips import MODALITIES
 from .metrics import Thresholds
 from .encoders import FeatureEncoder, TokenEncoder
@@ -105,9 +106,9 @@ class _Ensemble(nn.Module):
     def forward(self, text, text_mask, video, video_mask, audio, audio_mask,
                 text_segments=None, video_segments=None, audio_segments=None):
         inputs = dict(
-            text=text, text_mask=text_mask, video=video, video_mask=video_mask, audio=audio, audio_mask=audio_mask)
-        segments = dict(text_segments=text_segments, video_segments=video_segments, audio_segments=audio_segments)
-        inputs |= {k: v for k, v in segments.items() if v is not None}
+            text=text, text_mask=text_mask, video=video, video_mask=video_mask, audio=audio, audio_mask=audio_mask,
+            text_segments=text_segments, video_segments=video_segments, audio_segments=audio_segments)
+        inputs = {k: v for k, v in inputs.items() if v is not None}
         return tuple(mean_logits([m(inputs) for m in self.models]).values())
 
 # %% ../nbs/61_export.ipynb #876a6c92
@@ -165,7 +166,7 @@ def _open_session(path, threads):
     options.log_severity_level, options.intra_op_num_threads = 3, threads
     try: return ort.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     except Exception as e:
-        raise ExportError(f"{path} is not an ONNX file that can be run ({' '.join(str(e).split())[:160]});"
+        raise ExportError(f"{path} is not an ONNX file that can be run ({one_line(e)[:160]});"
                           " export it again") from None
 
 # %% ../nbs/61_export.ipynb #exp00e02
@@ -193,11 +194,8 @@ class OnnxModel:
         inputs: dict # of a batch
     ) -> tuple:      # task -> probabilities (B, C), task -> predicted classes (B,)
         "Probabilities and predicted classes"
-        logits, probs = self(inputs), {}
-        for t in self.tasks:
-            x = logits[t.name].astype(np.float64)
-            x = np.exp(x - x.max(1, keepdims=True))
-            probs[t.name] = x/x.sum(1, keepdims=True)
+        logits = self(inputs)
+        probs = {t.name: softmax(logits[t.name].astype(np.float64), 1) for t in self.tasks}
         return probs, self.thresholds.predict(probs)
 
 # %% ../nbs/61_export.ipynb #ab2aec59
@@ -225,13 +223,11 @@ def largest_difference(
     onnx: OnnxModel   # their export
 ) -> float:
     "The largest difference of a logit between networks and their export, over `check_batches`; infinite for NaN"
-    worst = 0.
+    found = []
     for x in check_batches(models[0]):
         expected, got = mean_logits([m(x) for m in models]), onnx(x)
-        for k, v in expected.items():
-            difference = float(np.abs(got[k] - v.numpy()).max())
-            worst = max(worst, difference if np.isfinite(difference) else float('inf'))
-    return worst
+        found += [np.abs(got[k] - v.numpy()).max() for k, v in expected.items()]
+    return float(np.nan_to_num(found, nan=np.inf, posinf=np.inf).max())
 
 # %% ../nbs/61_export.ipynb #829f406f
 @contextmanager
@@ -276,13 +272,6 @@ def about(
                 longest={k: getattr(e, 'max_length', None) for k, e in m.encoders.items()}, networks=len(models))
 
 # %% ../nbs/61_export.ipynb #exp00e03
-def _check_export(models, path, overwrite):
-    "Raise an error if these networks cannot be exported to `path`"
-    if not models[0].tasks: raise ExportError('the network has no task: train it first, or give one with heads')
-    if path.exists() and not overwrite: raise FileExistsError(f"{path} exists; give another file, or --overwrite")
-    if path.is_dir() or not path.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: give the name of an .onnx file in a folder that exists")
-
 def export_onnx(
     models,                # a `HICCAP`, or several with the same tasks, whose probabilities are averaged
     path,                  # of the file to write
@@ -294,12 +283,13 @@ def export_onnx(
     _require('onnx', 'onnxscript', 'onnxruntime')
     models = [m.eval() for m in ([models] if isinstance(models, HICCAP) else models)]
     path = Path(os.path.realpath(path))
-    _check_export(models, path, overwrite)
+    if not models[0].tasks: raise ExportError('the network has no task: train it first, or give one with heads')
+    check_new_file(path, 'an .onnx file', overwrite)
     try:
         with _quiet(): program = _program(models)
     except Exception as e:
         raise ExportError(
-            f"this network cannot be traced ({type(e).__name__}: {' '.join(str(e).split())[:300]}); use a text encoder"
+            f"this network cannot be traced ({type(e).__name__}: {one_line(e)[:300]}); use a text encoder"
             " of PACKED_TYPES, such as BERT or RoBERTa") from e
     program.model.metadata_props['hiccap'] = json.dumps(about(models, thresholds))
     with whole_file(path) as temp:

@@ -241,9 +241,8 @@ def plot_mixture(
     titles = dict(share='share', quota='quota (rows)', loss='loss', seen='clips seen')
     fig, axs = plt.subplots(1, 4, figsize=(11, 2.4), constrained_layout=True)
     for ax, (what, label) in zip(axs, titles.items()):
-        for name in history.stream.unique():
-            h = history[history.stream == name].dropna(subset=[what])
-            y = h[what].rolling(smooth, min_periods=1).mean() if what in ('quota', 'loss') else h[what]
+        for name, h in history.dropna(subset=[what]).groupby('stream', sort=False):
+            y = h[what].rolling(smooth if what in ('quota', 'loss') else 1, min_periods=1).mean()
             ax.plot(h.step, y, label=name, lw=1)
         ax.set(xlabel='step', title=label)
         if what != 'loss': ax.set_ylim(0)

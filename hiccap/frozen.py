@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from .basics import digest, whole_file
-from .clips import ClipDataset, DataError
+from .clips import ClipDataset, DataError, as_numpy
 from .attention import PackedRows
 from .encoders import TokenEncoder
 from .padding import pad
@@ -114,8 +114,8 @@ class StatesColumn:
 # %% ../nbs/38_frozen.ipynb #65415dd8
 def default_cache() -> Path:
     "The default folder of caches: `HICCAP_CACHE`, or `hiccap` in the user's cache folder"
-    own, user = os.environ.get('HICCAP_CACHE'), os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
-    return Path(own or Path(user)/'hiccap')
+    user = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
+    return Path(os.environ.get('HICCAP_CACHE') or Path(user)/'hiccap')
 
 class TextCache:
     "The states of one text encoder, on disk; raises `ValueError` for an encoder that is not frozen or reads padding"
@@ -255,5 +255,4 @@ def dataset(self: TextCache,
     "The same clips with the encoder's states in place of text and segments"
     columns = {k: v for k, v in ds.columns.items() if k not in ('text', 'segments')}
     if 'text' in ds.columns: columns['text'] = self.column(ds)
-    labels = {k: v.numpy() for k, v in ds.labels.items()}
-    return ClipDataset(ds.ids, columns, labels, ds.tasks, ds.groups, ds.name, ds.notes)
+    return ClipDataset(ds.ids, columns, as_numpy(ds.labels), ds.tasks, ds.groups, ds.name, ds.notes)

@@ -35,11 +35,9 @@ class GradNorm(LearntWeighting):
     least: float = 1e-3         # the smallest weight before renormalising
     at: str = 'representation'  # where gradients are compared, one of `COMPARED_AT`
     gradients, first = True, 1.
-    kept = ('values', 'moments', 'start_losses')
+    kept, positive, nonnegative = ('values', 'moments', 'start_losses'), ('least',), ('lr', 'alpha')
     def start(self):
         super().start()
-        check_positive('alpha', self.alpha, zero=True)
-        check_positive('least', self.least)
         check_compared_at(self.at)
         self.initial = dict(self.initial or {})
         for n, l in self.initial.items(): check_positive(f"the initial loss of task {n!r}", l)
@@ -199,10 +197,7 @@ class MGDA(Aggregator):
     epsilon: float = 1e-3       # the solver ends at a step as short as this
     max_iters: int = 100        # of the solver
     at: str = 'representation'  # where gradients are compared, one of `COMPARED_AT`
-    def start(self):
-        super().start()
-        check_positive('epsilon', self.epsilon)
-        check_positive('max_iters', self.max_iters)
+    positive = ('epsilon', 'max_iters')
     def solve(self, names, gram): return _as_numbers(_torchjd('MGDAWeighting')(self.epsilon, self.max_iters), gram)
 
 @dataclass(eq=False)
@@ -211,10 +206,7 @@ class CAGrad(Aggregator):
     (Liu et al., 2021, algorithm 1)"""
     c: float = .5               # how far from the mean, relative to its length; 0 is the mean
     at: str = 'representation'  # where gradients are compared, one of `COMPARED_AT`
-    extra, modules = 'cagrad', ('cvxpy', 'clarabel')
-    def start(self):
-        super().start()
-        check_positive('c', self.c, zero=True)
+    extra, modules, nonnegative = 'cagrad', ('cvxpy', 'clarabel'), ('c',)
     def solve(self, names, gram): return _as_numbers(_torchjd('CAGradWeighting')(self.c), gram)
 
 # %% ../nbs/44a_gradient_weighting.ipynb #6c2ec92f
@@ -247,11 +239,9 @@ class NashMTL(Aggregator):
     every: int = 1              # batches from one solution to the next
     iters: int = 20             # of the solver
     at: str = 'representation'  # where gradients are compared, one of `COMPARED_AT`
-    extra, modules, kept = 'nash-mtl', ('cvxpy', 'ecos'), ('last', 'count')
+    extra, modules, kept, positive = 'nash-mtl', ('cvxpy', 'ecos'), ('last', 'count'), ('every', 'iters')
     def start(self):
         super().start()
-        check_positive('every', self.every)
-        check_positive('iters', self.iters)
         if not self.max_norm > 0: raise ValueError(f"max_norm must be above 0, got {self.max_norm}")
         # task -> α for a gradient of length 1; batches; number of tasks -> torchjd's solver
         self.last, self.count, self.solvers = {}, 0, {}

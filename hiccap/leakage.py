@@ -16,7 +16,8 @@ from .basics import counted
 from .statistics import (holm, intraclass_correlation, jackknife_interval, leave_out_weights, rank_scores, ratio,
                                too_few_videos)
 from .findings import Finding, SEVERITIES
-from .manifest import Manifest, RELEASED, is_missing
+from .labels import is_missing
+from .manifest import Manifest, RELEASED
 from .vocabularies import completed, id_parts
 
 # %% ../nbs/19_leakage.ipynb #50c1b630
@@ -62,9 +63,11 @@ def _screened_p(U, V, g, B, rng):
     return p if p > .2 else _permuted_p(U, V, g, B, rng)
 
 # %% ../nbs/19_leakage.ipynb #75350ef3
+def _is_number(x): return x.dtype.kind == 'f'
+
 def _columns(x):
     "A centred column of mean ranks for numbers, 0 where unknown; a centred column for each category"
-    if x.dtype.kind != 'f': X = np.eye(len(np.unique(x)))[np.unique(x, return_inverse=True)[1]]
+    if not _is_number(x): X = np.eye(len(np.unique(x)))[np.unique(x, return_inverse=True)[1]]
     else:
         ok, X = ~np.isnan(x), np.zeros((len(x), 1))
         if ok.any(): X[ok, 0] = (r := stats.rankdata(x[ok])) - r.mean()
@@ -93,7 +96,7 @@ def association(
 # %% ../nbs/19_leakage.ipynb #30cdf285
 def _levels(x):
     "The level of each clip, from 0, and whether levels are in order: categories, or a number in at most 256 levels"
-    if x.dtype.kind != 'f': return np.unique(x, return_inverse=True)[1], False
+    if not _is_number(x): return np.unique(x, return_inverse=True)[1], False
     s = np.where(np.isnan(x), np.nanmedian(x), x)
     if len(np.unique(s)) > 256: s = np.searchsorted(np.quantile(s, np.linspace(0, 1, 257)[1:-1]), s)
     return np.unique(s, return_inverse=True)[1], True
@@ -205,7 +208,7 @@ def _positive(lengths):
     lengths = np.asarray(lengths)
     return np.where(lengths > 0, lengths, np.nan).astype(float)
 
-def _varies(x): return len(x) > 0 and len(np.unique(x if x.dtype.kind != 'f' else x[~np.isnan(x)])) > 1
+def _varies(x): return len(x) > 0 and len(np.unique(x[~np.isnan(x)] if _is_number(x) else x)) > 1
 
 @patch
 def properties(self:Manifest,
@@ -222,11 +225,11 @@ def properties(self:Manifest,
     found += [('value', n, x) for n, x in self._scalars()]
     out = {}
     for family, name, x in completed(found):
-        part = id_parts(x if x.dtype.kind != 'f' else np.nan_to_num(x, nan=-1))
+        part = id_parts(np.nan_to_num(x, nan=-1) if _is_number(x) else x)
         if not _varies(x) or part.max() == 0: continue
         key = family == 'length', blake2b(part.astype(np.int32).tobytes()).digest()
         if key in out: out[key].names.append(name)
-        else: out[key] = Property([name], family, x if x.dtype.kind == 'f' else x.astype(str))
+        else: out[key] = Property([name], family, x if _is_number(x) else x.astype(str))
     return list(out.values())
 
 # %% ../nbs/19_leakage.ipynb #45a0d1de
@@ -248,7 +251,7 @@ class Tie:
 
 def _tie_table(x, y, videos):
     "Rows of a table: categories, or quarters of a number"
-    if x.dtype.kind == 'f':
+    if _is_number(x):
         q = np.nanquantile(x, [0, .25, .5, .75, 1])
         k = np.clip(np.searchsorted(q, x, 'left') - 1, 0, 3)
         parts = [(f'{q[i]:g} to {q[i + 1]:g}', (k == i) & ~np.isnan(x)) for i in range(4)]
@@ -320,12 +323,10 @@ def tie_findings(
     for p in {id(o.property): o.property for o in found}.values():
         mine = [o for o in found if o.property is p]
         level = (p.family != 'length') + any(o.low >= .8 for o in mine) - all(o.auroc < .55 for o in mine)
-        numbers = p.x.dtype.kind == 'f'
-        rarest = None if numbers else Counter(p.x.tolist()).most_common()[-1][0]
+        rarest = [] if _is_number(p.x) else ids[p.x == Counter(p.x.tolist()).most_common()[-1][0]].tolist()
         alike = f" (equally: {', '.join(p.names[1:])})" if len(p.names) > 1 else ''
         verb, how = _strength(mine)
         out.append(Finding(
             f'{p.family}-label', f"{p.names[0]}{alike} {verb} {', '.join(o.task for o in mine)}: {how}",
-            [] if numbers else ids[p.x == rarest].tolist(),
-            dict(properties=p.names, labels=[_tie_row(o) for o in mine]), SEVERITIES[min(2, max(0, level))]))
+            rarest, dict(properties=p.names, labels=[_tie_row(o) for o in mine]), SEVERITIES[min(2, max(0, level))]))
     return out

@@ -16,15 +16,14 @@ from contextlib import contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
-import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
-from fastai.basics import DataLoaders, Learner, Metric, OptimWrapper, default_device, patch, to_concat
+from fastai.basics import DataLoaders, Learner, Metric, OptimWrapper, default_device, patch, store_attr, to_concat
 from fastai.callback.core import CancelEpochException, GatherPredsCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.data.load import DataLoader
 from matplotlib.ticker import MaxNLocator
 from torch.amp import GradScaler, autocast
-from .basics import digest, some_of
+from .basics import digest, new_axes, some_of
 from .tasks import IGNORE, check_tasks
 from .clips import ClipDataset, MODALITIES
 from .readers import get_tokenizer
@@ -32,7 +31,7 @@ from .padding import LengthSampler, collate
 from .checkpoints import save_model
 from .losses import MultiTaskLoss
 from .metrics import evaluate
-from .distributed import part_of, rank, world_size
+from .distributed import check_rank, part_of, rank, world_size
 from .callbacks import AcrossProcesses, gathers_rows
 
 # %% ../nbs/36_learner.ipynb #27c41c4c
@@ -56,10 +55,9 @@ class ClipDL(DataLoader):
         world_size: int=1,     # processes; each gets its part of the `bs` rows of a batch
         **kwargs               # arguments of fastai's `DataLoader`
     ):
-        if not 0 <= rank < world_size: raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+        check_rank(rank, world_size)
+        store_attr('seed, pool, side, pad_to, rank, world_size')
         self.clip_tasks = check_tasks(dataset.tasks if tasks is None else tasks)
-        self.rank, self.world_size = rank, world_size
-        self.seed, self.pool, self.side, self.pad_to = seed, pool, side, pad_to
         self.sampler = LengthSampler(sum(dataset.lengths(m) for m in MODALITIES), bs, seed, shuffle, pool)
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, device=device, drop_last=drop_last,
                          **kwargs)
@@ -82,8 +80,8 @@ def after_iter(self:ClipDL):
 @patch
 def create_batches(self:ClipDL, rows):
     for batch in self.chunkify(iter(rows)):
-        mine = batch if self.world_size == 1 else [batch[i] for i in part_of(len(batch), self.rank, self.world_size)]
-        yield self.do_batch([self.do_item(i) for i in mine])
+        mine = part_of(len(batch), self.rank, self.world_size)
+        yield self.do_batch([self.do_item(batch[i]) for i in mine])
 
 @patch
 def create_batch(self:ClipDL, clips): return collate(clips, self.clip_tasks, self.side, self.pad_to)
@@ -174,7 +172,12 @@ def text_reader(
     tokenizer = get_tokenizer(text)
     return lambda clip: '' if clip.text is None else tokenizer.decode(clip.text.tolist(), skip_special_tokens=True)
 
-def _shortened(s, n=40): return s if len(s) <= n else s[:n - 1] + '…'
+def _words(ds, text):
+    "The words of each clip, at most 40 characters, as a column; no column where nothing gives them"
+    read = text_reader(ds, text)
+    if read is None: return {}
+    words = [read(ds[i]) for i in range(len(ds))]
+    return dict(words=[o if len(o) <= 40 else o[:39] + '…' for o in words])
 
 def clip_table(
     ds,       # a `ClipDataset`
@@ -182,8 +185,7 @@ def clip_table(
     text=None # see `text_reader`
 ): # a pandas data frame, a row for each clip
     "The clips of a data set: words, length of each modality (empty if missing) and labels (empty if unknown)"
-    read, columns = text_reader(ds, text), {}
-    if read is not None: columns['', 'words'] = [_shortened(read(ds[i])) for i in range(len(ds))]
+    columns = {('', k): words for k, words in _words(ds, text).items()}
     for m in MODALITIES:
         if (lengths := ds.lengths(m)).any(): columns['length', m] = [n or '' for n in lengths.tolist()]
     for t in tasks:
@@ -549,9 +551,7 @@ def show_results(self:HICCAPLearner,
     dl = self.dls[ds_idx] if dl is None else dl
     some = dl.dataset.subset(range(min(max_n, len(dl.dataset))))
     with self.no_bar(): probs, targets = self.get_preds(dl=dl.new(some))
-    read, columns = text_reader(some, text), {}
-    if read is not None: columns['words'] = [_shortened(read(some[i])) for i in range(len(some))]
-    columns |= {t.name: _results(t, probs[t.name], targets[t.name]) for t in dl.clip_tasks}
+    columns = _words(some, text) | {t.name: _results(t, probs[t.name], targets[t.name]) for t in dl.clip_tasks}
     return pd.DataFrame(columns, index=pd.Index(some.ids, name='clip'))
 
 # %% ../nbs/36_learner.ipynb #a667a652
@@ -564,7 +564,7 @@ def plot_scores(self:HICCAPLearner,
     names = getattr(r, 'metric_names', [])[3:-1 if r.add_time else None]
     if not names or not all(len(v) > len(names) + 1 for v in r.values) or not len(r.values):
         raise ValueError('there are no scores to plot: the last fit ended before its first validation. Call fit first')
-    ax = ax or plt.subplots(figsize=(5, 2.8))[1]
+    if ax is None: ax = new_axes((5, 2.8))
     for i, name in enumerate(names, 2):
         y = [v[i] for v in r.values]
         ax.plot(range(1, 1 + len(y)), y, marker='o', ms=3, lw=2 if i == 2 else 1, label=name.replace('_', ' '))

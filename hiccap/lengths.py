@@ -33,14 +33,15 @@ def length_findings(
     for mod, l in lengths.items():
         l, limit = np.asarray(l), limits.get(mod)
         over = l > limit if limit else np.zeros(len(l), bool)
-        top = pile_up(l) or (limit if limit and (l == limit).any() else None)
+        cut = pile_up(l)
+        top = cut or (limit if limit and (l == limit).any() else None)
         if over.any():
             what = f"{counted(over.sum(), 'clip')} with more than {limit} positions of {mod}, the most that are read"
             out.append(Finding('too-long', what, ids[over].tolist(), dict(longest=int(l.max()), limit=limit)))
         elif top:
             n = int((l == top).sum())
             what = (f"{counted(n, 'clip')} with exactly {top} positions of {mod}, which is the greatest length:"
-                    f" {'they seem to' if pile_up(l) else 'they may'} have been cut")
+                    f" {'they seem to' if cut else 'they may'} have been cut")
             below = int(((l < top) & (l >= top - 10)).sum())
             out.append(Finding('truncated', what, ids[l == top].tolist(), dict(
                 modality=mod, length=top, clips_at_the_length=n, clips_in_the_ten_below=below)))
@@ -56,13 +57,15 @@ def _tokenised(m, tokenizer):
         unknown += [o.count(tokenizer.unk_token_id) for o in ids]
     return np.array(n), np.array(unknown)
 
+def _has_text(m): return m.text_field in m.fields or 'words' in m.fields
+
 def text_lengths(
     m,              # `Manifest`
     tokenizer=None  # the encoder's
 ) -> tuple: # (N,) lengths, 0 where a clip has no text; (N,) unknown tokens, None where they cannot be counted
     "The length of each text, and how much of it is unknown"
     words, lengths = np.diff(m.text_at), np.array(m.tokens.get('words', []), int)
-    if m.text_field not in m.fields and 'words' not in m.fields: return np.zeros(len(m), int), None
+    if not _has_text(m): return np.zeros(len(m), int), None
     released = lengths.any()
     if tokenizer is not None and any(m.raw) and not released:
         n, unknown = _tokenised(m, tokenizer)
@@ -81,7 +84,7 @@ def text_findings(
 ) -> list: # of `Finding`
     "Clips without text, and clips with many unknown tokens"
     out, ids = [], np.array(m.ids, object)
-    if m.text_field not in m.fields and 'words' not in m.fields: return out
+    if not _has_text(m): return out
     empty = np.diff(m.text_at) == 0
     if empty.any():
         what = counted(empty.sum(), 'clip') + ' without text'

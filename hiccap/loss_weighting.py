@@ -12,7 +12,7 @@ import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 import numpy as np
-from fastcore.basics import patch
+from fastcore.basics import groupby, patch
 from .basics import nearest_name
 from .losses import loss_number
 
@@ -23,8 +23,12 @@ class Weighting:
     weighs_heads = True  # whether a task's weight holds for its head too; False where each head keeps its own gradient
     look_back = False    # whether it learns from the losses of the same batches after the step
     kept = ()            # attributes that are its state, besides `pending` and `draws`
+    positive = ()        # arguments that must be finite and above 0
+    nonnegative = ()     # arguments that must be finite and at least 0
 
     def __post_init__(self):
+        for k in self.positive: check_positive(k, getattr(self, k))
+        for k in self.nonnegative: check_positive(k, getattr(self, k), zero=True)
         self.pending, self.draws = [], 0  # batches since the last step; random numbers drawn
         self.start()
 
@@ -99,9 +103,7 @@ def mean_losses(
     batches # of a step: for each batch, task -> (loss, norm of its gradient)
 ) -> dict: # task -> number, sorted by name
     "Mean loss of each task over the batches that it was present in"
-    seen = {}
-    for b in batches:
-        for n, (loss, _) in b.items(): seen.setdefault(n, []).append(loss)
+    seen = groupby(((n, loss) for b in batches for n, (loss, _) in b.items()), 0, 1)
     return {n: sum(seen[n])/len(seen[n]) for n in sorted(seen)}
 
 # %% ../nbs/44_loss_weighting.ipynb #aa900c8c
@@ -167,10 +169,8 @@ class DynamicWeightAverage(Weighting):
     "K·softmax(r/T), with r = mean loss of the last epoch / that of the one before (Liu et al., 2019)"
     temperature: float = 2. # T; the larger, the more equal the weights
     eps: float = 1e-8       # added to both means, so that a loss of 0 has a ratio
-    kept = ('sums', 'means')
+    kept, positive = ('sums', 'means'), ('temperature', 'eps')
     def start(self):
-        check_positive('temperature', self.temperature)
-        check_positive('eps', self.eps)
         self.sums, self.means = {}, {}  # task -> [sum, batches] of this epoch; task -> means of the last two
     def weights(self, names, losses, gram):
         m = [self.means.get(n, []) for n in names]
@@ -190,7 +190,8 @@ class DynamicWeightAverage(Weighting):
 class GeometricMean(Weighting):
     "The gradient of the losses' geometric mean G: wᵢ = G/(K·Lᵢ) (Chennupati et al., 2019)"
     eps: float = 1e-8 # added to each loss
-    def start(self): check_positive('eps', self.eps)
+    positive = ('eps',)
+
     def weights(self, names, losses, gram):
         if losses.min() < 0:
             raise ValueError(
@@ -204,8 +205,9 @@ class STCH(Weighting):
     wᵢ = softmax(λ(L − z)/μ)ᵢ/K (Lin et al., 2024)"""
     mu: float = .1            # μ; the smaller, the more the worst task decides
     ideal: dict|None = None   # task -> zᵢ, the loss that it could at best have; 0 by default
+    positive = ('mu',)
+
     def start(self):
-        check_positive('mu', self.mu)
         self.ideal = dict(self.ideal or {})
     def check(self, names):
         if odd := [n for n in self.ideal if n not in names]:
@@ -231,20 +233,19 @@ class RandomWeights(Weighting):
 def _adam(
     value, grad, # of one number
     moments,     # [mean, mean of squares, steps], changed
-    lr, weight_decay=0., betas=(.9, .999), eps=1e-8
+    lr, weight_decay=0.
 ): # the new value
     m, v, t = moments
-    grad, t = grad + weight_decay*value, t + 1
-    m, v = betas[0]*m + (1 - betas[0])*grad, betas[1]*v + (1 - betas[1])*grad*grad
+    a, b, grad, t = .9, .999, grad + weight_decay*value, t + 1
+    m, v = a*m + (1 - a)*grad, b*v + (1 - b)*grad*grad
     moments[:] = [m, v, t]
-    return value - lr*(m/(1 - betas[0]**t))/(math.sqrt(v/(1 - betas[1]**t)) + eps)
+    return value - lr*(m/(1 - a**t))/(math.sqrt(v/(1 - b**t)) + 1e-8)
 
 class LearntWeighting(Weighting):
     "A number for each task, learnt by descent; subclasses define `slopes`, and a field `lr`"
     first, weight_decay = 0., 0.  # the number that a task begins with; decay in Adam
-    kept = ('values', 'moments')
+    kept, nonnegative = ('values', 'moments'), ('lr',)
     def start(self):
-        check_positive('lr', self.lr, zero=True)
         self.values, self.moments = {}, {}
     def now(self, names) -> np.ndarray: # (k,)
         "The numbers of these tasks"
@@ -286,9 +287,7 @@ class LearnedWeights(LearntWeighting):
     "K·p with p = softmax(v), where v is learnt with the loss Σ pᵢLᵢ − τ·H(p): p approaches softmax(−L/τ)"
     lr: float = .025    # of Adam
     entropy: float = 1. # τ; 0 ends with all weight on the easiest task
-    def start(self):
-        super().start()
-        check_positive('entropy', self.entropy, zero=True)
+    nonnegative = ('lr', 'entropy')
     def weights(self, names, losses, gram): return len(names)*softmax(self.now(names))
     def slopes(self, names, losses, norms):
         p = softmax(self.now(names))
@@ -304,11 +303,9 @@ class FAMO(LearntWeighting):
     decay: float = 1e-3        # of Adam, γ in the paper
     floors: dict|None = None   # task -> bᵢ, below any loss that it can have; 0 by default
     eps: float = 1e-8          # added to Lᵢ − bᵢ
-    look_back = True
+    look_back, positive, nonnegative = True, ('eps',), ('lr', 'decay')
     def start(self):
         super().start()
-        check_positive('decay', self.decay, zero=True)
-        check_positive('eps', self.eps)
         self.floors = dict(self.floors or {})
     @property
     def weight_decay(self): return self.decay

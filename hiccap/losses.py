@@ -9,7 +9,7 @@ __all__ = ['REGULARIZERS', 'check_batch', 'MultiTaskLoss', 'PerTaskLoss', 'check
 # %% ../nbs/25_losses.ipynb #286685f9
 from typing import Protocol, runtime_checkable
 import torch, numpy as np, torch.nn.functional as F
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from torch import Tensor, nn
 from .tasks import IGNORE, check_tasks
 
@@ -162,7 +162,7 @@ class Regularizer:
     ):
         if kind not in REGULARIZERS:
             raise ValueError(f"regularizer must be one of {', '.join(REGULARIZERS)}, got {kind!r}")
-        self.kind, self.strength = kind, strength
+        store_attr()
 
     @property
     def adds(self) -> bool:

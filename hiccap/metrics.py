@@ -12,7 +12,7 @@ import importlib
 import numpy as np
 from dataclasses import dataclass
 from fastcore.basics import patch
-from .basics import counted, dict_table, markdown_table, nearest_name, new_axes
+from .basics import counted, markdown_table, nearest_name, new_axes
 from .statistics import (MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, jackknife_interval, leave_out_weights, nanmean,
                                rank_scores, ratio, too_few_videos)
 from .tasks import IGNORE, Task, check_tasks
@@ -125,14 +125,15 @@ def _same_rows(known, groups):
     if groups is not None and len(groups) != N: raise ValueError(f"{len(groups)} groups for {N} rows")
     return N
 
-def _check_predicted(predicted, task, known):
-    "Raise `ValueError` for predicted classes that are missing, too few or not classes of the task"
+def _predicted(predicted, task, known):
+    "The predicted classes of one task; raises `ValueError` if they are missing, too few or not classes of the task"
     v = _of_task('predicted classes', predicted, task)
     if v.shape != known.shape:
         raise ValueError(f"predicted classes of task {task.name!r} have shape {v.shape}, expected {known.shape}")
     if len(bad := np.flatnonzero(known & ~np.isin(v, np.arange(task.n_classes)))):
         raise ValueError(f"predicted class {v[bad[0]]} of task {task.name!r} in row {bad[0]} is not a class; it has"
                          f" {task.n_classes}")
+    return v
 
 # %% ../nbs/26_metrics.ipynb #75ba5937
 def baseline_counts(
@@ -162,6 +163,10 @@ def _ranking(p, y, w, binary):
     "AUROC and average precision of samples: of class 1, or the mean over classes"
     found = [rank_scores(p[:, c], y == c, w) for c in ([1] if binary else range(p.shape[1]))]
     return dict(zip(RANKING, (nanmean(np.stack(o, -1)) for o in zip(*found))))
+
+def _confusion(y, predicted, w, C):
+    "(R, C, C) confusion matrices of samples"
+    return (w @ np.eye(C*C, dtype=np.float32)[y*C + predicted]).reshape(-1, C, C)
 
 # %% ../nbs/26_metrics.ipynb #819c9be6
 @dataclass
@@ -212,25 +217,27 @@ def _lacking(scores, groups, y=None, classes=(), hits=(), least=MIN_VIDEOS):
                   classes=too_few_videos(groups, y, classes, hits, least))
     return {k: enough['few' if k in OF_CLIPS else 'ranking' if k in RANKING else 'classes'] for k in scores}
 
-def _in_parts(scored, w):
-    "name -> (R,) scores of all samples, some of them at a time"
-    parts = [scored(o) for o in np.array_split(w, max(1, w.size//4_000_000))]
-    return {k: np.concatenate([o[k] for o in parts]) for k in parts[0]}
 
-def _intervals(point, scored, lacking, groups, n_boot, seed, bounds=(0., 1.)):
-    """name -> (low, high), and a sentence for each reason that some have none. `point` has the scores of all rows,
-    `scored` gives those of samples from row weights, and `lacking` is of `_lacking`"""
-    if not n_boot: return {}, []
-    why = dict(lacking)
-    samples = {} if all(why.values()) else _in_parts(scored, leave_out_weights(groups, n_boot, seed))
-    intervals = {k: (np.nan, np.nan) for k in point}
+
+def _measured(scored, groups, n_boot, seed, bounds=(0., 1.), **about):
+    """name -> the score of all rows, name -> (low, high), and a sentence for each reason that some have no interval.
+    `scored` gives the scores of samples from row weights, and `about` is what `_lacking` takes"""
+    point = {k: float(v[0]) for k, v in scored(np.ones((1, len(groups)), np.float32)).items()}
+    if not n_boot: return point, {}, []
+    why = _lacking(point, groups, **about)
+    samples = {}
+    if not all(why.values()):
+        w = leave_out_weights(groups, n_boot, seed)
+        parts = [scored(o) for o in np.array_split(w, max(1, w.size//4_000_000))]  # some samples at a time
+        samples = {k: np.concatenate([o[k] for o in parts]) for k in point}
+    intervals = dict.fromkeys(point, (np.nan, np.nan))
     for k, v in point.items():
         if not why[k]: intervals[k], why[k] = jackknife_interval(v, samples[k], bounds)
     defined, reasons = [k for k, v in point.items() if v == v], {}
     for k in defined:
         if why[k]: reasons.setdefault(why[k], []).append(SCORE_NAMES.get(k, k.replace('_', ' ')))
     def of(names): return f" for {', '.join(names)}" if len(names) < len(defined) else ''
-    return intervals, [f'no interval{of(names)}: {reason}' for reason, names in reasons.items()]
+    return point, intervals, [f'no interval{of(names)}: {reason}' for reason, names in reasons.items()]
 
 # %% ../nbs/26_metrics.ipynb #47ade0e7
 def score_task(
@@ -244,17 +251,15 @@ def score_task(
 ) -> TaskScores:
     "Scores, intervals and baselines of one task"
     C, binary = task.n_classes, task.n_classes == 2
-    cells = np.eye(C*C, dtype=np.float32)[y*C + predicted]  # each row's cell of the confusion matrix
-    def scored(w): return _headline((w @ cells).reshape(-1, C, C), _ranking(p, y, w, binary), binary)
-    point = {k: float(v[0]) for k, v in scored(np.ones((1, len(y)), np.float32)).items()}
-    lacking = _lacking(point, groups, y, task.class_names, [predicted == y])
-    intervals, notes = _intervals(point, scored, lacking, groups, n_boot, seed)
-    confusion = cells.sum(0).reshape(C, C)
+    def scored(w): return _headline(_confusion(y, predicted, w, C), _ranking(p, y, w, binary), binary)
+    point, intervals, notes = _measured(scored, groups, n_boot, seed, y=y, classes=task.class_names,
+                                        hits=[predicted == y])
+    confusion = _confusion(y, predicted, np.ones((1, len(y))), C)[0].astype(int)
     s, support = count_scores(confusion), confusion.sum(1)
     classes = {c: {k: float(s[k][i]) for k in ('precision', 'recall', 'f1')} | dict(rows=int(support[i]))
                for i, c in enumerate(task.class_names)}
-    return TaskScores(task, len(y), support.astype(int).tolist(), confusion.astype(int).tolist(), point, intervals,
-                      classes, _trivial(task, support), _undefined(task, support, confusion) + notes)
+    return TaskScores(task, len(y), support.tolist(), confusion.tolist(), point, intervals, classes,
+                      _trivial(task, support), _undefined(task, support, confusion) + notes)
 
 # %% ../nbs/26_metrics.ipynb #6c42dbe4
 @dataclass
@@ -282,9 +287,9 @@ def _overall(known, right, found, groups, n_boot, seed):
     if not len(known): return {}, {}, []
     exact, hits, labels = (np.asarray(o, float) for o in ((right | ~known).all(1), right.sum(1), known.sum(1)))
     def scored(w): return dict(exact_match=ratio(w @ exact, w.sum(1)), hamming=ratio(w @ hits, w @ labels))
-    point = {k: float(v[0]) for k, v in scored(np.ones((1, len(exact)))).items()}
+    point, *more = _measured(scored, groups, n_boot, seed)
     mean = float(nanmean(np.array([s.scores['macro_f1'] for s in found.values()])))
-    return point | dict(mean_macro_f1=mean), *_intervals(point, scored, _lacking(point, groups), groups, n_boot, seed)
+    return point | dict(mean_macro_f1=mean), *more
 
 # %% ../nbs/26_metrics.ipynb #f09ddaa1
 def evaluate(
@@ -304,21 +309,19 @@ def evaluate(
     rows = {t.name: _rows(probs, targets, t) for t in tasks}
     N = _same_rows({name: k for name, (k, _, _) in rows.items()}, groups)
     predicted = predicted or thresholds.predict({t.name: probs[t.name] for t in tasks})
-    for t in tasks: _check_predicted(predicted, t, rows[t.name][0])
+    classes = [_predicted(predicted, t, rows[t.name][0]) for t in tasks]
     groups = np.arange(N) if groups is None else np.asarray(groups)
-    known, right, found, unmeasured = np.zeros((N, len(tasks)), bool), np.zeros((N, len(tasks)), bool), {}, {}
-    for j, t in enumerate(tasks):
-        k, _, y = rows[t.name]
-        known[:, j] = k
-        right[k, j] = np.asarray(predicted[t.name])[k] == y
-    labelled = known.any(1)
-    for t in tasks:
+    known = np.stack([k for k, _, _ in rows.values()], 1)
+    right, found, unmeasured = np.zeros_like(known), {}, {}
+    for j, (t, of_all) in enumerate(zip(tasks, classes)):
         k, p, y = rows[t.name]
-        if len(y): found[t.name] = score_task(t, p, y, np.asarray(predicted[t.name])[k], groups[k], n_boot, seed)
+        right[k, j] = of_all[k] == y
+        if len(y): found[t.name] = score_task(t, p, y, of_all[k], groups[k], n_boot, seed)
         else: unmeasured[t.name] = 'no labelled row'
-    overall = _overall(known[labelled], right[labelled], found, groups[labelled], n_boot, seed)
-    return Scores(found, *overall[:2], thresholds, unmeasured, int(labelled.sum()), len(set(groups[labelled])),
-                  tuple(overall[2]))
+    labelled = known.any(1)
+    overall, intervals, notes = _overall(known[labelled], right[labelled], found, groups[labelled], n_boot, seed)
+    return Scores(found, overall, intervals, thresholds, unmeasured, int(labelled.sum()), len(set(groups[labelled])),
+                  tuple(notes))
 
 # %% ../nbs/26_metrics.ipynb #49ead5ba
 def score_text(
@@ -354,25 +357,24 @@ def best_trivial(
 @patch
 def overview(self:Scores) -> str:
     "A Markdown table with a row for each task: F1 (of two classes), macro F1 and AUROC, each with its 95% interval"
+    shown = [k for k in ('f1', 'macro_f1', 'auroc') if any(k in s.scores for s in self.tasks.values())]
     rows = []
     for name, s in self.tasks.items():
         best = best_trivial(s, 'macro_f1')
-        row = dict(task=name, clips=s.n)
-        for k in ('f1', 'macro_f1', 'auroc'):
-            row[SCORE_NAMES[k]] = score_with_interval(s.scores.get(k), s.intervals.get(k))
-        rows.append(row | {'best trivial macro F1': f'{best[1]:.2f} ({best[0]})' if best else None})
-    if not any(s.task.n_classes == 2 for s in self.tasks.values()):
-        for r in rows: del r['F1']
-    return dict_table(rows, 1000)
+        rows.append([name, s.n, *(score_with_interval(s.scores.get(k), s.intervals.get(k)) for k in shown),
+                     f'{best[1]:.2f} ({best[0]})' if best else None])
+    head = ['task', 'clips', *(SCORE_NAMES[k] for k in shown), 'best trivial macro F1']
+    return markdown_table(head, rows) if rows else ''
 
 @patch
 def all_notes(self:Scores) -> list: # of sentences
     "What was not measured, is undefined or has no interval, and why; what was said of the thresholds"
     notes = {}
-    for name, of_one in [*((k, s.notes) for k, s in self.tasks.items()), ('all tasks', self.notes)]:
-        for o in of_one: notes.setdefault(o, []).append(name)
-    return [*(f'{k} was not measured: {v}' for k, v in self.unmeasured.items()),
-            *(f"{', '.join(names)}: {o}" for o, names in notes.items()), *self.thresholds.notes]
+    for name, s in (*self.tasks.items(), ('all tasks', self)):
+        for o in s.notes: notes.setdefault(o, []).append(name)
+    return [*_not_measured(self), *(f"{', '.join(names)}: {o}" for o, names in notes.items()), *self.thresholds.notes]
+
+def _not_measured(scores): return [f'{k} was not measured: {v}' for k, v in scores.unmeasured.items()]
 
 @patch
 def _repr_markdown_(self:Scores):
@@ -443,9 +445,7 @@ def markdown(self:Scores,
     return '\n\n'.join([
         *(_task_markdown(name, s, others or {}) for name, s in self.tasks.items()),
         f"### all tasks\n\n{markdown_table(['score', 'this model', '95% interval'], lines)}",
-        *(f'*{o}*' for o in self.notes),
-        *(f'*{k} was not measured: {v}*' for k, v in self.unmeasured.items()),
-        *(f'*{o}*' for o in self.thresholds.notes)])
+        *(f'*{o}*' for o in (*self.notes, *_not_measured(self), *self.thresholds.notes))])
 
 # %% ../nbs/26_metrics.ipynb #277d07be
 @patch
@@ -454,14 +454,13 @@ def plot(self:Scores,
     ax=None                # axes to draw on
 ): # the axes
     "Bars of one score for each task, with its interval, and a mark at the best trivial baseline"
-    if lacking := [k for k, s in self.tasks.items() if score not in s.scores]:
-        raise ValueError(f"task {lacking[0]!r} has no {score!r}; it has {', '.join(self.tasks[lacking[0]].scores)}")
     ax = ax or new_axes((1.5 + len(self.tasks), 2.8))
-    for i, s in enumerate(self.tasks.values()):
+    for i, (name, s) in enumerate(self.tasks.items()):
+        if score not in s.scores: raise ValueError(f"task {name!r} has no {score!r}; it has {', '.join(s.scores)}")
         v, (lo, hi) = s.scores[score], s.intervals.get(score, (np.nan, np.nan))
         ax.bar(i, v, .6, color='tab:blue')
         ax.plot([i, i], [lo, hi], color='k')
-        best = (best_trivial(s, score) or (None, np.nan))[1]
+        _, best = best_trivial(s, score) or ('', np.nan)
         ax.plot([i - .35, i + .35], [best, best], color='tab:red', label='best trivial baseline' if not i else None)
     ax.set(xticks=range(len(self.tasks)), xticklabels=list(self.tasks), ylim=(0, 1), ylabel=score.replace('_', ' '))
     ax.legend(fontsize=7)
@@ -480,9 +479,9 @@ def plot_confusion(self:Scores,
     for i, j in np.ndindex(C.shape):
         ax.text(j, i, f'{int(C[i, j])}', ha='center', va='center', fontsize=8,
                 color='w' if C[i, j] > .6*C[i].sum() else 'k')
-    ax.set(xticks=range(len(C)), yticks=range(len(C)), xlabel='predicted', ylabel='truth', title=task)
-    ax.set_xticklabels(names, rotation=45, ha='right', fontsize=7)
-    ax.set_yticklabels(names, fontsize=7)
+    ax.set(xlabel='predicted', ylabel='truth', title=task)
+    ax.set_xticks(range(len(C)), names, rotation=45, ha='right', fontsize=7)
+    ax.set_yticks(range(len(C)), names, fontsize=7)
     return ax
 
 # %% ../nbs/26_metrics.ipynb #27a78648
@@ -490,8 +489,7 @@ def _one_score(v, y, w, task, score):
     "(R,) one score of samples, from (N, C) probabilities for a ranking score and from (N,) classes for any other"
     C, binary = task.n_classes, task.n_classes == 2
     if score in RANKING: return _ranking(v, y, w, binary)[score]
-    counts = w @ np.eye(C*C, dtype=np.float32)[y*C + v]
-    return _headline(counts.reshape(-1, C, C), {}, binary)[score]
+    return _headline(_confusion(y, v, w, C), {}, binary)[score]
 
 def _to_compare(values, targets, task, score):
     "Labelled rows of one model: which, its probabilities or predicted classes, and the true classes"
@@ -500,8 +498,7 @@ def _to_compare(values, targets, task, score):
     if score in RANKING: return _rows(values, targets, task)
     y = _of_task('targets', targets, task)
     k = _known(y, task)
-    _check_predicted(values, task, k)
-    return k, np.asarray(values[task.name])[k], y[k]
+    return k, _predicted(values, task, k)[k], y[k]
 
 def compare_scores(
     # task name -> (N,) predicted classes of one model; (N, C) probabilities for a ranking score; or a list of such
@@ -527,11 +524,10 @@ def compare_scores(
             continue
         def mean(side, w): return np.mean([_one_score(v, y, w, t, score) for _, v, _ in side], 0)
         def scored(w): return {score: mean(one, w) - mean(other, w)}
-        point = {score: float(scored(np.ones((1, len(y)), np.float32))[score][0])}
         videos = (np.arange(N) if groups is None else np.asarray(groups))[k]
         hits = () if score in RANKING else [v == y for _, v, _ in one + other]
-        lacking = _lacking(point, videos, y, t.class_names, hits, MIN_VIDEOS_DIFFERENCE)
-        found, notes = _intervals(point, scored, lacking, videos, n_boot, seed, (-1., 1.))
+        point, found, notes = _measured(scored, videos, n_boot, seed, (-1., 1.), y=y, classes=t.class_names, hits=hits,
+                                        least=MIN_VIDEOS_DIFFERENCE)
         low, high = found.get(score, (np.nan, np.nan))
         out[t.name] = dict(difference=point[score], low=low, high=high, note=' '.join(notes))
     return out

@@ -8,10 +8,11 @@ __all__ = ['Plan', 'Mixture', 'check_same_mixture']
 # %% ../nbs/41b_mixture.ipynb #929173a1
 import importlib
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
-from fastcore.basics import patch
+from fastcore.basics import groupby, patch, store_attr
 from .basics import nearest_name
+from .clips import first_repeated
 from .losses import loss_number
 from .policies import Policy, bound_shares, policy
 from .quotas import NEAR, ROW, apportion, repay_debts
@@ -33,9 +34,8 @@ class Plan:
         world_size: int # number of processes
     ): # a `Plan`
         "Every `world_size`-th row: each process gets its part of every stream"
-        if world_size == 1: return self
         own = slice(rank, None, world_size)
-        return Plan(self.step, self.stream[own], self.index[own], self.quotas, self.shares)
+        return replace(self, stream=self.stream[own], index=self.index[own])
 
 # %% ../nbs/41b_mixture.ipynb #f6632ed0
 def _own_policy(p):
@@ -54,7 +54,8 @@ class Mixture:
         seed: int=0,          # of the shuffles
         lag: int=8            # a batch is composed without the losses of the `lag` steps before it
     ):
-        self.streams, self.bs, self.seed, self.lag = list(streams), bs, seed, lag
+        store_attr('bs, seed, lag')
+        self.streams = list(streams)
         self.names, n = [s.name for s in self.streams], len(self.streams)
         self._check_numbers(min_quota)
         self._check_tasks()
@@ -74,8 +75,8 @@ def _check_numbers(self:Mixture, min_quota):
     "Raise `ValueError` for streams and sizes that make no mixture"
     n, least = len(self.streams), min_quota or 0
     if not n: raise ValueError('a mixture needs at least one stream')
-    if twice := sorted({o for o in self.names if self.names.count(o) > 1}):
-        raise ValueError(f"two streams are called {twice[0]!r}: give every stream a name of its own")
+    if twice := first_repeated(self.names):
+        raise ValueError(f"two streams are called {twice!r}: give every stream a name of its own")
     for what, v, low in (('bs', self.bs, 1), ('lag', self.lag, 0), ('seed', self.seed, 0), ('min_quota', least, 0)):
         if not isinstance(v, (int, np.integer)) or v < low:
             raise ValueError(f"{what} must be a whole number of at least {low}, got {v!r}")
@@ -112,7 +113,7 @@ def _rows_due(self:Mixture, step):
             f" {', '.join(self.names)} needs a finite share of at least 0, not all 0; check what is given for"
             f" {(bad or self.names)[0]!r}")
     m, total = self.min_quota, (self.bs - self.min_quota*len(p))*ROW
-    x = np.maximum((bound_shares(p, m/self.bs) if m else p/p.sum())*self.bs - m, 0)
+    x = np.maximum(bound_shares(p, m/self.bs)*self.bs - m, 0)
     units = [int(v) for v in x*(total/x.sum())] if total else [0]*len(p)
     units[int(np.argmax(x))] += total - sum(units)
     if self.policy.constant: self._constant = units
@@ -127,9 +128,9 @@ def compose(self:Mixture) -> Plan:
     self._before[i] = dict(now, policy=None if self._constant else self.policy.state_dict())
     self._give_policy_losses(i - 1 - self.lag)
     wish = self._rows_due(i)
-    due = repay_debts(wish, now['debt']) if any(now['debt']) else wish
+    due = repay_debts(wish, now['debt'])
     quota, used, residual = apportion(due, now['residual'], self.bs - m*len(drawn))
-    debt = now['debt'] if used is wish else [d + w - u for d, w, u in zip(now['debt'], wish, used)]
+    debt = [d + w - u for d, w, u in zip(now['debt'], wish, used)]
     quota = tuple(q + m for q in quota)
     rows = [s.draw(d, q, self.seed) for s, d, q in zip(self.streams, drawn, quota) if q]
     self._next = dict(step=i + 1, drawn=[d + q for d, q in zip(drawn, quota)], residual=residual, debt=debt)
@@ -217,9 +218,7 @@ def update(self:Mixture,
 @patch
 def _by_stream_and_task(self:Mixture, losses, step, kind):
     "Losses as stream -> task -> number; an empty dict for None"
-    streams_of, out = {}, {}
-    for s in self.streams:
-        for t in s.tasks: streams_of.setdefault(t.name, []).append(s.name)
+    out, streams_of = {}, groupby(((t.name, s.name) for s in self.streams for t in s.tasks), 0, 1)
     when = f"{'step' if kind == 'train' else 'the validation after step'} {step}"
     for k, v in losses.items():
         if k in self.names: n, by_task = k, v if isinstance(v, dict) or v is None else {'': v}
@@ -264,10 +263,10 @@ def config(self:Mixture) -> dict:
 def state_dict(self:Mixture) -> dict:
     "Where the run is after the batches used so far, whatever was planned ahead"
     at = self._before.get(self.step) or dict(self._next, policy=self.policy.state_dict())
-    keep = [(s, k, v) for (s, k), v in sorted(self._losses.items()) if s >= self.step - 1 - self.lag]
+    keep = [(*k, v) for k, v in sorted(self._losses.items()) if k[0] >= self.step - 1 - self.lag]
     return _python_numbers(
-        dict(deepcopy(at), policy=at['policy'] or {}, config=self.config(), losses=deepcopy(keep),
-             quotas=[[s, q] for s, q in sorted(self._quotas.items()) if s < self.step])
+        dict(at, policy=at['policy'] or {}, config=self.config(), losses=keep,
+             quotas=[o for o in sorted(self._quotas.items()) if o[0] < self.step])
     )
 
 @patch

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
-from .basics import made_by_name, nearest_name
+from .basics import check_whole, made_by_name, nearest_name
 from .clips import MODALITIES
 from .distributed import all_gather_object, own_rows, part_of, world_size
 from .model import PAIRS
@@ -94,8 +94,7 @@ class OneModality(ModalitySchedule):
         object.__setattr__(self, 'order', tuple(self.order))
         if not self.order: raise ValueError(f"order must name some of {', '.join(MODALITIES)}, got {self.order!r}")
         check_modalities(self.order)
-        if type(self.every) is not int or self.every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {self.every!r}")
+        check_whole('every', self.every)
 
     def shown(self, present, step, rng):
         if step % self.every: return present

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import nn
-from .basics import lookup
+from .basics import lookup, new_axes
 from .tasks import COMIC_MISCHIEF, check_tasks
 from .clips import MODALITIES
 from .cpu import Dropout
@@ -210,8 +210,10 @@ def fuse_packed(self: HICCAP,
     rows: dict    # modality -> `PackedRows`
 ) -> dict:        # modality -> (B, D)
     "Let the modalities attend to each other, then pool each"
-    fused = self.fusion(states, rows)
-    return {m: self.pools[m](fused[m], rows[m]) for m in MODALITIES}
+    return self._pool(self.fusion(states, rows), rows)
+
+@patch
+def _pool(self: HICCAP, states, rows): return {m: pool(states[m], rows[m]) for m, pool in self.pools.items()}
 
 @patch
 def encode(self: HICCAP,
@@ -228,7 +230,14 @@ def classify(self: HICCAP,
     "Logits from pooled vectors"
     x = self.combiner(pooled)
     logits = {t.name: self.heads[head_key(t.name)](x) for t in self.tasks}
-    return logits | {p: head(torch.cat([pooled[m] for m in PAIRS[p]], 1)) for p, head in self.pairs.items()}
+    return logits | self.match(pooled)
+
+@patch
+def match(self: HICCAP,
+    pooled: dict # modality -> (B, D)
+) -> dict:       # pair -> (B, 2); empty if the model has no matching heads
+    "Logits of the matching heads"
+    return {p: head(torch.cat([pooled[m] for m in PAIRS[p]], 1)) for p, head in self.pairs.items()}
 
 @patch
 def forward(self: HICCAP,
@@ -266,8 +275,7 @@ def pool(self: HICCAP,
     states: dict # from `encode_unimodal`
 ) -> dict:       # modality -> (B, D)
     "Pool each modality without fusion"
-    x, rows = self.pack_states(states)
-    return {m: self.pools[m](x[m], rows[m]) for m in MODALITIES}
+    return self._pool(*self.pack_states(states))
 
 # %% ../nbs/23_model.ipynb #8c5dd257
 @patch
@@ -346,10 +354,9 @@ def draw_network(
     ax=None             # Matplotlib axes; new ones if None
 ):                      # the axes
     "Draw the network, with the parameters of each block"
-    import matplotlib.pyplot as plt
     if model is None:
         with torch.device('meta'): model = HICCAP(HICCAPConfig(), COMIC_MISCHIEF, pretrained=False)
-    if ax is None: ax = plt.subplots(figsize=(8, 3.2))[1]
+    if ax is None: ax = new_axes((8, 3.2))
     n = {k: f"{v/1e6:.1f}M" if v >= 1e5 else f"{v:,}" for k, v in count_parameters(model).items()}
     for y, m in zip((2, 1, 0), MODALITIES): _draw_modality(ax, y, m, model, n)
     heads = [f'GMU {n[o]}' for o in n if o == 'combiner']

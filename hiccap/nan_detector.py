@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 from fastai.callback.core import Callback, CancelStepException
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .generators import device_of, random_state
 from .distributed import all_gather_object, broadcast_object, is_main, on_main, rank
 from .states import map_tensors, tensors_in, optimizer_state
@@ -33,13 +33,14 @@ class NonFiniteError(FloatingPointError):
         bundle=None,        # folder of the replay bundle
         why=''              # why it was raised although skipping or rolling back was chosen
     ):
-        self.finding, self.bundle, self.why = finding, bundle, why
+        store_attr()
         super().__init__(str(self))
     def __str__(self):
         again = f"\n  see  hiccap.replay.replay({str(self.bundle)!r})" if self.bundle else ''
         return (f"{self.why}: " if self.why else '') + str(self.finding) + again
 
 ACTIONS = ('raise', 'skip', 'rollback')
+_KEPT = ('step', 'in_a_row', 'factor', 'rates', 'good')  # of what a detector has seen, what its state has
 
 # %% ../nbs/35_nan_detector.ipynb #b7db8017
 class NanDetector(Callback):
@@ -60,22 +61,20 @@ class NanDetector(Callback):
         if keep_every < 1 or max_in_a_row < 0 or not 0 < lower <= 1:
             raise ValueError("keep_every must be at least 1, max_in_a_row at least 0, lower above 0 and at most 1; got"
                              f" {keep_every}, {max_in_a_row}, {lower}")
-        self.action, self.folder, self.max_in_a_row, self.keep_every = action, folder, max_in_a_row, keep_every
-        self.lower, self.min_scale, self.max_bundles = lower, min_scale, max_bundles
+        store_attr()
         self.counts = dict(raised=0, skipped=0, rolled_back=0, scaler=0, validation=0)
         self.findings, self.bundles = [], []
-        self.seen = SimpleNamespace(
-            step=0, in_a_row=0, factor=1.0, rates=None, window=[], handled=False, good=None, saved=None, smooth=None)
+        self.seen = SimpleNamespace(step=0, in_a_row=0, factor=1., rates=None, good=None)
 
     def state_dict(self):
         return dict(counts=dict(self.counts), findings=[o.to_dict() for o in self.findings],
                     bundles=[Path(o).name for o in self.bundles],
-                    **{k: getattr(self.seen, k) for k in ('step', 'in_a_row', 'factor', 'rates', 'good')})
+                    **{k: getattr(self.seen, k) for k in _KEPT})
 
     def load_state_dict(self, state):
         self.counts, self.findings = dict(state['counts']), [Diagnosis.from_dict(o) for o in state['findings']]
         self.bundles = [Path(self.learn.path if self.learn else '.')/self.folder/o for o in state['bundles']]
-        for k in ('step', 'in_a_row', 'factor', 'rates', 'good'): setattr(self.seen, k, state[k])
+        for k in _KEPT: setattr(self.seen, k, state[k])
 
 # %% ../nbs/35_nan_detector.ipynb #9b1ddff2
 @dataclass
@@ -88,6 +87,16 @@ class _StepBatch:
     batch: int
     clips: tuple|None
     counted: bool=False  # whether its gradient is in the sum
+
+    @classmethod
+    def of(cls, learn):
+        "The batch that a learner has, with the random states as they are now"
+        return cls(learn.xb, learn.yb, random_state(device_of(learn.model)), getattr(learn, 'epoch', 0), learn.iter,
+                   _batch_ids(learn.dl, learn.iter))
+
+    def placed(self, finding, **fields):
+        "A finding with this batch as its place"
+        return replace(finding, epoch=self.epoch, batch=self.batch, clips=self.clips, **fields)
 
 def _batch_ids(dl, i):
     "Ids of the clips of batch `i`, where the loader knows them"
@@ -111,7 +120,7 @@ def before_fit(self: NanDetector):
     if not in_a_fit(self.learn): return  # what a fit has seen stays, and validation batches are judged still
     s = self.seen
     s.window, s.handled, s.good, s.smooth, s.rates, s.factor = [], False, None, None, None, 1.
-    s.buffers, s.device = list(self.learn.model.buffers()), device_of(self.learn.model)
+    s.buffers = list(self.learn.model.buffers())
     s.saved = [b.clone() for b in s.buffers]
     self.learn.step_info = StepInfo()
 
@@ -122,9 +131,7 @@ def before_batch(self: NanDetector):
     learn.step_info.new_batch()
     if s.factor != 1: self.lower_rate()
     if not s.window: self.before_window()
-    s.window.append(
-        _StepBatch(learn.xb, learn.yb, random_state(s.device), learn.epoch, learn.iter,
-                   _batch_ids(learn.dl, learn.iter)))
+    s.window.append(_StepBatch.of(learn))
 
 @patch
 def before_window(self: NanDetector):
@@ -181,8 +188,7 @@ def precision_of(
     for cb in learn.cbs:
         if (cast := cb.__dict__.get('autocast')) is None: continue
         scaler = getattr(learn, 'scaler', None)
-        scaled = scaler is not None and scaler.is_enabled()
-        return str(cast.fast_dtype).removeprefix('torch.'), scaler.get_scale() if scaled else 1.
+        return str(cast.fast_dtype).removeprefix('torch.'), 1. if scaler is None else scaler.get_scale()
     return None, 1.
 
 def _regularizer(learn):
@@ -199,10 +205,9 @@ def explain(self: NanDetector):
         for b, o in zip(s.buffers, s.saved): b.copy_(o)
     for m in s.window:
         found = diagnose(learn.model, m.xb, m.yb, learn.loss_func, reg and reg.penalty, m.random, precision, scale)
-        if found: return replace(found, step=s.step, epoch=m.epoch, batch=m.batch, clips=m.clips), m
-    m = s.window[-1]
-    found = replace(_bad_gradients(learn.model), precision=precision, scale=float(scale))
-    return replace(found, step=s.step, epoch=m.epoch, batch=m.batch, clips=m.clips), m
+        if found: break
+    else: found = replace(_bad_gradients(learn.model), precision=precision, scale=float(scale))
+    return m.placed(found, step=s.step), m
 
 def _bad_gradients(model):
     "What can be said where network and loss alone, run again, are finite"
@@ -218,8 +223,8 @@ def agreed(self: NanDetector, finding, batch):
     the first that knows more than that a gradient is not finite"""
     found = all_gather_object(finding.to_dict())
     source = min(range(len(found)), key=lambda r: (found[r]['where'] == 'gradient', r))
-    if source == rank(): return finding, batch, source
-    return Diagnosis.from_dict(found[source]), batch, source
+    if source != rank(): finding = Diagnosis.from_dict(found[source])
+    return finding, batch, source
 
 # %% ../nbs/35_nan_detector.ipynb #81c3c749
 @patch
@@ -359,9 +364,8 @@ def check_validation(self: NanDetector):
 def explain_validation(self: NanDetector):
     "(finding, batch) of a validation batch"
     learn = self.learn
-    precision, state = precision_of(learn)[0], random_state(device_of(learn.model))
-    m = _StepBatch(learn.xb, learn.yb, state, getattr(learn, 'epoch', 0), learn.iter, _batch_ids(learn.dl, learn.iter))
-    found = diagnose(learn.model, m.xb, m.yb, learn.loss_func if len(m.yb) else None, None, state, precision)
+    precision, m = precision_of(learn)[0], _StepBatch.of(learn)
+    found = diagnose(learn.model, m.xb, m.yb, learn.loss_func if len(m.yb) else None, None, m.random, precision)
     if found is None:
-        found = Diagnosis('gradient', '?', training=False, note='running the validation batch again gave finite values')
-    return replace(found, step=self.seen.step, epoch=m.epoch, batch=m.batch, clips=m.clips, training=False), m
+        found = Diagnosis('gradient', '?', note='running the validation batch again gave finite values')
+    return m.placed(found, step=self.seen.step, training=False), m

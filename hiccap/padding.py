@@ -7,7 +7,7 @@ __all__ = ['SIDES', 'pad', 'collate_targets', 'collate', 'describe_batch', 'Leng
 
 # %% ../nbs/14_padding.ipynb #3ecca845
 import numpy as np, torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .clips import DataError, MODALITIES
 from .display import Bar, Overview
 from .tasks import IGNORE, check_tasks
@@ -138,8 +138,8 @@ class LengthSampler:
         pool: int=50        # batches sorted together: 1 is a plain shuffle; more waste less and mix less
     ):
         if bs < 1 or pool < 1: raise ValueError(f"bs and pool must be at least 1, got {bs} and {pool}")
-        self.lengths, self.bs, self.seed = np.asarray(lengths, np.int64), bs, seed
-        self.shuffle, self.pool, self.epoch = shuffle, pool, 0
+        store_attr('bs, seed, shuffle, pool')
+        self.lengths, self.epoch = np.asarray(lengths, np.int64), 0
 
     def __len__(self): return len(self.lengths)
     def __iter__(self): return iter(self.order(self.epoch).tolist())

@@ -147,6 +147,11 @@ class Fixed(Policy):
 # %% ../nbs/40_policies.ipynb #1b03bf72
 def _only_stream(i, n): return np.eye(n)[i]
 
+def _ends(steps, what):
+    "Where each of several runs of batches ends"
+    if (steps < 1).any(): raise ValueError(f"each {what} needs at least 1 batch, got {steps.tolist()}")
+    return np.cumsum(steps.astype(np.int64))
+
 @dataclass(eq=False)
 class RoundRobin(Policy):
     "Each batch comes from one stream, in turn"
@@ -166,9 +171,7 @@ class OneAtATime(Policy):
     def start(self):
         n = len(self.names)
         steps = np.ceil(self.passes*self.sizes/self.bs) if self.steps is None else np.broadcast_to(self.steps, n)
-        if (np.asarray(steps) < 1).any():
-            raise ValueError(f"each stream needs at least 1 batch, got {np.asarray(steps).tolist()}")
-        self.ends = np.cumsum(np.asarray(steps, np.int64))
+        self.ends = _ends(steps, 'stream')
 
     def shares(self, step):
         return _only_stream(int(np.searchsorted(self.ends, step % self.ends[-1], 'right')), len(self.names))
@@ -204,10 +207,7 @@ def start(self:Curriculum):
         raise ValueError(f"stream {left[0]!r} is in no stage: add it to one, or leave it out of the mixture")
     if self.window < 1: raise ValueError(f"window must be at least 1, got {self.window}")
     self.plan, self.stage, self.recent = stages, 0, {n: [] for n in self.names}
-    if self.steps is not None:
-        steps = np.broadcast_to(self.steps, max(len(stages) - 1, 0))
-        if (steps < 1).any(): raise ValueError(f"each stage needs at least 1 batch, got {steps.tolist()}")
-        self.ends = np.cumsum(steps)
+    if self.steps is not None: self.ends = _ends(np.broadcast_to(self.steps, len(stages) - 1), 'stage')
 
 @patch
 def shares(self:Curriculum, step):
@@ -226,11 +226,11 @@ def update(self:Curriculum, losses, step):
         self.stage, self.recent = self.stage + 1, {n: [] for n in self.names}
 
 @patch
-def state_dict(self:Curriculum): return dict(stage=self.stage, recent={k: list(v) for k, v in self.recent.items()})
+def state_dict(self:Curriculum): return dict(stage=self.stage, recent=dict(self.recent))
 
 @patch
 def load_state_dict(self:Curriculum, state):
-    self.stage, self.recent = state['stage'], {k: list(v) for k, v in self._by_stream(state['recent']).items()}
+    self.stage, self.recent = state['stage'], self._by_stream(state['recent'])
 
 # %% ../nbs/40_policies.ipynb #274982b9
 @dataclass(eq=False)
@@ -349,12 +349,11 @@ def update(self:DynamicStopAndGo, losses, step):
 
 @patch
 def state_dict(self:DynamicStopAndGo):
-    return dict(going=dict(self.going), best=dict(self.best), since={n: list(v) for n, v in self.since.items()})
+    return {k: dict(getattr(self, k)) for k in ('going', 'best', 'since')}
 
 @patch
 def load_state_dict(self:DynamicStopAndGo, state):
-    self.going, self.best = self._by_stream(state['going']), self._by_stream(state['best'])
-    self.since = {n: list(v) for n, v in self._by_stream(state['since']).items()}
+    for k in ('going', 'best', 'since'): setattr(self, k, self._by_stream(state[k]))
 
 # %% ../nbs/40_policies.ipynb #79af2362
 @dataclass(eq=False)

@@ -12,9 +12,9 @@ with quiet_imports(): import fastai.basics  # noqa: F401
 
 # %% ../nbs/43b_pretraining.ipynb #dd98b617
 import numpy as np, torch
-from fastai.basics import DataLoaders, Metric, default_device, to_device
+from fastai.basics import DataLoaders, Metric, default_device
 from fastai.data.load import DataLoader
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .basics import nearest_name
 from .clips import MODALITIES
 from .distributed import part_of, rank, world_size
@@ -22,7 +22,7 @@ from .feedback import MixtureFeedback, add_losses
 from .learner import ClipDL, HICCAPLearner, hiccap_learner, no_video_in_both, score_metrics
 from .losses import MultiTaskLoss
 from .mixture import Mixture, Plan
-from .mixture_loader import MixtureDL, PlannedClips
+from .mixture_loader import MixtureDL, PlannedClips, planned_batches
 from .model import HICCAP
 from .padding import LengthSampler
 from .pretext import (ContrastTask, Contrastive, Matching, PrepareRows, Pretext, PretextStream, draw_donors,
@@ -113,8 +113,8 @@ class StreamsDL(DataLoader):
         rank: int=0,        # number of this process
         world_size: int=1   # number of processes; each gets its part of the rows of a batch
     ):
-        self.rank, self.world_size = rank, world_size
-        self.streams, self.clip_tasks, self.seed, plans = list(streams), check_tasks(tasks), seed, []
+        store_attr('seed, rank, world_size')
+        self.streams, self.clip_tasks, plans = list(streams), check_tasks(tasks), []
         for i, s in enumerate(self.streams):  # labelled rows by length; pretext rows shuffled, as the others matter
             order = LengthSampler(
                 sum(s.dataset.lengths(m) for m in MODALITIES), bs, seed, not s.labelled, pool=1).order(0)
@@ -125,14 +125,7 @@ class StreamsDL(DataLoader):
         super().__init__(self.rows, bs=bs, num_workers=num_workers, device=device, n=sum(len(p.index) for p in plans))
 
     def __len__(self): return len(self.plans)
-    def __iter__(self):
-        loader = torch.utils.data.DataLoader(self.rows, batch_size=None, sampler=self.plans,
-                                             num_workers=self.fake_l.num_workers, collate_fn=tuple,
-                                             generator=torch.Generator().manual_seed(self.seed))
-        self.before_iter()
-        for b in loader: yield self.after_batch(b if self.device is None else to_device(b, self.device))
-        self.after_iter()
-
+    def __iter__(self): return planned_batches(self, self.plans)
     def one_batch(self): return next(iter(self))
 
 # %% ../nbs/43b_pretraining.ipynb #35efe537

@@ -72,8 +72,7 @@ def _heads(self:PretrainingModel, fused, inputs, rows=None):
     logits = net.classify(fused)
     if source is not None and net.pairs:
         if rows is not None: source = (rows.cumsum(0) - 1)[source][rows]  # positions among the rows that were fused
-        taken = {m: fused[m][source[:, MODALITIES.index(m)]] for m in MODALITIES}
-        logits |= {p: head(torch.cat([taken[m] for m in PAIRS[p]], 1)) for p, head in net.pairs.items()}
+        logits |= net.match({m: fused[m][source[:, i]] for i, m in enumerate(MODALITIES)})
     return logits
 
 @patch

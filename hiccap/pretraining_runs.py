@@ -16,23 +16,24 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 from fastcore.basics import patch
-from .basics import made_by_name, markdown_table, nearest_name, versions, write_json
-from .callbacks import ClipGradients, StepRecorder
+from .basics import field_names, made_by_name, markdown_table, nearest_name, plain, write_json
 from .clips import DataError
 from .distributed import is_main
-from .feedback import MixtureFeedback, plot_mixture
+from .feedback import plot_mixture
 from .mixture import Mixture, Stream
-from .nan_detector import NanDetector
+
 from .policies import policy
 from .predictions import probability_table, write_probabilities
 from .pretraining import Contrastive, Matching, PretextStream, pretraining_learner
-from .reports import (comparison_rows, comparison_section, headline, headline_markdown, plot_strategy, save_plots,
-                            strategy_markdown)
+from .reports import (comparison_rows, comparison_section, data_section, headline, headline_markdown,
+                            nonfinite_markdown, plot_strategy, save_plots, settings_section,
+                            strategy_markdown, write_sections)
 from .resuming import Checkpoint
 from .run_data import read_splits, tokenizer_for
 from .run_folders import WORK, RunRecipe, data_digests
-from .runs import SMALL_NETWORK, Clips, Composed, Network, Training, default_of, named, setting
+from .runs import SMALL_NETWORK, Clips, Composed, Network, Training, checked, default_of, named, setting
 from .seen import parts_of_videos, write_records
+from .splits import check_classes, check_scored
 from .synthetic import synthetic_clips, write_synthetic
 from .tracking import check_trackers, tracked
 from .training import (build_model, compare_folds, cpu_threads, fit_run, in_precision, predict_test,
@@ -78,14 +79,14 @@ def from_dict(cls:StreamSpec,
     if not isinstance(d, dict) or not isinstance(d.get('name'), str): raise ValueError(f"{where} needs a name")
     where = f"{where} ({d['name']!r})"
     args = {f.name for c in PRETEXT_TASKS.values() for f in fields(c)} - {'name'}
-    columns = [f.name for f in fields(Clips)]
+    columns = field_names(Clips)
     section = d.get('clips') or {}
     if not isinstance(section, dict): raise ValueError(f"{where}: clips is a section, got {section!r}")
     rest = {k: v for k, v in d.items() if k not in ('name', 'clips', 'pretext')}
     for k in (*section, *rest):
         known = columns if k in section else [*columns, *sorted(args)]
-        if k in known: continue
-        raise ValueError(f"{where} has no field {k!r}. {nearest_name(k, ['name', 'pretext', *known])}")
+        if k not in known:
+            raise ValueError(f"{where} has no field {k!r}. {nearest_name(k, ['name', 'pretext', *known])}")
     if twice := section.keys() & rest.keys(): raise ValueError(f"{where} gives {min(twice)} twice")
     given = section | rest
     try:
@@ -96,10 +97,9 @@ def from_dict(cls:StreamSpec,
 @patch
 def to_dict(self:StreamSpec) -> dict: # of plain values
     "The stream with its clips as a section"
-    def plain(v): return list(v) if isinstance(v, tuple) else v
     clips = {f.name: plain(v) for f in fields(self.clips) if (v := getattr(self.clips, f.name)) != default_of(f)}
     pretext = {} if self.pretext is None else dict(pretext=self.pretext)
-    return dict(name=self.name, clips=clips, **pretext, **{k: plain(v) for k, v in self.arguments.items()})
+    return dict(name=self.name, clips=clips, **pretext, **plain(self.arguments))
 
 # %% ../nbs/56_pretraining_runs.ipynb #22c613b2
 @dataclass(frozen=True)
@@ -136,10 +136,7 @@ class PretrainRun(Composed):
 def check(self:PretrainRun):
     "Raise `ValueError` for a setting that cannot be, or that pretraining does not have"
     if not self.passes > 0: raise ValueError(f"passes must be above 0, got {self.passes}")
-    for f in fields(self):
-        least, v = f.metadata.get('least'), getattr(self, f.name)
-        if least is not None and v is not None and (type(v) is not int or v < least):
-            raise ValueError(f"{f.name} must be a whole number of at least {least}, got {v!r}")
+    for name in ('steps', 'min_quota', 'lag'): checked(self.settings()[name], getattr(self, name))
     if 'fine_tuned' in self.training.simple_models:
         raise ValueError('fine_tuned is a simple model of training runs, which pretraining does not have')
     for section in (self.network, self.training):
@@ -188,7 +185,7 @@ def read_streams(
         if key not in known:
             file = (clips.data, clips.valid, clips.test, clips.valid_share, clips.test_share, clips.split_seed,
                     clips.group, clips.id)
-            try: known[key] = read_splits(clips, tokenizer, network, labelled, sides.get(file))[0]
+            try: known[key] = read_splits(clips, tokenizer, network, labelled, sides.get(file), training=None)[0]
             except DataError as e: raise DataError(f"stream {s.name!r}: {e}") from None
             if clips.features:
                 for ds in known[key]: ds.check()
@@ -202,11 +199,17 @@ def _hold_out(run, parts):
     left"""
     out = {}
     for a in run.streams:
-        train, valid, test = parts[a.name]
+        (train, valid, test), who = parts[a.name], f"stream {a.name!r}"
         held_out, learnt = (_videos_of_others(run, parts, a, kinds) for kinds in ((1, 2), (0,)))
-        train = _without(train, held_out, f"stream {a.name!r}", 'training', 'another stream holds out')
-        if a.pretext: valid = _without(valid, learnt, f"stream {a.name!r}", 'validation', 'another stream learns from')
+        train = _without(train, held_out, who, 'training', 'another stream holds out')
+        if a.pretext: valid = _without(valid, learnt, who, 'validation', 'another stream learns from')
         out[a.name] = (train, valid, test)
+        if a.pretext: continue
+        check_scored([test], f'stream {a.name!r}: ')
+        if notes := check_classes(out[a.name], where=f'stream {a.name!r}: ', monitor='train_loss'):
+            train = train.subset(range(len(train)))  # its notes are its own
+            train.notes = [*train.notes, *notes]
+            out[a.name] = (train, valid, test)
     return out
 
 def _videos_of_others(run, parts, a, kinds):
@@ -234,10 +237,8 @@ def run_streams(
     parts: dict       # of `read_streams`
 ) -> list: # of `Stream` and `PretextStream`
     "The streams over the training clips; raises `ValueError` that names the stream"
-    def one(s):
-        if s.pretext is None: return Stream(s.name, parts[s.name][0])
-        return PretextStream(s.name, parts[s.name][0], pretext_of(s.pretext, **s.arguments))
-    return [one(s) for s in run.streams]
+    return [Stream(s.name, parts[s.name][0]) if s.pretext is None else
+            PretextStream(s.name, parts[s.name][0], pretext_of(s.pretext, **s.arguments)) for s in run.streams]
 
 def run_mixture(
     run: PretrainRun, # what is run
@@ -329,7 +330,7 @@ def score(self:PretrainRecipe):
     with cpu_threads(t.threads):
         self.predicted = {s.name: predict_test(self.learn, self.parts[s.name], self.tokenizer, network, t)
                           for s in self.run.streams if s.pretext is None}
-    self.feedback = next(cb for cb in self.learn.cbs if isinstance(cb, MixtureFeedback))
+    self.feedback = self.learn.mixture_feedback
     differences = {n: compare_folds([p], t.threshold_score) for n, p in self.predicted.items()}
     self.result = PretrainResult(self.out, {n: score_folds([p]) for n, p in self.predicted.items()},
                                  self.feedback.contributions(), differences)
@@ -337,8 +338,8 @@ def score(self:PretrainRecipe):
 @patch
 def write(self:PretrainRecipe):
     if not is_main(): return
-    out, scores, cb = self.folder, self.result.scores, {type(o): o for o in self.learn.cbs}
-    cb[StepRecorder].to_csv(out/'history.csv')
+    out, learn, scores = self.folder, self.learn, self.result.scores
+    learn.step_recorder.to_csv(out/'history.csv')
     self.feedback.history().to_csv(out/'shares.csv', index=False)
     tables = [table_of(p).assign(stream=n) for n, p in self.predicted.items()]
     if tables:
@@ -346,8 +347,8 @@ def write(self:PretrainRecipe):
         write_probabilities(out, pd.concat([probability_table(p.models(), p.test).assign(stream=n)
                                             for n, p in self.predicted.items()]))
     self.seconds = dict(total=time.perf_counter() - self.started, training=self.saved.seconds)
-    plot_pretraining(out, self.learn, self.feedback, scores)
-    (out/'report.md').write_text('\n\n'.join(self.report()) + '\n', encoding='utf-8')
+    plot_pretraining(out, learn, self.feedback, scores)
+    write_sections(out/'report.md', self.report())
     write_json(
         out/'metrics.json',
         dict(scores={n: s.to_dict() for n, (s, _) in scores.items()},
@@ -356,7 +357,7 @@ def write(self:PretrainRecipe):
              thresholds={n: p.thresholds.values for n, p in self.predicted.items()},
              simple={n: {k: o.chosen for k, o in p.simple.items()} for n, p in self.predicted.items()},
              contributions=self.result.contributions.reset_index().to_dict('records'), validation=self.feedback.valid,
-             seconds=self.seconds, not_finite=cb[NanDetector].counts, clipped=cb[ClipGradients].share_clipped,
+             seconds=self.seconds, not_finite=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
              clips={n: [len(ds) for ds in p] for n, p in self.parts.items()}))
 
 # %% ../nbs/56_pretraining_runs.ipynb #33b49801
@@ -381,11 +382,10 @@ def plot_pretraining(
     scores    # stream name -> (`Scores`, …)
 ):
     "Draw the shares of the streams, the losses, the gradients and the scores"
-    cb = {type(o): o for o in learn.cbs}
     fig = plot_mixture(feedback.history(), smooth=max(1, len(feedback.records)//100))
     fig.savefig(folder/'mixture.png', dpi=100)
     plt.close(fig)
-    draw = dict(loss=cb[StepRecorder].plot, gradient=cb[ClipGradients].plot,
+    draw = dict(loss=learn.step_recorder.plot, gradient=learn.clip_gradients.plot,
                 validation=lambda ax: plot_validation(feedback, ax))
     for name, (s, _) in scores.items(): draw[f'scores_{name}'] = lambda ax, s=s: s.plot('macro_f1', ax)
     save_plots(folder, **draw)
@@ -396,47 +396,30 @@ def contributions_markdown(
     table # of `MixtureFeedback.contributions`
 ) -> str:
     "What each stream contributed, as a Markdown table"
-    rows = [
-        [n, r.tasks, str(r.clips), str(r.drawn), f'{r.passes:.2f}', f'{r.part:.1%}', str(r.steps),
-         f'{r.first_loss:.3f}', f'{r.last_loss:.3f}']
-        for n, r in table.iterrows()
-    ]
+    rows = [[n, r.tasks, r.clips, r.drawn, f'{r.passes:.2f}', f'{r.part:.1%}', r.steps, f'{r.first_loss:.3f}',
+             f'{r.last_loss:.3f}'] for n, r in table.iterrows()]
     head = ['stream', 'tasks', 'clips', 'rows drawn', 'passes', 'part of all rows', 'steps with a loss', 'first loss',
             'last loss']
     return markdown_table(head, rows)
 
 # %% ../nbs/56_pretraining_runs.ipynb #2e08780d
 @patch
-def report(self:PretrainRecipe) -> list: # of paragraphs
+def report(self:PretrainRecipe) -> list: # of sections, each a list of paragraphs
     "The report of a pretraining run"
-    name, learn, seconds = self.out.name, self.learn, self.seconds['training']
-    cb = {type(o): o for o in learn.cbs}
-    odd = {k: v for k, v in cb[NanDetector].counts.items()}
+    learn, dl = self.learn, self.learn.dls.train
     return [
-        '# Pretraining on ' + ', '.join(s.name for s in self.run.streams),
-        (
-            f"{len(learn.recorder.values)} epochs of {learn.dls.train.steps} steps, each of"
-            f" {learn.dls.train.mixture.bs} rows; {seconds:.0f} s. Gradients clipped in"
-            f" {cb[ClipGradients].share_clipped:.0%} of steps. The weights after the last step are in `model/`:"
-            f" `hiccap_train … --init {name}/model` starts from them."
-        ),
-        '## What each stream contributed',
-        contributions_markdown(self.result.contributions),
-        '![shares, quotas, losses and clips seen](mixture.png)',
-        '## Validation',
-        '![validation losses](validation.png)',
-        '![loss](loss.png)',
-        '![gradient norm](gradient.png)',
-        *strategy_markdown(self.folder),
-        *(['**Numbers that were not finite:** ' + ', '.join(f'{k} {v}' for k, v in odd.items())]
-          if any(odd.values()) else []),
-        *self.scores_markdown(),
-        '## The data',
-        *(f'- {o}' for o in notes_of(self.parts) or ['Nothing was left out or changed in reading.']),
-        '## What was run',
-        f'```yaml\n{self.run.to_yaml()}```',
-        ', '.join(f'{k} {v}' for k, v in versions().items()),
-    ]
+        ['# Pretraining on ' + ', '.join(s.name for s in self.run.streams),
+         f"{len(learn.recorder.values)} epochs of {dl.steps} steps, each of {dl.mixture.bs} rows;"
+         f" {self.seconds['training']:.0f} s. Gradients clipped in {learn.clip_gradients.share_clipped:.0%} of steps."
+         f" The weights after the last step are in `model/`: `hiccap_train … --init {self.out.name}/model` starts"
+         " from them."],
+        ['## What each stream contributed', contributions_markdown(self.result.contributions),
+         '![shares, quotas, losses and clips seen](mixture.png)'],
+        ['## Validation', '![validation losses](validation.png)', '![loss](loss.png)', '![gradient norm](gradient.png)',
+         *strategy_markdown(self.folder), *nonfinite_markdown([learn.nan_detector.counts])],
+        self.scores_markdown(),
+        data_section(notes_of(self.parts)),
+        settings_section(self.run)]
 
 @patch
 def scores_markdown(self:PretrainRecipe) -> list: # of paragraphs

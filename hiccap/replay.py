@@ -19,7 +19,7 @@ from .tasks import Task
 from .model import HICCAP, HICCAPConfig
 from .checkpoints import CheckpointError
 from .losses import MultiTaskLoss, Regularizer
-from .states import (map_tensors, named_tensors, optimizer_state, pack_state, read_sealed, unpack_state,
+from .states import (MISFITS, map_tensors, named_tensors, optimizer_state, pack_state, read_sealed, unpack_state,
                            write_sealed)
 from .diagnosis import Diagnosis, as_tuple, diagnose
 
@@ -34,8 +34,7 @@ class ReplayError(CheckpointError):
 def _model_spec(model):
     "The configuration of a `HICCAP`; None for any other network"
     if type(model) is not HICCAP: return None
-    config = model.full_config() if hasattr(model, 'full_config') else model.config
-    return dict(config=config.to_dict(), tasks=[asdict(t) for t in model.tasks])
+    return dict(config=model.full_config().to_dict(), tasks=[asdict(t) for t in model.tasks])
 
 def _loss_spec(loss_func):
     "The arguments of a `MultiTaskLoss`; None for any other loss"
@@ -102,7 +101,7 @@ def load_bundle(
         _check_random_states(packed['random'])
         return Bundle(
             folder, Diagnosis.from_dict(d['finding']), d['versions'], tensors[REPLAY_WEIGHTS], spec=d, **packed)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as e:
+    except MISFITS as e:
         raise ReplayError(
             f"{folder} does not hold what a replay bundle of format {BUNDLE_FORMAT} holds ({type(e).__name__}: {e});"
             " write it again") from e

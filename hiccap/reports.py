@@ -16,12 +16,11 @@ from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
 from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS, criterion_of
 from .basics import counted, markdown_table, versions
-from .callbacks import ClipGradients, StepRecorder
 from .clips import as_numpy
 from .metrics import SCORE_NAMES, best_trivial, evaluate, interval_text, score_text, score_with_interval
 from .predictions import NETWORK
 from .runs import Run, Training
-from .weighting import Weigh, plot_weights
+from .weighting import plot_weights
 
 # %% ../nbs/54_reports.ipynb #7c7f1af2
 def save_figure(
@@ -48,17 +47,16 @@ def plot_strategy(
     folder # for `weights.png`
 ):
     "Draw the weights of the tasks; nothing is drawn without a weighting"
-    for cb in learn.cbs:
-        if isinstance(cb, Weigh):
-            save_plots(folder, weights=lambda ax: plot_weights(cb.history(), max(1, cb.n_steps//50), ax))
+    if cb := getattr(learn, 'weigh', None):
+        save_plots(folder, weights=lambda ax: plot_weights(cb.history(), max(1, cb.n_steps//50), ax))
 
 def plot_training(
     learn, # a `HICCAPLearner` with `StepRecorder` and `ClipGradients`, after its fit
     folder # for `loss.png`, `validation.png`, `gradient.png` and `weights.png`
 ):
     "Draw the loss, the validation scores, the gradient norm and the weights of the tasks"
-    cb = {type(o): o for o in learn.cbs}
-    save_plots(folder, loss=cb[StepRecorder].plot, validation=learn.plot_scores, gradient=cb[ClipGradients].plot)
+    save_plots(folder, loss=learn.step_recorder.plot, validation=learn.plot_scores,
+               gradient=learn.clip_gradients.plot)
     plot_strategy(learn, folder)
 
 # %% ../nbs/54_reports.ipynb #5cb4780b
@@ -88,10 +86,10 @@ def headline(
         for k in (first, 'macro_f1', 'auroc'):
             low, high = s.intervals.get(k, (np.nan, np.nan))
             baseline, trivial = best_trivial(s, k) or ('', np.nan)
-            row = dict(task=name, score=k, value=s.scores[k], low=low, high=high, trivial=trivial,
-                       trivial_baseline=baseline, intervals={o: other.tasks[name].intervals.get(k)
-                                                             for o, other in others.items()})
-            rows.append(row | {o: other.tasks[name].scores[k] for o, other in others.items()})
+            same = {o: other.tasks[name] for o, other in others.items()}
+            rows.append(dict(task=name, score=k, value=s.scores[k], low=low, high=high, trivial=trivial,
+                             trivial_baseline=baseline, intervals={o: t.intervals.get(k) for o, t in same.items()},
+                             **{o: t.scores[k] for o, t in same.items()}))
     return rows
 
 # %% ../nbs/54_reports.ipynb #3e1f900e
@@ -138,19 +136,17 @@ def _signed(v): return '–' if v is None or v != v else f'{v:+.3f}'
 def _difference(row):
     "The difference of a row with its interval, if it has one"
     if 'paired' not in row: return ''
-    low, high = row['paired']
-    return _signed(row['difference']) + ('' if low is None or low != low else f' ({_signed(low)} – {_signed(high)})')
+    low, high = map(_signed, row['paired'])
+    return _signed(row['difference']) + ('' if low == '–' else f' ({low} – {high})')
 
 def comparison_section(
     rows # of `comparison_rows`
 ) -> list: # of paragraphs; none if there is nothing to compare
     "The network next to simple models, with paired differences"
     if not any('paired' in r for r in rows): return []
-    lines = []
-    for r in rows:
-        name = f"**{r['model']}**" if r['model'] == NETWORK else r['model']
-        lines.append([r['task'], name, SCORE_NAMES.get(r['score'], r['score']),
-                      score_with_interval(r['value'], r['interval']), _difference(r)])
+    lines = [[r['task'], f"**{NETWORK}**" if r['model'] == NETWORK else r['model'],
+              SCORE_NAMES.get(r['score'], r['score']), score_with_interval(r['value'], r['interval']), _difference(r)]
+             for r in rows]
     head = ['task', 'model', 'score', 'value (95% interval)', 'network − model (95% interval)']
     guide = ('Differences are paired: both models lose the same video at a time. An interval that contains 0 does not'
              ' show which is better. The intervals are not corrected for their number.')
@@ -175,16 +171,16 @@ def table_guide(
     others: dict # name -> `Scores` of another model on the same clips
 ) -> str:
     "A list that says how to read the table of scores"
-    sizes = {s.task.n_classes > 2 for s in scores.tasks.values()}
+    several = {s.task.n_classes > 2 for s in scores.tasks.values()}
     by = f', for the highest {SCORE_NAMES.get(k, k)}' if (k := scores.thresholds.score) else ''
     lines = ['**95% interval**: from leaving out one video at a time; a dash where there are too few videos.',
              '**Best trivial baseline**: the best of always predicting one class, and of guessing with the frequencies'
              ' of the classes (`prior`).',
              '**Macro F1**: the mean of the F1 of all classes.']
-    if False in sizes:
+    if False in several:
         lines += ['**F1** and **AUROC** of a task with two classes: those of its second class.',
                   f'**Thresholds** of tasks with two classes: chosen on {scores.thresholds.source}{by}.']
-    if True in sizes:
+    if True in several:
         lines.append('**Weighted F1**: the mean of the F1 of all classes, weighted by their numbers of clips.')
     lines += [f'**{o}**: {SIMPLE_MODELS[o]}.' for o in others if o in SIMPLE_MODELS]
     if set(others) & set(SIMPLE_MODELS):
@@ -217,9 +213,8 @@ def fold_table(
 def _fold_cells(fold, tasks):
     "The scores of a fold, a cell for each task; a dash for a task without a labelled clip"
     own = evaluate(fold.probs, as_numpy(fold.test.labels), tasks, fold.thresholds, fold.predicted, n_boot=0).tasks
-    found = {k: s.scores for k, s in own.items()}
-    return [f"{score_text(found[t.name]['macro_f1'])} / {score_text(found[t.name]['auroc'])}" if t.name in found
-            else '–' for t in tasks]
+    return [' / '.join(score_text(own[t.name].scores[k]) for k in ('macro_f1', 'auroc')) if t.name in own else '–'
+            for t in tasks]
 
 def folds_section(
     folds # list of `Fold`
@@ -322,7 +317,7 @@ def data_section(
     return ['## The data', '\n'.join(f'- {o}' for o in notes) or NOTHING_CHANGED]
 
 def settings_section(
-    run: Run # what was run
+    run # a `Run` or a `PretrainRun`
 ) -> list: # of paragraphs
     "The settings of a run as YAML for `hiccap_run`, and the versions of the packages"
     return ['## What was run', f'```yaml\n{run.to_yaml()}```', ', '.join(f'{k} {v}' for k, v in versions().items())]

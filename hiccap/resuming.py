@@ -16,13 +16,14 @@ import numpy as np
 from pathlib import Path
 import torch
 from fastai.callback.schedule import ParamScheduler
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .basics import some_of, versions
 from .checkpoints import CheckpointError
 from .generators import device_of, random_state, set_random_state
-from .states import (is_plain, named_tensors, optimizer_state, pack_state, read_sealed, unpack_state,
+from .states import (MISFITS, is_plain, named_tensors, optimizer_state, pack_state, read_sealed, unpack_state,
                            write_sealed)
 from .distributed import all_gather_object, broadcast_object, is_main, on_main, rank, same_everywhere, world_size
+from .callbacks import in_a_fit
 from .learner import HICCAPLearner
 
 # %% ../nbs/37_resuming.ipynb #8b422570
@@ -44,7 +45,7 @@ def load_state(
     "Read a state; raises `CheckpointError`, which names the file, for one that is cut short or changed"
     d, files = read_sealed(folder, STATE, (TENSORS,), STATE_FORMAT, 'a state that hiccap wrote')
     try: return unpack_state(d['state'], files[TENSORS])
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RuntimeError) as e:
+    except MISFITS as e:
         raise CheckpointError(
             f"{folder} does not hold what a state holds ({type(e).__name__}: {e}); delete the folder") from e
 
@@ -165,8 +166,8 @@ class Checkpoint(Callback):
         if every is not None and every < 1 or minutes < 0 or keep < 1:
             raise ValueError(
                 f"every must be at least 1, minutes at least 0 and keep at least 1; got {every}, {minutes}, {keep}")
-        self.folder, self.every, self.minutes, self.keep = Path(folder), every, minutes, keep
-        self.resume, self.write, self.clock = resume, write, clock
+        store_attr()
+        self.folder = Path(folder)
         self.mid_epoch = None  # the state that the first epoch starts from, if it is in the middle of one
         self.earlier = 0.      # seconds of training before this process
         self.pending = False   # whether a checkpoint is due as soon as a step is complete
@@ -318,7 +319,7 @@ def _check_learner(learn):
 @patch
 def before_fit(self: Checkpoint):
     learn = self.learn
-    self.run = not hasattr(learn, 'lr_finder') and not hasattr(learn, 'gather_preds')
+    self.run = in_a_fit(learn)
     if not self.run: return
     _check_learner(learn)
     self.began = self.last = self.clock()

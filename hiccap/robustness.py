@@ -7,15 +7,16 @@ __all__ = ['SUBSETS', 'KINDS', 'only', 'Corrupted', 'corrupted', 'subset_scores'
            'area_under', 'plot_corruption']
 
 # %% ../nbs/45a_robustness.ipynb #3f96e131
+import itertools
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
-from .clips import MODALITIES, ClipDataset
-from .metrics import evaluate
+from .clips import MODALITIES, ClipDataset, as_numpy
+from .metrics import best_trivial, evaluate
 from .modalities import check_modalities
 
 # %% ../nbs/45a_robustness.ipynb #59cda509
 # the seven subsets, from one modality to all
-SUBSETS = tuple(tuple(m for i, m in enumerate(MODALITIES) if s >> i & 1) for s in (1, 2, 4, 3, 5, 6, 7))
+SUBSETS = tuple(s for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n))
 
 def only(
     ds: ClipDataset, # clips
@@ -27,8 +28,7 @@ def only(
     return _with_columns(ds, columns, f"{ds.name}, {' + '.join(modalities) or 'nothing'}")
 
 def _with_columns(ds, columns, name):
-    return ClipDataset(
-        ds.ids, columns, {k: y.numpy() for k, y in ds.labels.items()}, ds.tasks, ds.groups, name, ds.notes)
+    return ClipDataset(ds.ids, columns, as_numpy(ds.labels), ds.tasks, ds.groups, name, ds.notes)
 
 # %% ../nbs/45a_robustness.ipynb #ce286b2b
 KINDS = ('drop', 'noise')
@@ -103,8 +103,8 @@ def _score_rows(scores, score, **what):
     "A row of a table for each task that was measured, and for their mean"
     rows = []
     for k, s in scores.tasks.items():
-        low, high = s.intervals.get(score, (np.nan, np.nan))[:2]
-        trivial = max((b[score] for b in s.baselines.values() if b[score] == b[score]), default=np.nan)
+        low, high = s.intervals.get(score, (np.nan, np.nan))
+        _, trivial = best_trivial(s, score) or ('', np.nan)
         rows.append(dict(**what, task=k, score=s.scores[score], low=low, high=high, trivial=trivial))
     if len(rows) < 2: return rows
     mean = {k: float(np.mean([r[k] for r in rows])) for k in ('score', 'trivial')}
@@ -112,8 +112,8 @@ def _score_rows(scores, score, **what):
 
 def _evaluate(answer, ds, thresholds, n_boot):
     probs = answer(ds)
-    return evaluate(probs, {k: v.numpy() for k, v in ds.labels.items() if k in probs},
-                    [t for t in ds.tasks if t.name in probs], thresholds, groups=ds.groups, n_boot=n_boot)
+    return evaluate(probs, as_numpy(ds.labels), [t for t in ds.tasks if t.name in probs], thresholds,
+                    groups=ds.groups, n_boot=n_boot)
 
 def subset_scores(
     answer,           # function: clips -> task name -> (N, C) probabilities, in the clips' order
@@ -160,20 +160,18 @@ def corruption_scores(
     "Scores as modalities are damaged more and more"
     whole, rows = _evaluate(answer, ds, thresholds, 0), []
     spread = _noise_sources(ds) if 'noise' in kinds else None
-    for kind in kinds:
-        for ms in modalities:
-            for a in amounts:
-                scores = _evaluate(answer, corrupted(ds, ms, kind, a, seed, spread), thresholds, 0) if a else whole
-                rows += _score_rows(scores, score, kind=kind, damaged=' + '.join(ms), amount=a)
+    for kind, ms, a in itertools.product(kinds, modalities, amounts):
+        scores = _evaluate(answer, corrupted(ds, ms, kind, a, seed, spread), thresholds, 0) if a else whole
+        rows += _score_rows(scores, score, kind=kind, damaged=' + '.join(ms), amount=a)
     return pd.DataFrame(rows).drop(columns=['low', 'high'])
 
 def area_under(
     table # of `corruption_scores`
 ): # pandas.DataFrame: `kind`, `damaged`, `task`, `area`
     "The area under each curve (trapezoidal rule): the mean score over the amounts of damage, 1 for a perfect one"
-    out = [dict(zip(('kind', 'damaged', 'task'), k), area=float(np.trapezoid(g.score, g.amount)/np.ptp(g.amount)))
-           for k, g in table.groupby(['kind', 'damaged', 'task'], sort=False)]
-    return pd.DataFrame(out)
+    def area(g): return np.trapezoid(g.score, g.amount)/np.ptp(g.amount)
+    curves = table.groupby(['kind', 'damaged', 'task'], sort=False)[['score', 'amount']]
+    return curves.apply(area).reset_index(name='area')
 
 # %% ../nbs/45a_robustness.ipynb #ae2e478a
 def plot_corruption(
@@ -185,14 +183,13 @@ def plot_corruption(
     "The score as each modality is damaged more and more"
     task = task or ('mean' if 'mean' in set(table.task) else table.task.iloc[0])
     t = table[table.task == task]
-    kinds = list(t.kind.unique())
-    if axs is None:
-        axs = plt.subplots(1, len(kinds), figsize=(.6 + 3*len(kinds), 2.6), sharey=True, squeeze=False)[1][0]
-    for ax, kind in zip(axs, kinds):
-        for d, g in t[t.kind == kind].groupby('damaged', sort=False):
+    n = t.kind.nunique()
+    if axs is None: axs = plt.subplots(1, n, figsize=(.6 + 3*n, 2.6), sharey=True, squeeze=False)[1][0]
+    for ax, (kind, curves) in zip(axs, t.groupby('kind', sort=False)):
+        for d, g in curves.groupby('damaged', sort=False):
             ax.plot(g.amount, g.score, marker='o', ms=3, lw=1.2, label=d if d.count('+') < 2 else 'all',
                     ls='--' if '+' in d else '-')
         ax.axhline(t.trivial.iloc[0], color='gray', lw=.8, ls=':')
-        ax.set(xlabel=f'amount of {kind}', title=f'{score}, {task}' if kind == kinds[0] else '')
+        ax.set(xlabel=f'amount of {kind}', title=f'{score}, {task}' if ax is axs[0] else '')
     axs[0].legend(fontsize=7)
     return axs

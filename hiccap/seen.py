@@ -10,10 +10,10 @@ __all__ = ['LEAST', 'VIDEOS', 'UNKNOWN', 'HOW', 'clip_keys', 'parts_of_videos', 
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 from .basics import counted, digest, read_json_dict, write_json
 from .clips import ClipDataset, DataError
-from .runs import Clips
 
 # %% ../nbs/51a_seen.ipynb #5f239ea9
 LEAST = 10  # tokens from which a text identifies a clip
@@ -62,8 +62,7 @@ def read_records(
     "What is known of the clips that a run has seen"
     found = read_json_dict(Path(folder)/VIDEOS).get('streams')
     if not isinstance(found, list): return None
-    sound = all(isinstance(r, dict) and isinstance(r.get('parts'), dict) for r in found)
-    return found if sound else None
+    return found if all(isinstance(r, dict) and isinstance(r.get('parts'), dict) for r in found) else None
 
 def folder_of_weights(
     init # model folder that training starts from; None for new weights
@@ -133,8 +132,9 @@ class Seen:
 def counts(self:Seen) -> dict: # for `metrics.json`
     "How many clips were seen in each way, and the sentence"
     if self.how is None: return dict(checked=False, sentence=str(self))
-    n = dict(zip(HOW, np.bincount(self.how, minlength=len(HOW)).tolist()))
-    return dict(checked=True, clips=len(self.how), **n, sentence=str(self))
+    return dict(checked=True, clips=len(self.how), **dict(zip(HOW, _numbers(self.how))), sentence=str(self))
+
+def _numbers(how): return np.bincount(how, minlength=len(HOW)).tolist()
 
 @patch
 def __repr__(self:Seen):
@@ -142,7 +142,7 @@ def __repr__(self:Seen):
     if self.how is None:
         return (f"It cannot be checked whether the run was trained on these clips: it has no {VIDEOS} that can be read."
                 " An earlier version wrote the run, or the file was lost")
-    trained, chose, video, new = np.bincount(self.how, minlength=len(HOW)).tolist()
+    trained, chose, video, new = _numbers(self.how)
     n = len(self.how)
     if new == n:
         return (f"None of {counted(n, 'clip')} was trained on or chose the epoch"
@@ -174,11 +174,5 @@ def parts_from_weights(
 ) -> dict: # video -> 0, 1 or 2, the first part that it, or the content of one of its clips, had; no others
     "The part that the videos of clips had when the weights were trained"
     part = np.minimum(part_by_content(records, ds), part_by_video(records, ds, data, own_numbering))
-    return {g: int(part[rows].min()) for g, rows in _rows_of(ds.groups).items()
-            if part[rows].min() < UNKNOWN}
-
-def _rows_of(groups):
-    "Positions of each group, in order of appearance"
-    out = {}
-    for i, g in enumerate(groups): out.setdefault(g, []).append(i)
-    return out
+    least = pd.Series(part, ds.groups).groupby(level=0, sort=False).min()
+    return least[least < UNKNOWN].to_dict()

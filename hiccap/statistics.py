@@ -163,9 +163,8 @@ def holm(
     p # (M,) p-values; NaN where a test says nothing
 ) -> list: # (M,) corrected, in the same order; NaN stays NaN, and is not counted as a test
     "Corrected p-values (Holm, Scandinavian Journal of Statistics 1979)"
-    order = sorted((i for i, v in enumerate(p) if v == v), key=lambda i: p[i])
-    out, top = [float('nan')]*len(p), 0.
-    for rank, i in enumerate(order):
-        top = max(top, min(1., (len(order) - rank)*p[i]))
-        out[i] = top
-    return out
+    p = np.asarray(p, float)
+    order = np.argsort(p, kind='stable')[:np.isfinite(p).sum()]  # NaN is sorted to the end
+    out = np.full(len(p), np.nan)
+    out[order] = np.maximum.accumulate(np.minimum(1, np.arange(len(order), 0, -1)*p[order]))
+    return out.tolist()

@@ -8,7 +8,7 @@ __all__ = ['Stream']
 # %% ../nbs/41_streams.ipynb #86988f4c
 import zlib
 import torch, numpy as np
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .basics import digest
 from .tasks import IGNORE, check_tasks
 
@@ -22,7 +22,8 @@ class Stream:
         labelled: bool=True  # False for pretext tasks, whose targets are made from the inputs
     ):
         if not isinstance(name, str) or not name: raise ValueError(f"A stream needs a name, got {name!r}")
-        self.name, self.dataset, self.n, self.labelled = name, dataset, len(dataset), labelled
+        store_attr('name, dataset, labelled')
+        self.n = len(dataset)
         if not self.n: raise ValueError(f"stream {name!r} is empty: give it clips, or leave it out of the mixture")
         self.tasks = check_tasks(dataset.tasks if tasks is None else tasks)
         if not self.tasks: raise ValueError(f"stream {name!r} has no task: name the tasks that its rows are drawn for")

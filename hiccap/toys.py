@@ -75,27 +75,23 @@ def toy_learner(
     return learn.remove_cb(ProgressCallback)
 
 # %% ../nbs/29_toys.ipynb #97061fd9
-class PutNaN(nn.Module):
-    "Writes NaN into some rows"
+class _OfRows(nn.Module):
+    "Changes some rows of a batch"
     def __init__(self,
         rows # rows of the batch
     ):
         super().__init__()
         self.rows = rows
 
+class PutNaN(_OfRows):
+    "Writes NaN into some rows"
     def forward(self, h):
         h = h.clone()
         h[self.rows] = torch.nan
         return h
 
-class Root(nn.Module):
+class Root(_OfRows):
     "Adds the 2-norm of each row, with some rows set to zero: their norm is finite, its derivative is NaN"
-    def __init__(self,
-        rows # rows of the batch
-    ):
-        super().__init__()
-        self.rows = rows
-
     def forward(self, h):
         keep = torch.ones(len(h), 1)
         keep[self.rows] = 0

@@ -12,7 +12,7 @@ __all__ = ['FINE_TUNED_WORK', 'build_model', 'class_weighted', 'run_callbacks', 
 # %% ../nbs/55_training.ipynb #09918f02
 import shutil, time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from .losses import MultiTaskLoss, Regularizer, balanced_weights
 from .modalities import ShowModalities
 from .model import HICCAP, HICCAPConfig
 from .nan_detector import NanDetector
-from .reports import affinity_of, plot_scores_of, plot_training, write_report
+from .reports import BEST_POSSIBLE, affinity_of, plot_scores_of, plot_training, write_report
 from .resuming import Checkpoint, load_state, save_state
 from .run_data import read_splits, tokenizer_for
 from .run_folders import WORK, Recipe, RunRecipe, data_digests
@@ -38,7 +38,7 @@ from .seen import write_records
 from .tasks import IGNORE
 from .tracking import check_trackers, tracked
 from .weighting import Weigh
-from .baselines import FINE_TUNED, Predictions, baseline_predictions, criterion_of
+from .baselines import FINE_TUNED, Predictions, baseline_predictions, criterion_of, first_values
 from .clips import MODALITIES, ClipDataset, DataError, as_numpy
 from .encoders import TokenEncoder, TokensConfig, encoder_config, encoder_path, hidden_size
 from .mean_pooling import mean_pooled
@@ -56,7 +56,7 @@ def build_model(
     "The `HICCAP` that a network's settings describe; raises `ValueError` if they do not fit the clips"
     sets = train if isinstance(train, (list, tuple)) else [train]
     base = _init_config(network)
-    config = HICCAPConfig.from_dict({**_config_of_clips(network, sets), **base, **network.config})
+    config = HICCAPConfig.from_dict(_config_of_clips(network, sets) | base | network.config)
     tasks = {t.name: t for ds in sets for t in ds.tasks}.values()
     model = HICCAP(config, tasks, pretrained=not base, seed=seed)
     longest = getattr(model.encoders['text'], 'max_length', None)
@@ -64,15 +64,12 @@ def build_model(
         raise ValueError(
             f"max_length is {max_length}, but the text encoder takes {longest} tokens; give {longest} or less")
     if network.init: init_from(model, network.init, verbose)
-    if network.freeze_text: _freeze_text(model)
+    if network.freeze_text:
+        if not hasattr(model.encoders['text'], 'freeze'):
+            raise ValueError('freeze_text: the text comes as feature vectors, so the network has no text encoder to'
+                             ' freeze; leave it out')
+        model.encoders['text'].freeze()
     return model
-
-def _freeze_text(model):
-    if not hasattr(model.encoders['text'], 'freeze'):
-        raise ValueError(
-            'freeze_text: the text comes as feature vectors, so the network has no text encoder to freeze; leave it'
-            ' out')
-    model.encoders['text'].freeze()
 
 # %% ../nbs/55_training.ipynb #rt000001
 def _config_of_clips(network, sets):
@@ -93,8 +90,8 @@ def _init_config(network):
 
 def _width(ds, modality):
     "Columns of a modality; None if no clip has it"
-    has = ds.lengths(modality).nonzero()[0]
-    return ds[int(has[0])].__dict__[modality].shape[1] if len(has) else None
+    first = first_values(ds, modality)
+    return None if first is None else first.shape[1]
 
 # %% ../nbs/55_training.ipynb #479293dc
 def class_weighted(
@@ -263,6 +260,12 @@ def predict_test(
 # %% ../nbs/55_training.ipynb #63346d8e
 def _joined_folds(dicts, tasks): return {t.name: np.concatenate([d[t.name] for d in dicts]) for t in tasks}
 
+def _clips_of_folds(folds):
+    "Tasks, labels and videos of the test clips of all folds"
+    tasks = folds[0].test.tasks
+    labels = _joined_folds([as_numpy(f.test.labels) for f in folds], tasks)
+    return tasks, labels, [g for f in folds for g in f.test.groups]
+
 def models_of_folds(
     folds # list of `Predicted`
 ) -> dict: # name -> a list of its predictions, one for each fold; the network is the first
@@ -274,8 +277,7 @@ def score_folds(
     n_boot: int=1000 # most samples of the intervals; 0 for no interval
 ) -> tuple: # `Scores` of the network, and name -> `Scores` of the simple models
     "The scores of the clips of all folds together"
-    tasks, groups = folds[0].test.tasks, [g for f in folds for g in f.test.groups]
-    y = _joined_folds([as_numpy(f.test.labels) for f in folds], tasks)
+    tasks, y, groups = _clips_of_folds(folds)
     def scores(parts, thresholds):
         probs, predicted = (_joined_folds([getattr(p, k) for p in parts], tasks) for k in ('probs', 'predicted'))
         return evaluate(probs, y, tasks, thresholds, predicted, groups, n_boot)
@@ -283,7 +285,7 @@ def score_folds(
     if all(hasattr(f.test, 'oracle') for f in folds):
         best = [Predictions(o, {k: (p[:, 1] >= .5).astype(int) for k, p in o.items()}, None)
                 for o in (f.test.oracle for f in folds)]
-        found['best possible'] = scores(best, Thresholds({}, 'what was synthetic'))
+        found[BEST_POSSIBLE] = scores(best, Thresholds({}, 'what was synthetic'))
     return found.pop(NETWORK), found
 
 def compare_folds(
@@ -292,16 +294,13 @@ def compare_folds(
     n_boot: int=1000      # most samples of the intervals; 0 for no interval
 ) -> dict: # name of a simple model -> task name -> dict(score, difference, low, high, note)
     "How much higher the network scores than each simple model on the same clips, with 95% intervals paired by video"
-    tasks, groups = folds[0].test.tasks, [g for f in folds for g in f.test.groups]
-    y = _joined_folds([as_numpy(f.test.labels) for f in folds], tasks)
+    tasks, y, groups = _clips_of_folds(folds)
     predicted = {k: _joined_folds([p.predicted for p in v], tasks) for k, v in models_of_folds(folds).items()}
-    network, out = predicted.pop(NETWORK), {}
-    for name, simple in predicted.items():
-        for t in tasks:
-            k = criterion_of(t, score)
-            found = compare_scores(network, simple, y, [t], groups, k, n_boot)[t.name]
-            out.setdefault(name, {})[t.name] = dict(score=k, **found)
-    return out
+    network = predicted.pop(NETWORK)
+    def compared(simple, t):
+        k = criterion_of(t, score)
+        return dict(score=k, **compare_scores(network, simple, y, [t], groups, k, n_boot)[t.name])
+    return {name: {t.name: compared(simple, t) for t in tasks} for name, simple in predicted.items()}
 
 def _thresholds_of_folds(thresholds):
     "What a report says about thresholds that each fold chose for itself"
@@ -349,7 +348,7 @@ class Fold(Predicted):
 
     def state(self) -> dict: # of plain values
         "All but the test clips"
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'test'}
+        kept = {k: v for k, v in vars(self).items() if k != 'test'}
         return kept | dict(thresholds=asdict(self.thresholds), history=self.history.to_dict('list'),
                            simple={k: asdict(p) for k, p in self.simple.items()})
 
@@ -425,21 +424,20 @@ def fine_tune(self:FoldRecipe):
     learn = run_learner(training, *self.parts[:2], model, self.folder, self.log)
     fit_run(learn, training, Checkpoint(self.work/FINE_TUNED_WORK, minutes=training.checkpoint_every, resume=True,
                                         write=self.log))
-    best = next(cb for cb in learn.cbs if isinstance(cb, KeepBest))
     self.fine_tuned = trained_predictions(learn, *self.parts[1:], training.threshold_score)
-    self.fine_tuned.chosen = {t.name: dict(epoch=best.best_epoch, validation=best.best) for t in self.parts[0].tasks}
+    best = dict(epoch=learn.keep_best.best_epoch, validation=learn.keep_best.best)
+    self.fine_tuned.chosen = {t.name: best for t in self.parts[0].tasks}
 
 @patch
 def score(self:FoldRecipe):
     found = predict_test(self.learn, self.parts, self.tokenizer, self.run.network, self.run.training, self.seen)
     if self.fine_tuned is not None: found.simple = {FINE_TUNED: self.fine_tuned, **found.simple}
-    cb = {type(o): o for o in self.learn.cbs}
-    best, affinity = cb[KeepBest], cb.get(MeasureAffinity)
+    learn, best = self.learn, self.learn.keep_best
     self.result = Fold(
-        **vars(found), history=cb[StepRecorder].history(),
+        **vars(found), history=learn.step_recorder.history(),
         best=dict(epoch=best.best_epoch, score=best.best, monitor=self.run.training.monitor),
-        seconds=self.saved.seconds, counts=cb[NanDetector].counts, clipped=cb[ClipGradients].share_clipped,
-        affinity=None if affinity is None else affinity.state_dict())
+        seconds=self.saved.seconds, counts=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
+        affinity=learn.measure_affinity.state_dict() if self.run.training.affinity else None)
 
 @patch
 def write(self:FoldRecipe):
@@ -477,7 +475,7 @@ class TrainRecipe(RunRecipe):
             raise ValueError('freeze_text keeps the text encoder as it is, so fine_tuned is not a simple model of this'
                              ' run: leave one of the two out')
         self.tokenizer = tokenizer_for(network, clips.data)
-        self.splits = read_splits(clips, self.tokenizer, network)
+        self.splits = read_splits(clips, self.tokenizer, network, training=training)
         first = self.splits[0]
         if not any(first[0].lengths(m).any() for m in MODALITIES):
             raise DataError('no training clip has text, video or audio', file=clips.data,
@@ -513,26 +511,26 @@ def train(self:TrainRecipe):
 
 @patch
 def score(self:TrainRecipe):
-    differences = compare_folds(self.folds, self.run.training.threshold_score)
-    self.result = Result(self.out, *score_folds(self.folds), self.folds, differences)
+    self.result = Result(self.out, *score_folds(self.folds), self.folds,
+                         compare_folds(self.folds, self.run.training.threshold_score))
 
 # %% ../nbs/55_training.ipynb #rt00000f
 @patch
 def write(self:TrainRecipe):
     if not is_main(): return
-    out, folds, scores, others = self.folder, self.folds, self.result.scores, self.result.others
-    differences = self.result.differences
+    out, folds, r = self.folder, self.folds, self.result
     _joined([f.history for f in folds]).to_csv(out/'history.csv', index=False)
     _joined([table_of(f) for f in folds]).to_csv(out/'predictions.csv', index=False)
     write_probabilities(out, _joined([probability_table(f.models(), f.test) for f in folds]))
-    plot_scores_of(scores, out)
-    if (affinity := affinity_of(folds)) is not None: write_affinity(affinity, out)
-    write_report(out, self.run, folds, scores, others, self.notes, differences)
+    plot_scores_of(r.scores, out)
+    if affinity := affinity_of(folds): write_affinity(affinity, out)
+    write_report(out, self.run, folds, r.scores, r.others, self.notes, r.differences)
     seconds = dict(total=time.perf_counter() - self.started, training=[f.seconds for f in folds])
     write_json(
         out/'metrics.json',
-        dict(scores=scores.to_dict(), beside={k: v.to_dict() for k, v in others.items()}, differences=differences,
-             seconds=seconds, kept=[f.best for f in folds], thresholds=[f.thresholds.values for f in folds],
+        dict(scores=r.scores.to_dict(), beside={k: v.to_dict() for k, v in r.others.items()},
+             differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
+             thresholds=[f.thresholds.values for f in folds],
              simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
              not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds], notes=self.notes))
 

@@ -13,10 +13,10 @@ with quiet_imports(): import fastai.basics  # noqa: F401
 import math, warnings
 from contextlib import nullcontext
 from copy import deepcopy
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastai.basics import Callback
 from fastcore.basics import patch
-from .basics import made_by_name, nearest_name
+from .basics import made_by_name, nearest_name, new_axes
 from .generators import device_of, untouched, random_state, set_random_state
 from .tasks import IGNORE
 from .losses import check_per_task
@@ -53,7 +53,7 @@ def graph_leaves(
     stop=() # nodes that are not searched beyond
 ) -> tuple: # dict id -> leaf that takes a gradient, and the set of those of `stop` that were met
     "What tensors were computed from, as autograd recorded it"
-    todo, seen, leaves, met, stop = [f for f in nodes if f is not None], set(), {}, set(), set(stop)
+    todo, seen, leaves, met, stop = list(nodes), set(), {}, set(), set(stop)
     while todo:
         f = todo.pop()
         if f is None or f in seen: continue
@@ -260,9 +260,7 @@ def count_no_shared_clip(self:Weigh, losses):
 @patch
 def task_gradients(self:Weigh, losses, shared, own) -> tuple: # rows for the shared tensors, and task -> its own
     "Each task's gradient in the shared tensors and in its own parameters, float32 without the loss scale"
-    scaler = getattr(self.learn, 'scaler', None)
-    # float16 would lose small gradients in the heads
-    scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.
+    scale = precision_of(self.learn)[1]  # float16 would lose small gradients in the heads
     rows, heads = [], {}
     for n, l in losses.items():
         tensors = [*shared, *own[n]]
@@ -340,9 +338,8 @@ def plot_weights(
     ax=None       # axes to draw on
 ): # the axes
     "The weight of each task over the steps"
-    ax = ax or plt.subplots(figsize=(5, 2.5))[1]
-    for name in history.task.unique():
-        h = history[history.task == name]
+    if ax is None: ax = new_axes((5, 2.5))
+    for name, h in history.groupby('task', sort=False):
         ax.plot(h.step, h.weight.rolling(smooth, min_periods=1).mean(), lw=1, label=name)
     ax.set(xlabel='step', ylabel='weight')
     ax.legend(fontsize=7)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, NamedTuple
 from fastcore.basics import patch
-from .clips import DataError
+from .clips import DataError, first_repeated
 
 # %% ../nbs/11b_tables.ipynb #523c45d3
 @contextmanager
@@ -289,7 +289,7 @@ def _check_names(names, path):
     if not any(str(o).strip() for o in names):
         raise DataError('no line of column names', file=path, fix='Check that it is complete', at='line 1')
     seen = [o for o in names if o != '']
-    if twice := next((o for o in seen if seen.count(o) > 1), None):
+    if twice := first_repeated(seen):
         raise DataError(f"two columns are named {twice!r}", file=path, fix='Give every column a name of its own',
                         at='line 1')
 

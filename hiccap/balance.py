@@ -76,12 +76,13 @@ def _task_findings(t, mine, few, few_videos):
     "The findings of one task"
     binary, have = {r['class'] for r in mine} <= {'0', '1'}, {r['class'] for r in mine if r['clips']}
     out = []
-    def put(code, what, rows): out.append(Finding(code, f'{t}: {what}', [], dict(classes=rows)))
+    def put(code, what, rows, severity=None):
+        out.append(Finding(code, f'{t}: {what}', [], dict(classes=rows), severity))
     def in_(r): return f"class {r['class']} in {r['split']}"
     def of(r): return f"{counted(r['clips'], 'clip')} of {counted(r['videos'], 'video')}"
     unseen = [r for r in mine if not r['clips'] and r['of']]
     if not have: put('class-missing', 'no clip has a label', mine)
-    elif len(have) == 1: put('class-missing', f'all labelled clips are of class {min(have)}', mine)
+    elif len(have) == 1: put('class-missing', f'all labelled clips are of class {min(have)}', mine, 'warning')
     elif len({r['split'] for r in mine}) > 1 and unseen:
         put('class-unseen', ', '.join(f"no clip of {in_(r)}" for r in unseen), unseen)
     present = [r for r in mine if r['clips'] and len(have) > 1]

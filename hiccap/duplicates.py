@@ -6,11 +6,10 @@
 __all__ = ['shingle', 'minhash', 'near_duplicates', 'duplicate_findings']
 
 # %% ../nbs/19a_duplicates.ipynb #5bf2b6d6
-from functools import cache
+from functools import lru_cache
 from hashlib import blake2b
 import numpy as np
 from fastcore.basics import groupby
-from scipy.cluster.hierarchy import DisjointSet
 from .basics import counted
 from .findings import Finding
 
@@ -47,16 +46,28 @@ def minhash(
 # %% ../nbs/19a_duplicates.ipynb #dcd270eb
 def _buckets(signatures):
     "Lists of rows that agree in a band of 3 numbers"
-    s = signatures.astype(np.uint64)
-    for b in range(0, s.shape[1], 3):
-        band = (s[:, b]*np.uint64(0x9E3779B97F4A7C15) ^ s[:, b + 1]*np.uint64(0xBF58476D1CE4E5B9)
-                ^ s[:, b + 2] << np.uint64(17))
+    for b in range(0, signatures.shape[1], 3):
+        one, two, three = signatures[:, b:b + 3].T.astype(np.uint64)
+        band = one*np.uint64(0x9E3779B97F4A7C15) ^ two*np.uint64(0xBF58476D1CE4E5B9) ^ three << np.uint64(17)
         order = np.argsort(band, kind='stable')
         cut = np.flatnonzero(np.diff(band[order])) + 1
         begins, ends = np.append(0, cut), np.append(cut, len(order))
         for k in np.flatnonzero(ends - begins > 1): yield order[begins[k]:ends[k]].tolist()
 
 # %% ../nbs/19a_duplicates.ipynb #8b5dc169
+def _same_words(words, at, rows):
+    "The first of the texts with the same words, and the groups of more than one"
+    def content(i): return blake2b(words[at[i]:at[i + 1]].tobytes(), digest_size=16).digest()
+    same = groupby(rows, content).values()
+    return np.array([o[0] for o in same], int), [o for o in same if len(o) > 1]
+
+def _root(parents, i):
+    "The position that stands for all that are known to belong together with `i`"
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]
+        i = parents[i]
+    return i
+
 def near_duplicates(
     words,              # (T,) numbers of words, text after text
     at,                 # (N + 1,) where each text begins
@@ -65,24 +76,22 @@ def near_duplicates(
 ) -> tuple: # groups of positions with the same words; groups of positions of near duplicates with different words
     "Texts that are the same or nearly the same"
     words, at = np.asarray(words), np.asarray(at)
-    long = np.flatnonzero(np.diff(at) >= least).tolist()
-    same = groupby(long, lambda i: blake2b(words[at[i]:at[i + 1]].tobytes(), digest_size=16).digest()).values()
-    first, exact = np.array([o[0] for o in same], int), [o for o in same if len(o) > 1]
+    first, exact = _same_words(words, at, np.flatnonzero(np.diff(at) >= least).tolist())
     if len(first) < 2: return exact, []
 
     def shingled(rows):
         texts = np.concatenate([words[at[i]:at[i + 1]] for i in rows])
         return shingle(texts, np.cumsum([0, *(at[rows + 1] - at[rows])]))
-    @cache
+    @lru_cache(512) # the pairs of a bucket are neighbours; all sets would take hundreds of megabytes
     def shingles(i): return set(shingled(first[i:i + 1])[0].tolist())
     signatures = np.concatenate([minhash(*shingled(first[i:i + 2000])) for i in range(0, len(first), 2000)])
-    sets = DisjointSet(range(len(first)))
+    parents = list(range(len(first)))
     for bucket in _buckets(signatures):
-        for p, q in {(bucket[0], q) for q in bucket[1:]} | set(zip(bucket, bucket[1:])):
-            if sets.connected(p, q): continue
+        for p, q in dict.fromkeys(o for p, q in zip(bucket, bucket[1:]) for o in ((bucket[0], q), (p, q))):
+            if _root(parents, p) == _root(parents, q): continue
             a, b = shingles(p), shingles(q)
-            if len(a & b) >= share*len(a | b): sets.merge(p, q)
-    near = groupby(enumerate(first.tolist()), lambda o: sets[o[0]], 1)
+            if len(a & b) >= share*len(a | b): parents[_root(parents, q)] = _root(parents, p)
+    near = groupby(enumerate(first.tolist()), lambda o: _root(parents, o[0]), 1)
     return exact, [o for o in near.values() if len(o) > 1]
 
 # %% ../nbs/19a_duplicates.ipynb #e4c1b010
@@ -99,7 +108,7 @@ def duplicate_findings(
     m # `Manifest`
 ) -> list: # of `Finding`
     "Clips with the same or nearly the same words, within and between splits, and whether their labels differ"
-    exact, near = near_duplicates(np.array(m.words, np.int32), np.array(m.text_at))
+    exact, near = near_duplicates(np.asarray(m.words, np.int32), np.array(m.text_at))
     across = [o for o in exact + near if len({m.splits[i] for i in o}) > 1]
     out = []
     if exact: out.append(_finding(m, 'duplicate-text', '{clips} in {groups} with the same words', exact))

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['MISSING_WORDS', 'NO_YES', 'MANY', 'is_missing', 'check_text', 'tidy_text', 'class_name', 'written_classes',
-           'class_keys', 'declared_classes', 'declared_labels', 'Labels', 'read_labels']
+           'class_keys', 'usual_spelling', 'declared_classes', 'declared_labels', 'Labels', 'read_labels']
 
 # %% ../nbs/11c_labels.ipynb #8cad3c75
 import re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 import numpy as np
+from fastcore.basics import groupby
 from .clips import DataError
-from .tasks import IGNORE, Task
+from .tables import Unstored
+from .basics import nearest_name
+from .tasks import IGNORE, Task, is_labelled
 
 # %% ../nbs/11c_labels.ipynb #5e49b07d
 def is_missing(
@@ -66,6 +69,7 @@ def class_name(
         raise ValueError('it is not a one-hot list')
     if isinstance(value, (dict, tuple, bytes)) or hasattr(value, 'isoformat') and not is_missing(value):
         raise ValueError(f'a {type(value).__name__} is not a class')
+    if isinstance(value, Unstored): raise ValueError(value.what)
     if is_missing(value): return None
     if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()): return str(int(value))
     name = tidy_text(str(value))
@@ -92,6 +96,15 @@ def class_keys(
         return NO_YES | {'0': 0, '1': 1} | keys
     return keys
 
+# %% ../nbs/11c_labels.ipynb #54e3f238
+def usual_spelling(
+    names # each as often as it was written
+) -> dict: # name in lower case -> the spelling that is used most, in the order of use
+    "One spelling for names that differ only in case"
+    count, out = Counter(names), {}
+    for o in sorted(count, key=lambda o: (-count[o], o)): out.setdefault(o.casefold(), o)
+    return out
+
 # %% ../nbs/11c_labels.ipynb #37752404
 def declared_classes(
     text: str # such as `yes,no` or `1..5`
@@ -104,20 +117,48 @@ def declared_classes(
             f"{text!r} declares no classes: give two names or more, such as yes,no, or a range such as 1..5")
     return tuple(names)
 
+# %% ../nbs/11c_labels.ipynb #9833ac9b
+# `sentiment:regression` or `sentiment:regression:-3..3`
+_REGRESSION = re.compile(r'(.+):\s*regression\s*(?::\s*(\S+?)\s*\.\.\s*(\S+?)\s*)?')
+
+def _regression(column, low=None, high=None):
+    "The regression task of a column, with the ends of its scale as text"
+    try: return Task(column, kind='regression', scale=None if low is None else (float(low), float(high)))
+    except ValueError as e:
+        raise ValueError(f"'{low}..{high}' is not a scale: write its lowest and highest label, such as"
+                         f" --labels {column}:regression:-3..3 ({e})") from None
+
+def _declared(column, value):
+    "What an entry of a file of settings declares: names of classes, or a regression task; raises `ValueError`"
+    if not isinstance(value, dict):
+        text = value if isinstance(value, str) else ','.join(map(str, value))
+        found = _REGRESSION.fullmatch(f'{column}:{text}')
+        return _regression(*found.groups()) if found else declared_classes(text)
+    known = 'kind', 'classes', 'loss', 'scale'
+    if odd := set(value) - set(known):
+        raise ValueError(f"column {column!r} has no setting {min(odd)!r}. {nearest_name(min(odd), known)}")
+    fields = dict(value)
+    classes = fields.pop('classes', None)
+    task = Task(column, **fields)  # a scale without `kind: regression` is an error here
+    if task.is_regression: return Task(column, classes=classes, **fields)
+    if classes is None: raise ValueError(f"column {column!r}: give its classes, or kind: regression for a number")
+    return _declared(column, classes)
+
 def declared_labels(
-    labels: list,       # label columns, each a name or `name:classes`
+    labels: list,       # label columns, each a name, `name:classes` or `name:regression`
     columns: list=None, # of the table; None if they are not known
-    classes: dict=None  # column -> list of classes, or such a text
-) -> dict: # column -> its classes; None finds them in the column
+    classes: dict=None  # column -> list of classes, such a text, or a dict with `kind: regression`
+) -> dict: # column -> its classes, or a regression `Task`; None finds the classes in the column
     "The label columns and what is declared of them; raises `ValueError`"
     out = {}
     for o in labels:
         name, colon, some = o.rpartition(':')
-        if colon and o not in (columns or ()): out[name] = declared_classes(some)
-        else: out[o] = None
-    given = {k: v if isinstance(v, str) else ','.join(map(str, v)) for k, v in (classes or {}).items()}
-    return out | {k: declared_classes(v) for k, v in given.items()}
+        if not colon or o in (columns or ()): out[o] = None
+        elif found := _REGRESSION.fullmatch(o): out[found[1]] = _regression(*found.groups())
+        else: out[name] = declared_classes(some)
+    return out | {k: _declared(k, v) for k, v in (classes or {}).items()}
 
+# %% ../nbs/11c_labels.ipynb #8487f611
 def _declared_task(column, classes):
     "The task with these classes"
     names = [class_name(c) or c for c in classes]
@@ -139,9 +180,20 @@ class _Column:
 
     def first(self, names, some): return next(n for n, v in enumerate(names) if v in some)
 
+def _check_widths(col, values):
+    "Note the first one-hot list that is longer or shorter than the first list of the column"
+    widths = [(n, len(v)) for n, v in enumerate(values) if isinstance(v, (list, np.ndarray))]
+    n, other = next(((n, k) for n, k in widths if k != widths[0][1]), (None, None))
+    if n is None: return
+    first, width = widths[0]
+    where = f', {col.at[first]}' if col.at else ''
+    col.wrong(n, f"one-hot list of {other} numbers in column {col.name!r}, while clip {col.ids[first]!r}{where} has"
+              f" {width}", 'Write one number for each class in every list')
+
 def _names(col, values, keys):
     "The class that each value names, one spelling for each; None if missing"
     names, words = [], {}
+    _check_widths(col, values)
     for n, v in enumerate(values):
         try: name = tidy_text(v) if isinstance(v, str) and tidy_text(v).casefold() in keys else class_name(v)
         except ValueError as e:
@@ -153,10 +205,9 @@ def _names(col, values, keys):
     for word, rows in words.items():
         some = ', '.join(col.ids[n] for n in rows)
         col.notes.append(f"{len(rows)} clips have {word!r} in column {col.name!r}, which is read as no label: {some}")
-    spelt = {}
-    for name, k in Counter(o for o in names if o is not None).items(): spelt.setdefault(name.casefold(), {})[name] = k
-    usual = {key: min(o, key=lambda name: (-o[name], name)) for key, o in spelt.items()}
-    for key, o in spelt.items():
+    known = [o for o in names if o is not None]
+    usual = usual_spelling(known)
+    for key, o in groupby(dict.fromkeys(known), str.casefold).items():
         if len(o) > 1 and not keys:
             others = ', '.join(repr(name) for name in sorted(o) if name != usual[key])
             col.notes.append(f"{others} in column {col.name!r} is read as {usual[key]!r}")
@@ -184,8 +235,8 @@ def _numbered(col, names, present):
         col.wrong(n,
                   f"label {names[n]!r} of column {col.name!r}: the column holds {len(present)} different numbers, which"
                   " are a scale and not classes",
-                  f"If they are classes, declare them: --labels '{col.name}:0..9'. A scale cannot be learnt yet: write"
-                  " ranges of it as classes, such as low and high")
+                  f"If the number is to be predicted, declare that: --labels '{col.name}:regression'; if they are"
+                  f" classes, declare them: --labels '{col.name}:0..9'")
         return None
     n = max(2, 1 + max(map(int, present)))
     gap = next((i for i in range(n) if str(i) not in present), None)
@@ -244,14 +295,43 @@ def _found_task(col, names):
 @dataclass
 class Labels:
     "The labels of a table"
-    numbers: dict  # task name -> class numbers, `IGNORE` if missing
+    numbers: dict  # task name -> class numbers, `IGNORE` if missing; floats of a regression task, NaN if missing
     tasks: tuple   # in the same order; without those of columns that cannot be read
     problems: list # a `DataError` for each label or column that cannot be read
     notes: list    # a sentence for each column and for what was changed
 
+def _as_float(value):
+    "A number as a float, NaN if it is missing; raises `ValueError` for anything else"
+    if isinstance(value, (np.generic, np.ndarray)): value = value.tolist()
+    if is_missing(value) or isinstance(value, str) and tidy_text(value) in MISSING_WORDS: return np.nan
+    if isinstance(value, (bool, list, dict, tuple, bytes)) or '_' in str(value): raise ValueError('is not a number')
+    try: number = float(tidy_text(value) if isinstance(value, str) else value)
+    except (TypeError, ValueError): raise ValueError('is not a number') from None
+    if np.isinf(number): raise ValueError('is infinite')
+    return number
+
+def _read_numbers(col, values, task):
+    "The numbers of a column, NaN where there is none"
+    numbers = []
+    for n, v in enumerate(values):
+        try: number, why = _as_float(v), ''
+        except ValueError as e: number, why = np.nan, str(e)
+        if task.wrong_labels(np.float32([number])).any(): number, why = np.nan, f'is not {task.expected_labels}'
+        if why:
+            col.wrong(n, f"label {str(v)[:40]!r} of regression task {task.name!r} {why}",
+                      'Write a number with a decimal point, or leave the cell empty if it is missing')
+        numbers.append(number)
+    known = [v for v in numbers if is_labelled(v)]
+    span = f"{len(known)} numbers from {min(known):g} to {max(known):g}" if known else 'numbers, of which there is none'
+    lost = f'; {len(numbers) - len(known)} clips have no label' if len(known) < len(numbers) else ''
+    col.notes.append(f"column {col.name!r} was read as {span}{lost}")
+    return numbers
+
+# %% ../nbs/11c_labels.ipynb #ac65cb0c
 def _read_column(col, values, task, classes):
-    "Class numbers and the task of one column"
-    if classes and task is None: task = _declared_task(col.name, classes)
+    "Class numbers or floats, and the task of one column"
+    if task is None and classes: task = classes if isinstance(classes, Task) else _declared_task(col.name, classes)
+    if task is not None and task.is_regression: return _read_numbers(col, values, task), task
     names = _names(col, values, class_keys(task) if task else {})
     task = task or _found_task(col, names)
     if task is None: return None, None
@@ -278,9 +358,7 @@ def _split_column(col, values, separator, tasks):
             return some and [class_name(o) for o in some if class_name(o) is not None]
         except ValueError as e: col.wrong(n, f"label {str(v)[:40]!r} of column {col.name!r}: {e}", 'Correct the label')
     cells = [parts(n, v) or None for n, v in enumerate(values)]
-    spelt = Counter(o for cell in cells for o in cell or ())
-    usual = {}
-    for o in sorted(spelt, key=lambda o: (-spelt[o], o)): usual.setdefault(o.casefold(), o)
+    usual = usual_spelling(o for cell in cells for o in cell or ())
     if tasks: usual = {t.name.casefold(): t.name for t in tasks}
     numbers = {name: [IGNORE]*len(cells) for name in sorted(usual.values())}
     for n, cell in enumerate(cells):
@@ -308,7 +386,7 @@ def read_labels(
     path='',            # of the file, for messages
     at: list=None,      # where each clip is in the file, for messages
     tasks=(),           # the tasks as another table defined them; found from the labels by default
-    classes: dict=None, # column -> declared classes, see `declared_labels`
+    classes: dict=None, # column -> declared classes or regression task, see `declared_labels`
     separator: str=None # between several labels in one cell
 ) -> Labels:
     "Class numbers and tasks of columns of labels; what cannot be read is listed in `problems`"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['QUOTES', 'FORMATS', 'TABLES', 'readable', 'text_of', 'csv_rows', 'Repeated', 'json_object', 'json_entries',
-           'json_lines', 'table_format', 'Record', 'Table', 'open_table']
+           'lines_error', 'not_an_object', 'json_lines', 'table_format', 'Record', 'Unstored', 'Table', 'open_table']
 
 # %% ../nbs/11b_tables.ipynb #5b924402
-import csv, gzip, io, itertools, json, os, re, time, zlib
+import csv, gzip, io, itertools, json, os, re, time, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,8 +221,9 @@ def _entries(w, decode):
         yield at, name, v
         more = w.take(',' + end, f"',' or '{end}'", last) == ','
         w.peek()
-    if w.peek(): raise DataError('no valid JSON: there is more after the object', fix='Keep one object in the file',
-                                 at=w.place())
+    if w.peek():
+        raise DataError('no valid JSON: there is more after the object', at=w.place(),
+                        fix='Keep one object in the file; if each line is an object of its own, name it .jsonl')
 
 def _bad_json(e, last, w):
     "The `DataError` for a value that cannot be decoded"
@@ -239,6 +240,44 @@ def json_entries(
         with text_of(path) as f:
             yield from _entries(_Window(f, size), json.JSONDecoder(object_pairs_hook=json_object).raw_decode)
     except DataError as e: raise DataError(e.what, e.clip, path, e.fix, e.at) from None
+
+# %% ../nbs/11b_tables.ipynb #109fae4f
+def lines_error(
+    path # of a file that is read as JSON
+): # `DataError`, or None
+    "The error for a JSON file that holds an object on each line; None if it does not"
+    with text_of(path) as f: lines = list(itertools.islice(filter(str.strip, f), 2))
+    try: objects = [isinstance(json.loads(o), dict) for o in lines]
+    except ValueError: return None
+    if objects != [True, True]: return None
+    return DataError('holds an object on each line, which is JSONL', file=path, fix='Name it .jsonl', at='line 2')
+
+def not_an_object(
+    value,   # a record that is not an object
+    path,    # of the file
+    id=None, # the name of the record; None in a list
+    at=''    # its place in the file
+) -> DataError:
+    "The error for a record that is not an object of named fields"
+    if id is not None and isinstance(value, list) and value and all(isinstance(o, dict) for o in value):
+        return DataError(f'the name {id!r} holds a list of {len(value)} records, and each name should be a clip',
+                         file=path, fix=f'Write the list alone to the file: json.dump(everything[{id!r}], file)', at=at)
+    return DataError(f'the record is a {type(value).__name__}, not an object', id, path,
+                     'Write each clip as one object of named fields', at)
+
+def _json_records(path):
+    "The records of a JSON file"
+    checked = False
+    for at, id, v in json_entries(path):
+        if not isinstance(v, dict) and not checked:
+            checked = True
+            if e := lines_error(path): raise e
+        yield Record(at, id, v if isinstance(v, dict) else not_an_object(v, path, id, at))
+
+def _line_records(path):
+    "The records of a JSONL file"
+    for at, v in json_lines(path):
+        yield Record(at, None, v if isinstance(v, (dict, DataError)) else not_an_object(v, path, at=at))
 
 # %% ../nbs/11b_tables.ipynb #b651f54d
 def json_lines(
@@ -274,6 +313,14 @@ class Record(NamedTuple):
     id: str|None # its name in a JSON object; None in a table or list
     values: dict # column or field -> value; a `DataError` if the record cannot be read
 
+class Unstored:
+    "In place of a cell: a formula whose value the Excel file does not hold, as of a program that cannot compute"
+    FIX = 'open the file in a spreadsheet program and save it, or save the values as CSV'
+    def __init__(self,
+        sheet # name of the sheet
+    ): self.what = f'a formula without a stored value in sheet {sheet!r}: {self.FIX}'
+    def __str__(self): return '(formula)'
+
 @dataclass
 class Table:
     "A table whose records are read one at a time, once"
@@ -293,18 +340,62 @@ def _check_names(names, path):
         raise DataError(f"two columns are named {twice!r}", file=path, fix='Give every column a name of its own',
                         at='line 1')
 
-def _excel(path):
+def _check_excel(path):
+    "Raise `DataError` for a file that has the name of an Excel file and is something else"
+    with open(path, 'rb') as f: head = f.read(512).removeprefix(b'\xef\xbb\xbf').lstrip()
+    if head[:1] == b'<':
+        raise DataError('is HTML or XML, not an Excel file', file=path,
+                        fix='Open it in a spreadsheet program and save it as .xlsx, or as CSV')
+    if head and all(o >= 32 or o in b'\t\r\n' for o in head):
+        raise DataError('is text, not an Excel file', file=path, fix='Name it .csv or .tsv, as its cells are separated')
+
+# %% ../nbs/11b_tables.ipynb #5c4431a6
+def _has_formulas(path):
+    "Whether a sheet of an Excel file holds a formula; those of .xls always have a value"
+    if not zipfile.is_zipfile(path): return False
+    with zipfile.ZipFile(path) as z:
+        return any(re.search(rb'<f[ />]', z.read(o)) for o in z.namelist() if o.startswith('xl/worksheets/'))
+
+def _unstored(path, sheet):
+    "The rows and columns, from 0, of the cells of a sheet whose formula has no stored value"
+    import openpyxl # here: an optional package
+    books = [openpyxl.load_workbook(path, read_only=True, data_only=o) for o in (False, True)]
+    sheets, found = [o[sheet] for o in books], []
+    for o in sheets: o.reset_dimensions()
+    for n, rows in enumerate(zip(*(o.iter_rows() for o in sheets))):
+        for k, (formula, value) in enumerate(zip(*rows)):
+            # an empty text that is stored has the type of a text
+            if formula.data_type == 'f' and value.value is None and value.data_type == 'n': found.append((n, k))
+    for o in books: o.close()
+    return found
+
+def _mark_unstored(path, name, sheet, notes):
+    "A sheet with an `Unstored` in each cell whose formula has no stored value"
+    if not _has_formulas(path) or not (found := _unstored(path, name)): return sheet
+    rows, columns = (range(max(k, 1 + max(at))) for k, at in zip(sheet.shape, zip(*found)))
+    sheet = sheet.reindex(index=rows, columns=columns, fill_value='')
+    for n, k in found: sheet.iat[n, k] = Unstored(name)
+    n, k = found[0]
+    notes.append(f"{len(found)} cells of sheet {name!r} are formulas without a stored value, the first in column"
+                 f" {str(sheet.iat[0, k])!r}, line {n + 1}: {Unstored.FIX}")
+    return sheet
+
+# %% ../nbs/11b_tables.ipynb #4e5fd5c1
+def _excel(path, notes):
     "The one sheet of an Excel file, the first row its header; rows are numbered from 1"
     import pandas as pd # here: whoever reads packed clips needs no pandas
+    _check_excel(path)
     sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=object, keep_default_na=False, na_filter=False)
     sheets = {k: v for k, v in sheets.items() if v.size}
     if len(sheets) != 1:
         raise DataError(f"holds {len(sheets)} sheets with cells: {', '.join(sheets)}", file=path,
                         fix='Keep one sheet in the file, or save it as CSV')
-    sheet, = sheets.values()
+    (name, sheet), = sheets.items()
+    sheet = _mark_unstored(path, name, sheet, notes)
     frame = sheet.iloc[1:].set_axis([str(o) for o in sheet.iloc[0]], axis=1)
     return frame[~frame.map(lambda o: o is None or str(o).strip() == '' or o != o).all(axis=1)]
 
+# %% ../nbs/11b_tables.ipynb #4ce76964
 def _parquet(path):
     "A Parquet file as a data frame, ids kept in its index as a column"
     import pandas as pd # here: whoever reads packed clips needs no pandas
@@ -316,9 +407,9 @@ def _parquet(path):
         if not set(names) & set(frame.columns): frame = frame.reset_index(names=names)
     return frame.reset_index(drop=True)
 
-def _frame(path, kind):
+def _frame(path, kind, notes):
     "A Parquet or Excel file as a data frame, its index the numbers of the rows; raises `DataError`"
-    try: return _parquet(path) if kind == '.parquet' else _excel(path)
+    try: return _parquet(path) if kind == '.parquet' else _excel(path, notes)
     except DataError: raise
     except ImportError as e:
         raise DataError(f"needs a package that is not installed ({e})", file=path,
@@ -349,13 +440,13 @@ def open_table(
     if kind is None:
         raise DataError(f"no reader for {path.suffix or 'a name without an ending'}", file=path,
                         fix=f"Give one of {', '.join(TABLES)}")
-    if kind == '.json': return Table(path, None, itertools.starmap(Record, json_entries(path)), notes)
-    if kind == '.jsonl': return Table(path, None, (Record(at, None, r) for at, r in json_lines(path)), notes)
+    if kind == '.json': return Table(path, None, _json_records(path), notes)
+    if kind == '.jsonl': return Table(path, None, _line_records(path), notes)
     if FORMATS[kind]:
         rows = csv_rows(path, FORMATS[kind], raw_quotes, notes)
         columns = next(rows, [])
     else:
-        with readable(path): frame = _frame(path, kind)
+        with readable(path): frame = _frame(path, kind, notes)
         columns, unit = [str(o) for o in frame.columns], 'row' if kind == '.parquet' else 'line'
         values = zip(*(frame.iloc[:, n] for n in range(len(columns))))
         rows = ((f'{unit} {n + 1}', dict(zip(columns, row))) for n, row in zip(frame.index, values))

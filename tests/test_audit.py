@@ -182,10 +182,11 @@ def test_planted_defects_are_found_among_others(tmp_path_factory, seed, names):
 def spoil(path, kind):
     x = np.load(path)
     if kind == 'features-nonfinite': x[1, 2] = np.nan; np.save(path, x)
+    elif kind == 'beyond float32': np.save(path, np.where(x == x.max(), 1e300, x.astype(np.float64)))
     elif kind == 'features-constant': np.save(path, np.zeros_like(x))
     elif kind == 'features-shape': np.save(path, x[:, :-1])
     elif kind == 'lengths': np.save(path, x[:-1])
-    elif kind == 'kind': np.save(path, x.astype(int))
+    elif kind == 'kind': np.save(path, x > 0)
     elif kind == 'features-unreadable': path.write_bytes(path.read_bytes()[:-9])
     elif kind == 'pickle': np.save(path, np.array([{}], object), allow_pickle=True)
     elif kind == 'modality-missing': path.unlink()
@@ -195,8 +196,9 @@ def spoil(path, kind):
     elif kind == 'features-orphan': np.save(path.parent/'other_1_rgb.npy', x)
 
 
-SPOILT = {'features-nonfinite': 'features-nonfinite', 'features-constant': 'features-constant',
-          'features-shape': 'features-shape', 'lengths': 'features-shape', 'kind': 'features-shape',
+SPOILT = {'features-nonfinite': 'features-nonfinite', 'beyond float32': 'features-nonfinite',
+          'features-constant': 'features-constant', 'features-shape': 'features-shape',
+          'lengths': 'features-shape', 'kind': 'features-shape',
           'features-unreadable': 'features-unreadable', 'pickle': 'features-unreadable',
           'modality-missing': 'modality-missing', 'duplicate-features': 'duplicate-features',
           'features-orphan': 'features-orphan'}

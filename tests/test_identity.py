@@ -1,6 +1,9 @@
 """Identity is content: with one label, text or feature file changed, nothing is taken for what it was before."""
 import os
+import shutil
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,20 +12,21 @@ import torch
 from hypothesis import given, strategies as st
 
 from conftest import TINY_NETWORK
+from hiccap import digests
 from hiccap.clips import DataError
 from hiccap.comparison import columns_of, is_done, read_finished, run_grid
-from hiccap.digests import KEPT, SETTLED, file_digest, file_digests
+from hiccap.digests import KEPT, SETTLED, file_digest, file_digests, one_look
 from hiccap.features import FeatureFolder
 from hiccap.frozen import TextCache
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.packed import verify
 from hiccap.packing import pack
 from hiccap.run_data import read_clips, tokenizer_for
-from hiccap.run_folders import changed_data, source_digests
+from hiccap.run_folders import changed_data, holds_work, partial_folder, source_digests, started_run
 from hiccap.runs import Run
 from hiccap.synthetic import synthetic_clips, write_synthetic
 from hiccap.tasks import Task
-from hiccap.training import train_run
+from hiccap.training import TrainRecipe, train_run
 
 ALL = ['label', 'text', 'feature']
 SAID = dict(label='labels', text='content of text', feature='content of audio')
@@ -104,6 +108,69 @@ def test_an_interrupted_run_is_not_resumed_on_other_data(data, tmp_path, what):
     if what == 'label':
         change(data, what) # back to what it was: the run continues
         assert train_run(run, out, write=silent, resume=True) is not None
+
+
+def killed_at_the_start(run, out):
+    "What is left of a run that is killed before its first checkpoint"
+    def stop(line):
+        if 'epoch 1/' in line: raise AssertionError('it has trained')
+        if 'clips in training' in line:
+            shutil.copytree(partial_folder(out), out.parent/'left')
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train_run(run, out, write=stop)
+    (out.parent/'left').rename(partial_folder(out))
+    assert not holds_work(partial_folder(out))
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_not_resumed_on_other_data(data, tmp_path):
+    run, out, lines = run_of(data), tmp_path/'run', []
+    killed_at_the_start(run, out)
+    change(data, 'label')
+    with pytest.raises(ValueError, match='labels of the .* clips are not what it was .* --overwrite'):
+        train_run(run, out, write=silent, resume=True)
+    change(data, 'label')  # back to what it was
+    assert train_run(run, out, write=lines.append, resume=True) is not None
+    assert 'Resuming' in lines[0]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_with_other_settings(data, tmp_path):
+    run, out, lines = run_of(data), tmp_path/'run', []
+    killed_at_the_start(run, out)
+    assert started_run(out, run.but(lr=.1), False, True) == {} == started_run(out, run, False, False)
+    assert started_run(out, run, False, True)['data']
+    out.mkdir()
+    (out/'metrics.json').write_text('{}')
+    assert started_run(out, run, False, True) == {}  # finished before
+
+
+def test_a_start_lists_the_features_once_and_looks_at_each_file_once(data, tmp_path, monkeypatch):
+    run, features, scandir, stats = run_of(data), data/'features', os.scandir, digests._stats
+    for p in features.iterdir(): os.utime(p, ns=(1, 1))
+    listed, looked, written = [], [], []
+    def list_folder(path='.'):
+        if str(path) == str(features): listed.append(path)
+        return scandir(path)
+    def look(folder, names):
+        looked.extend(names)
+        return stats(folder, names)
+    later = time.time_ns() + 2*SETTLED
+    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)  # so that time stamps are trusted
+    monkeypatch.setattr(os, 'scandir', list_folder)
+    monkeypatch.setattr(digests, '_stats', look)
+    write = digests._write_kept
+    monkeypatch.setattr(digests, '_write_kept', lambda path, *rows: (written.append(path), write(path, *rows)))
+    class Read(TrainRecipe):
+        def train(self): raise KeyboardInterrupt
+    def start():
+        for some in (listed, looked, written): some.clear()
+        with pytest.raises(KeyboardInterrupt): Read(run, tmp_path/'run', write=silent)()
+        return len(listed), max(Counter(looked).values()), len(set(looked)), len(written)
+    n = len(list(features.glob('*.npy')))
+    assert start() == (1, 2, n, 1)  # a new file is looked at before and after it is read
+    assert start() == (1, 1, n, 0)
+    train_run(run, tmp_path/'done', write=silent)
+    listed.clear()
+    assert train_run(run, tmp_path/'done', write=silent, resume=True) is None and len(listed) == 1
 
 
 @pytest.mark.parametrize('what', ALL)
@@ -221,7 +288,11 @@ def test_kept_digests_never_lie(tmp_path_factory, steps):
         later = time.time_ns() + 5*SETTLED  # so that what is kept is used
         with pytest.MonkeyPatch.context() as m:
             m.setattr('hiccap.digests.time.time_ns', lambda: later)
-            assert [bytes(d) for d in file_digests(folder, there)] == [file_digest(folder/o) for o in there]
+            with one_look():
+                half = file_digests(folder, there[::2])
+                found = file_digests(folder, there)
+            assert [bytes(d) for d in found] == [file_digest(folder/o) for o in there]
+            assert (half == found[::2]).all()
 
 
 def test_two_files_of_one_size_and_time_stamp_that_change_places_are_found(tmp_path, monkeypatch):
@@ -236,6 +307,63 @@ def test_two_files_of_one_size_and_time_stamp_that_change_places_are_found(tmp_p
     (tmp_path/'a_1.npy').rename(tmp_path/'a_0.npy')
     (tmp_path/'x').rename(tmp_path/'a_1.npy')
     assert (file_digests(tmp_path, names) == first[::-1]).all()
+
+
+def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
+    names, read, plain = ['a_0.npy', 'a_1.npy'], [], digests.file_digest
+    for o in names: (tmp_path/o).write_bytes(o.encode())
+    monkeypatch.setattr(digests, 'file_digest', lambda path: (read.append(Path(path).name), plain(path))[1])
+    for _ in range(2): file_digests(tmp_path, names)
+    assert sorted(read) == sorted(names*2)  # another of the same tick would have the same time stamp
+    later = time.time_ns() + 2*SETTLED
+    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
+    for _ in range(2): file_digests(tmp_path, names)
+    assert sorted(read) == sorted(names*3)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path, monkeypatch):
+    plain, later = digests.file_digest, time.time_ns() + 2*SETTLED
+    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
+    for o in 'ab': (tmp_path/o).write_bytes(b'1234')
+    def rewritten(path):
+        found = plain(path)
+        if Path(path).name == 'b':
+            Path(path).write_bytes(b'5678')  # of the same size
+            os.utime(path, ns=(1, 1))
+        return found
+    monkeypatch.setattr(digests, 'file_digest', rewritten)
+    with pytest.raises(DataError, match='b.* changed while it was read'): file_digests(tmp_path, ['a', 'b'])
+    monkeypatch.setattr(digests, 'file_digest', plain)
+    assert [bytes(o) for o in file_digests(tmp_path, ['a', 'b'])] == [plain(tmp_path/o) for o in 'ab']
+
+
+def test_what_one_look_has_read_is_kept_once_even_if_something_fails(tmp_path, monkeypatch):
+    write, written, later = digests._write_kept, [], time.time_ns() + 2*SETTLED
+    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
+    monkeypatch.setattr(digests, '_write_kept', lambda path, *rows: (written.append(path), write(path, *rows)))
+    for o in 'abc': (tmp_path/o).write_bytes(o.encode())
+    with pytest.raises(DataError, match='no such file'), one_look():
+        file_digests(tmp_path, ['a'])
+        with one_look(): file_digests(tmp_path, ['b', 'a', 'b'])
+        assert not written
+        file_digests(tmp_path, ['none', 'c'])
+    assert written == [tmp_path/KEPT] and digests._read_kept(tmp_path/KEPT)[0] == ['a', 'b']
+    with one_look(): first = digests.folder_digests(tmp_path)
+    assert first.names == {'a': True, 'b': True, 'c': True, KEPT: True}
+    assert digests.folder_digests(tmp_path) is not first
+
+
+def test_digests_of_a_folder_that_cannot_be_written_are_kept_in_the_cache(tmp_path, monkeypatch):
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'a').write_bytes(b'1234')
+    monkeypatch.setenv('HICCAP_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setattr(digests.os, 'access', lambda path, mode: False)
+    later = time.time_ns() + 2*SETTLED
+    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
+    first = file_digests(tmp_path/'data', ['a'])
+    assert [p.name for p in (tmp_path/'data').iterdir()] == ['a'] and len(list((tmp_path/'cache').rglob('*'))) == 2
+    monkeypatch.delattr(digests, 'file_digest')  # nothing is read
+    assert (file_digests(tmp_path/'data', ['a']) == first).all()
 
 
 def test_what_an_earlier_version_did_not_record_is_not_compared():

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, strategies as st
 
 from hiccap.audit import audit
 from hiccap.clips import DataError, video_of
-from hiccap.labels import declared_labels, read_labels
+from hiccap.labels import declared_labels, read_labels, usual_spelling
 from hiccap.readers import read_table
 from hiccap.real_data import shared_data
 from hiccap.run_data import read_clips, read_splits
@@ -159,6 +160,14 @@ def test_an_encoding_error_names_line_clip_and_fix(tmp_path, spoil, at, said):
     ('head.csv', 'id,text,funny\n', 'no clip'), ('none.csv', '', 'no line of column names'),
     ('semi.csv', 'id;text;funny\na;b;0\n', "separated by ';'"), ('x.docx', 'x', 'no reader for .docx'),
     ('short.csv', 'id,text,funny\na_1,b,0\na_2,b\n', 'line 3'), ('long.csv', 'id,text,funny\na_1,b,c,0\n', 'line 2'),
+    ('named.json', '{"clips": [{"id": "a", "text": "x", "funny": 1}]}', "the name 'clips' holds a list of 1 records"),
+    ('later.json', '{"v": {"text": "x", "funny": 1}, "w": [1]}', "clip 'w'"),
+    ('lines.json', '{"id": "a", "text": "x", "funny": 1}\n\n{"id": "b", "text": "x", "funny": 0}\n', 'Name it .jsonl'),
+    ('clips.json', '{"a": {"text": "x", "funny": 1}}\n{"b": {"text": "x", "funny": 0}}\n', 'name it .jsonl'),
+    ('list.jsonl', '{"id": "a", "text": "x", "funny": 1}\n["b"]\n', 'line 2: the record is a list'),
+    ('page.xls', '\ufeff <html><table><tr><td>id</td></tr></table>', 'is HTML or XML, not an Excel file'),
+    ('text.xlsx', 'id,text,funny\na,b,0\n', 'is text, not an Excel file'),
+    ('title.csv', 'Clips of May,,\nid,text,funny\na,b,1\n', "If 'Clips of May' is a title, delete its line"),
 ])
 def test_what_cannot_be_read_is_refused_by_both(tmp_path, name, content, said):
     path = tmp_path/name
@@ -440,6 +449,100 @@ LABELS = st.one_of(
                   ['0.0', '1.0', '1'], ['0', '1', 'maybe'], ['a|b', 'a', 'b'], ['0.5', '2', '1'], ['', 'NA'])
     )
 )
+
+
+def formulas(path, stored=(), **columns):
+    "A spreadsheet as a script writes it: formulas without values, but for the cells in `stored`, which hold no text"
+    frame = pd.DataFrame(dict(id=['a_1', 'a_2', 'b_1'], text=['so', 'it', 'goes'], funny=[0, 1, 0]) | columns)
+    frame.to_excel(path, index=False, sheet_name='Clips')
+    with zipfile.ZipFile(path) as z: whole = {o: z.read(o) for o in z.namelist()}
+    with zipfile.ZipFile(path, 'w') as z:
+        for name, content in whole.items():
+            for cell in stored: content = content.replace(f'<c r="{cell}"'.encode(), f'<c r="{cell}" t="str"'.encode())
+            z.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize('columns, said', [
+    (dict(text=['so', '=B2&"!"', 'goes']), "line 3: column 'text' holds a formula"),
+    (dict(funny=[0, '=1+1', '=0']), "line 3: label '(formula)' of column 'funny': a formula"),
+    (dict(id=['a_1', 'a_2', '="b_1"']), "line 4: column 'id' holds a formula"),
+    (dict(id=['="a"']*3, text=['="a"']*3, funny=['=1']*3), "line 2: column 'id' holds a formula"),
+])
+def test_formulas_without_values_are_refused_where_they_are_used(tmp_path, columns, said):
+    pytest.importorskip('openpyxl')
+    e = str(refusal(read, formulas(tmp_path/'t.xlsx', **columns)))
+    assert said in e and "without a stored value in sheet 'Clips': open the file in a spreadsheet program" in e
+    found = [f for f in audit(tmp_path/'t.xlsx', labels=['funny']).findings if f.code in READING]
+    assert said in ''.join(f"{r['detail']}" for f in found for r in f.evidence['defects'])
+
+
+def test_formulas_without_values_elsewhere_are_a_note_and_stored_values_are_none(tmp_path):
+    pytest.importorskip('openpyxl')
+    path = formulas(tmp_path/'t.xlsx', more=['', '=1+1', '=2+2'])
+    note = "2 cells of sheet 'Clips' are formulas without a stored value, the first in column 'more', line 3"
+    assert [o for o in read(path).notes if o.startswith(note)]
+    stored = read(formulas(path, ['B3'], text=['so', '=IF(1,"","x")', 'goes']))
+    assert stored.absent('text') == ['a_2'] and 'formula' not in ' '.join(stored.notes)
+
+
+def test_a_title_above_the_names_of_a_spreadsheet(tmp_path):
+    pytest.importorskip('openpyxl')
+    rows = [['Clips of May', '', ''], ['id', 'text', 'funny'], ['a', 'so', 1], ['b', 'it', 0]]
+    pd.DataFrame(rows).to_excel(tmp_path/'t.xlsx', index=False, header=False)
+    for f in (lambda: read(tmp_path/'t.xlsx'), lambda: audit(tmp_path/'t.xlsx', labels=['funny'])):
+        assert "If 'Clips of May' is a title, delete its line" in str(refusal(f))
+
+
+def test_one_hot_lists_of_several_widths_are_refused(tmp_path):
+    rows = [dict(id=f'a_{n}', text='so', funny=y) for n, y in enumerate([[1, 0], [0, 1], None, [0, 1, 0], [1, 0]])]
+    path = write(tmp_path/'t.jsonl', ''.join(json.dumps(r) + '\n' for r in rows))
+    e = refusal(read, path)
+    assert (e.clip, e.at) == ('a_3', 'line 4')
+    assert "one-hot list of 3 numbers in column 'funny', while clip 'a_0', line 1 has 2" in str(e)
+    assert 'label-invalid' in audit(path, labels=['funny']).codes()
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(tmp_path/'t.parquet')
+    assert 'one-hot list of 3 numbers' in str(refusal(read, tmp_path/'t.parquet'))
+    frame.iloc[[0, 1, 2, 4]].to_parquet(tmp_path/'t.parquet')
+    assert read(tmp_path/'t.parquet').targets('funny').tolist() == [0, 1, IGNORE, 0]
+
+
+@pytest.mark.parametrize('ending', ['csv', 'jsonl'])
+def test_names_of_labels_with_a_comma_between_them(tmp_path, ending):
+    frame = pd.DataFrame([dict(id=f'a_{n}', text='so', funny=n % 2, mean=n % 2) for n in range(4)])
+    path = tmp_path/f't.{ending}'
+    frame.to_csv(path, index=False) if ending == 'csv' else frame.to_json(path, orient='records', lines=True)
+    for f in (lambda: read(path, ['funny,mean']), lambda: audit(path, labels=['funny,mean'])):
+        assert 'Names are separated by a blank: --labels funny mean' in str(refusal(f))
+    assert '--labels' not in str(refusal(read, path, ['funny'], id='id,text'))
+
+
+def test_the_usual_spelling_of_a_class_is_the_same_in_a_cell_of_one_and_of_several():
+    ids, names = list('abcdef'), ['Sad', 'sad', 'sad', 'GLAD', 'glad', 'other']
+    assert usual_spelling(names) == dict(sad='sad', glad='GLAD', other='other')
+    one = read_labels(dict(mood=names), ids)
+    several = read_labels(dict(mood=[f'{o}|x' for o in names]), ids, separator='|')
+    assert one.tasks[0].classes == ('GLAD', 'other', 'sad')
+    assert [t.name for t in several.tasks] == ['GLAD', 'other', 'sad', 'x']
+
+
+def test_a_column_of_one_class_is_taken_by_training_and_a_warning_of_the_audit(tmp_path):
+    rows = [f'v{n//3}_{n},so it goes {n},1' for n in range(30)]
+    path = write(tmp_path/'t.csv', '\n'.join(['id,text,funny', *rows]))
+    clips = Clips(str(path), labels='funny', max_length=9)
+    assert len(read_splits(clips, tokens)[0][0])
+    found = audit(path, labels=['funny']).findings
+    assert [f.severity for f in found if f.code == 'class-missing'] == ['warning']
+    assert not [f for f in found if f.severity == 'error']
+
+
+def test_declared_tasks_are_read_by_the_audit_as_by_training(tmp_path):
+    path = write(tmp_path/'t.csv', 'id,text,mood\na_1,so,-1\na_2,it,1\nb_1,goes,-1\n')
+    assert 'label-invalid' in audit(path, labels=['mood']).codes()
+    assert read_clips(Clips(str(path), tasks=dict(mood='-1,1'), max_length=9), path, tokens).tasks[0].classes
+    assert 'label-invalid' not in audit(path, classes=dict(mood='-1,1')).codes()
+    assert "Did you mean 'mood'?" in str(refusal(audit, path, classes=dict(moods='-1,1')))
 
 
 @given(st.lists(st.tuples(IDS, TEXTS, st.sampled_from(['g', 'h', 'i', ''])), min_size=1, max_size=8), LABELS,

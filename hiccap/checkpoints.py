@@ -11,16 +11,15 @@ __all__ = ['FORMAT', 'WEIGHTS', 'CONFIG', 'CheckpointError', 'read_file', 'read_
 import errno, json, os, pickle, re, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch
 from . import __version__
 from .basics import aside, file_sha, one_line, put_back, seal, some_of, strange_names, whole_folder
 from .tasks import COMIC_MISCHIEF, Task
-from .clips import MODALITIES
 from .encoders import TokensConfig
 from .network_config import HICCAPConfig, upstream_contexts
 from .model import HICCAP, head_key
+from dataclasses import dataclass, field, replace
 
 # %% ../nbs/24_checkpoints.ipynb #1e1a11a6
 class CheckpointError(ValueError):
@@ -193,8 +192,8 @@ def load_upstream(
 # %% ../nbs/24_checkpoints.ipynb #896326b8
 def _describe(model, tokenizer, weights):
     "The content of `config.json` for a model whose tensors are in the file `weights`"
-    tasks, full = [asdict(t) for t in model.tasks], model.full_config()
-    encoders = {m: e.config for m in MODALITIES if isinstance(e := getattr(full, m), TokensConfig)}
+    tasks, full = [t.to_dict() for t in model.tasks], model.full_config()
+    encoders = {m: e.config for m, e in full.modalities.items() if isinstance(e, TokensConfig)}
     d = dict(format=FORMAT, hiccap=__version__, config=model.config.to_dict(), encoders=encoders, tasks=tasks,
              tokenizer=tokenizer, weights_checksum=file_sha(weights))
     return json.loads(json.dumps(d))
@@ -211,8 +210,6 @@ def save_tensors(
     except SafetensorError as e:
         n = re.search(r'os error (\d+)', str(e))
         raise OSError(int(n[1]) if n else errno.EIO, os.strerror(int(n[1])) if n else str(e), str(path)) from e
-
-
 
 # %% ../nbs/24_checkpoints.ipynb #13d53304
 def save_model(
@@ -281,7 +278,8 @@ def _buildable(d, folder):
 
 def _with_encoders(config, d):
     "The configuration with every field of its text encoders, as stored"
-    return replace(config, **{m: replace(getattr(config, m), config=e) for m, e in d['encoders'].items()})
+    full = {m: replace(config.modalities[m], config=e) for m, e in d['encoders'].items()}
+    return replace(config, modalities={**config.modalities, **full})
 
 def saved_config(
     folder # that `save_model` wrote
@@ -333,7 +331,7 @@ def _differences(config, settings, what):
         out.append(f"{what} has {heads} attention heads, this model {config.heads}, and no tensor shows it; to use the"
                    f" weights as they were trained, configure HICCAPConfig(heads={heads})")
     for m, order in settings.get('contexts', {}).items():
-        if order == config.contexts[m]: continue
+        if order == config.contexts.get(m, order): continue
         out.append(f"in {what} {m} attends to {' then '.join(order)}, in this model to"
                    f" {' then '.join(config.contexts[m])}, and no tensor shows it; to use the weights as they were"
                    f" trained, configure HICCAPConfig(contexts={settings['contexts']})")

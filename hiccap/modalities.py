@@ -17,27 +17,31 @@ import numpy as np, torch
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 from .basics import check_whole, made_by_name, nearest_name
-from .clips import MODALITIES
+from .clips import MODALITIES, check_modality
 from .distributed import all_gather_object, own_rows, part_of, world_size
-from .model import PAIRS
+from .padding import batch_modalities, batch_size
+from .network_config import pairs_of
 from .pretext import ContrastTask, present_in
-from .tasks import IGNORE
+from .tasks import is_labelled
 
 # %% ../nbs/45_modalities.ipynb #98bd4873
 def show(
     inputs: dict, # of a batch, not changed
-    shown         # (B, 3) bool: whether each row's text, video and audio are shown
+    shown,        # (B, M) bool: whether each row's modalities are shown
+    names=MODALITIES # of the M modalities
 ) -> dict: # inputs in which the others are absent
     "A batch with some modalities hidden, row by row"
-    shown = torch.as_tensor(shown, dtype=torch.bool, device=inputs['text_mask'].device)
-    return inputs | {f'{m}_mask': inputs[f'{m}_mask'] & shown[:, i, None] for i, m in enumerate(MODALITIES)}
+    device = inputs[f'{batch_modalities(inputs)[0]}_mask'].device
+    shown = torch.as_tensor(shown, dtype=torch.bool, device=device)
+    return inputs | {k: inputs[k] & shown[:, i, None] for i, m in enumerate(names) if (k := f'{m}_mask') in inputs}
 
 def check_modalities(
-    names # of modalities
+    names,           # of modalities
+    known=MODALITIES # those of the clips or the network
 ) -> tuple: # the same, as a tuple
-    "Raise `ValueError` for a name that is not a modality, with the nearest that is"
+    "Raise `ValueError` for a name that is not a known modality, with the nearest that is"
     for m in names:
-        if m not in MODALITIES: raise ValueError(f"{m!r} is not a modality. {nearest_name(m, MODALITIES)}")
+        if m not in known: raise ValueError(f"{m!r} is not a modality here. {nearest_name(m, known)}")
     return tuple(names)
 
 # %% ../nbs/45_modalities.ipynb #eb2b1de7
@@ -45,18 +49,23 @@ def check_modalities(
 class ModalitySchedule:
     "What is shown of each clip while training: everything"
     def shown(self,
-        present, # (B, 3) bool, what each row has
+        present, # (B, M) bool, what each row has
         step,    # number of the batch
-        rng      # NumPy generator of the batch
-    ): # (B, 3) bool, within `present`; at least one of each row that has any
-        "Whether each row's text, video and audio are shown"
+        rng,     # NumPy generator of the batch
+        names=MODALITIES # of the M modalities
+    ): # (B, M) bool, within `present`; at least one of each row that has any
+        "Whether each row's modalities are shown"
         return present
+
+    def named(self):
+        "The modalities that the schedule names"
+        return ()
 
 def _keep_one(shown, present, rng):
     "`shown`, with one random modality for each row that would show none of those it has"
     lost = present.any(1) & ~shown.any(1)
     pick = np.where(present, rng.random(present.shape), -1).argmax(1)
-    return shown | (lost[:, None] & (np.arange(3) == pick[:, None]) & present)
+    return shown | (lost[:, None] & (np.arange(present.shape[1]) == pick[:, None]) & present)
 
 # %% ../nbs/45_modalities.ipynb #e5498328
 @dataclass(frozen=True)
@@ -65,42 +74,47 @@ class ModalityDropout(ModalitySchedule):
     p: float|dict=.3 # one probability, or one for some modalities by name; the others are always shown
 
     def __post_init__(self):
-        given = self.p if isinstance(self.p, dict) else dict.fromkeys(MODALITIES, self.p)
-        check_modalities(given)
-        for m, v in given.items():
+        for m in self.named(): check_modality(m)
+        for m, v in (self.p if isinstance(self.p, dict) else {'each modality': self.p}).items():
             if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < 1:
                 raise ValueError(f"p of {m} must be at least 0 and below 1, got {v!r}")
 
-    def shown(self, present, step, rng):
-        p = np.array([self.p.get(m, 0.) for m in MODALITIES]) if isinstance(self.p, dict) else self.p
+    def named(self): return tuple(self.p) if isinstance(self.p, dict) else ()
+
+    def shown(self, present, step, rng, names=MODALITIES):
+        p = np.array([self.p.get(m, 0.) for m in names]) if isinstance(self.p, dict) else self.p
         return _keep_one(present & (rng.random(present.shape) >= p), present, rng)
 
 @dataclass(frozen=True)
 class RandomSubset(ModalitySchedule):
     "Each clip shows a random subset of its modalities, all as likely, but not the empty one"
-    def shown(self, present, step, rng):
-        subsets = np.array([[s >> i & 1 for i in range(3)] for s in range(1, 8)], bool)  # the seven subsets
-        possible = ~(subsets[None] & ~present[:, None]).any(2)  # (B, 7), those within what a row has
+    def shown(self, present, step, rng, names=MODALITIES):
+        n = present.shape[1]
+        subsets = np.array([[s >> i & 1 for i in range(n)] for s in range(1, 2**n)], bool)  # 7 for three modalities
+        possible = ~(subsets[None] & ~present[:, None]).any(2)  # (B, subsets), those within what a row has
         pick = np.where(possible, rng.random(possible.shape), -1).argmax(1)
         return subsets[pick] & present
 
 @dataclass(frozen=True)
 class OneModality(ModalitySchedule):
     "Each batch shows one modality, in turn; a clip without it shows the next that it has"
-    order: tuple=MODALITIES # modalities to show, one a batch
-    every: int=1            # one batch in so many; the batches between them show everything
+    order: tuple=None # modalities to show, one a batch; all of them by default
+    every: int=1      # one batch in so many; the batches between them show everything
 
     def __post_init__(self):
-        object.__setattr__(self, 'order', tuple(self.order))
-        if not self.order: raise ValueError(f"order must name some of {', '.join(MODALITIES)}, got {self.order!r}")
-        check_modalities(self.order)
+        if self.order is not None: object.__setattr__(self, 'order', tuple(self.order))
+        if self.order == (): raise ValueError("order must name modalities, such as [text, video]; got none")
+        for m in self.named(): check_modality(m)
         check_whole('every', self.every)
 
-    def shown(self, present, step, rng):
+    def named(self): return self.order or ()
+
+    def shown(self, present, step, rng, names=MODALITIES):
         if step % self.every: return present
-        first = MODALITIES.index(self.order[step//self.every % len(self.order)])
-        ranked = present[:, [(first + k) % 3 for k in range(3)]]
-        return (np.arange(3) == ((first + ranked.argmax(1)) % 3)[:, None]) & present
+        order, n = self.order or names, len(names)
+        first = names.index(order[step//self.every % len(order)])
+        ranked = present[:, [(first + k) % n for k in range(n)]]
+        return (np.arange(n) == ((first + ranked.argmax(1)) % n)[:, None]) & present
 
 # %% ../nbs/45_modalities.ipynb #0749ca0a
 MODALITY_SCHEDULES = dict(
@@ -122,7 +136,7 @@ class ShowModalities(Callback):
         seed: int=0         # of what is drawn
     ):
         self.schedule = schedule if isinstance(schedule, ModalitySchedule) else modality_schedule(schedule)
-        self.seed, self.batches = seed, 0
+        self.seed, self.batches, self.names = seed, 0, MODALITIES
         self.counts = np.zeros((2, 3), np.int64)  # clips that had each modality, and that showed it
 
     def state_dict(self): return dict(batches=self.batches, counts=self.counts.tolist())
@@ -132,7 +146,7 @@ class ShowModalities(Callback):
     @property
     def share_shown(self) -> dict: # modality -> from 0 to 1; NaN where no clip had it
         "Of the clips that have a modality, the fraction that showed it"
-        with np.errstate(invalid='ignore'): return dict(zip(MODALITIES, (self.counts[1]/self.counts[0]).tolist()))
+        with np.errstate(invalid='ignore'): return dict(zip(self.names, (self.counts[1]/self.counts[0]).tolist()))
 
 # %% ../nbs/45_modalities.ipynb #4e9e4d4e
 @patch
@@ -142,6 +156,9 @@ def before_fit(self:ShowModalities):
         raise ValueError(
             "this network reads an absent modality as it is given, so that nothing can be hidden from it: configure"
             " HICCAPConfig(absent='learned')")
+    self.names = tuple(getattr(config, 'modalities', MODALITIES))
+    check_modalities(self.schedule.named(), self.names)
+    if self.counts.shape[1] != len(self.names): self.counts = np.zeros((2, len(self.names)), np.int64)
     self._before = self.state_dict() if hasattr(self.learn, 'lr_finder') else None  # a search does not count
 
 @patch
@@ -150,20 +167,21 @@ def after_fit(self:ShowModalities):
 
 @patch
 def before_batch(self:ShowModalities):
-    present, pretext, here = self._of_all_processes(present_in(self.xb[0]), self.pretext_rows().numpy())
+    present, pretext, here = self._of_all_processes(present_in(self.xb[0], self.names), self.pretext_rows().numpy())
     rng = np.random.default_rng([self.seed, self.batches])
-    shown = self.schedule.shown(present, self.batches, rng) | pretext[:, None]
+    shown = self.schedule.shown(present, self.batches, rng, self.names) | pretext[:, None]
     self.batches += 1
     self.counts += np.stack([present.sum(0), (present & shown).sum(0)])
-    if (present & ~shown)[here].any(): self.learn.xb = (show(self.xb[0], shown[here]), *self.xb[1:])
+    if (present & ~shown)[here].any(): self.learn.xb = (show(self.xb[0], shown[here], self.names), *self.xb[1:])
 
 @patch
 def pretext_rows(self:ShowModalities) -> torch.Tensor: # (B,) bool
     "The rows of pretext tasks"
     targets = self.yb[0] if self.yb else {}
-    kinds = {t.name for t in getattr(self.loss_func, 'tasks', ()) if t.name in PAIRS or isinstance(t, ContrastTask)}
-    rows = torch.zeros(len(self.xb[0]['text_mask']), dtype=torch.bool)
-    for k in kinds & set(targets): rows |= (targets[k] != IGNORE).cpu()
+    pairs = pairs_of(self.names)
+    kinds = {t.name for t in getattr(self.loss_func, 'tasks', ()) if t.name in pairs or isinstance(t, ContrastTask)}
+    rows = torch.zeros(batch_size(self.xb[0]), dtype=torch.bool)
+    for k in kinds & set(targets): rows |= is_labelled(targets[k]).cpu()
     return rows
 
 @patch
@@ -178,7 +196,7 @@ def _of_all_processes(self:ShowModalities, *rows):
 
 # %% ../nbs/45_modalities.ipynb #23843d06
 _IN_ROBUSTNESS = ('SUBSETS', 'KINDS', 'only', 'Corrupted', 'corrupted', 'subset_scores', 'corruption_scores',
-                  'area_under', 'plot_subsets', 'plot_corruption')
+                  'area_under', 'plot_subsets', 'plot_corruption', 'robust_score')
 
 def __getattr__(name):
     "Names that moved to `hiccap.robustness`"

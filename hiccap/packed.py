@@ -121,10 +121,11 @@ class IndexTable:
 
     def numbers(self,
         name: str # of a column of numbers
-    ) -> np.ndarray: # int64 (N,)
+    ) -> np.ndarray: # int64 (N,), or float32 where the column holds floats
         "A column of numbers"
         x = self.columns[name]  # read by its buffer: pyarrow's `to_numpy` would import pandas
-        return (np.frombuffer(x.buffers()[1], np.int32, len(x)) if len(x) else np.empty(0, np.int32)).astype(np.int64)
+        stored, wanted = (np.float32, np.float32) if pa.types.is_floating(x.type) else (np.int32, np.int64)
+        return (np.frombuffer(x.buffers()[1], stored, len(x)) if len(x) else np.empty(0, stored)).astype(wanted)
 
 # %% ../nbs/16_packed.ipynb #62063ccf
 class Strings(Sequence):
@@ -272,7 +273,7 @@ class PackedClips(ClipDataset):
     "A `ClipDataset` whose ids, groups and values stay in the files of a packed folder until used; see `open_packed`"
     ids: object          # `Strings`
     columns: dict        # `text`, `segments`, `video`, `audio` -> column
-    labels: dict         # task name -> int64 (N,) tensor
+    labels: dict         # task name -> int64 (N,) tensor, float32 of a regression task
     tasks: tuple         # the tasks that are labelled
     groups: object       # `Strings`, or a list
     name: str=''         # what the data set is called
@@ -382,6 +383,17 @@ def check_tokenizer(self:PackedClips,
                         self.folder, f'Pack the clips again with --max-length {limit}')
 
 # %% ../nbs/16_packed.ipynb #7d84e03d
+def _same_kind(y, old, new, ids, file):
+    "Raise `DataError` for a number where classes are packed or the reverse, and for a number off the other scale"
+    if old.is_regression != new.is_regression:
+        raise DataError(f"task {old.name!r} was packed for {old.kind}, and {new.kind} is asked for", file=file,
+                        fix='Pack the clips again with the labels declared for this kind of task')
+    wrong = new.wrong_labels(y).nonzero()
+    if new.is_regression and len(wrong):
+        i = int(wrong[0])
+        raise DataError(f"label {y[i]:g} of task {old.name!r} is not {new.expected_labels}", ids[i], file,
+                        'Correct the label, or give the task another scale')
+
 def _renumbered(y, old, new, ids, file):
     "Labels of task `old` as task `new` numbers them; raises `DataError` for a class that `new` does not have"
     number, names, y = {c: i for i, c in enumerate(written_classes(new))}, written_classes(old), y.numpy()
@@ -409,6 +421,7 @@ def answering(self:PackedClips,
     labels = {t.name: self.labels[t.name] for t in chosen}
     for t in chosen:
         old = mine[t.name]
+        _same_kind(labels[t.name], old, t, self.ids, self.folder)
         if written_classes(t) == written_classes(old): continue
         labels[t.name] = _renumbered(labels[t.name], old, t, self.ids, self.folder)
     return self.changed(tasks=chosen, labels=labels)

@@ -11,13 +11,12 @@ __all__ = ['packed_layout', 'shard_schema', 'stored_values', 'arrow_lists', 'cli
 # %% ../nbs/16a_packing.ipynb #7a0134c1
 import errno, hashlib, io, json, os, sys, time
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 from .basics import LOCK, digest, file_sha, put_back, seal, to_disk, whole_folder
-from .clips import MODALITIES, ClipDataset, DataError, column_stamps
+from .clips import ClipDataset, DataError, column_stamps, is_modality
 # what reads packed clips can be imported from here too
 from .packed import (FORMAT, INDEX, MANIFEST, NAMES, OPEN, PROGRESS, TOKENIZER, PackedClips, PackedColumn,
                            Strings, as_dataset, is_packed, mapped_blocks, open_packed, read_sealed, shard_name, verify)
@@ -41,13 +40,13 @@ def packed_layout(
 ) -> dict: # column -> its `dtype` (None where no clip has it), and its `width` where it holds vectors
     "How each column is stored"
     out = {}
-    for m in (*MODALITIES, 'segments'):
-        if m not in ds.columns: continue
+    rest = [k for k in ds.columns if not is_modality(k)]
+    for m in (*ds.modalities, *rest):
         x = _first_value(ds, m)
         if x is None: out[m] = dict(dtype=None)
         elif m == 'segments': out[m] = dict(dtype='int8')
         elif x.ndim == 1: out[m] = dict(dtype='int32')
-        else: out[m] = dict(dtype='float16' if half else 'float32', width=x.shape[1])
+        else: out[m] = dict(dtype='float16' if half and is_modality(m) else 'float32', width=x.shape[1])
     return out
 
 def shard_schema(
@@ -242,7 +241,8 @@ def _write_shard(path, ds, a, b, layout, lengths, sizes, tick):
 def _write_index(path, ds, lengths):
     "Write what is needed of all clips at once: the file's size and SHA-256"
     columns = {'id': pa.array(list(ds.ids), pa.large_string()), 'group': pa.array(list(ds.groups), pa.large_string())}
-    columns |= {f'label:{t.name}': pa.array(ds.targets(t).numpy().astype(np.int32)) for t in ds.tasks}
+    columns |= {f'label:{t.name}': pa.array(ds.targets(t).numpy().astype(np.float32 if t.is_regression else np.int32))
+                for t in ds.tasks}
     columns |= {f'length:{m}': pa.array(np.asarray(v).astype(np.int32)) for m, v in lengths.items()}
     table = pa.table(columns)
     return write_arrow(path, table.schema, [table])
@@ -343,7 +343,7 @@ def pack(
     with whole_folder(folder, NAMES, go_on=True, keep=lambda part, e: (part/PROGRESS).exists()) as part:
         entries = _pack_shards(part, ds, cuts, sources, layout, lengths, sizes, overwrite, write)
         d = dict(format=FORMAT, clips=len(ds), name=ds.name, notes=ds.notes, half=half, columns=layout,
-                 tasks=[asdict(t) for t in ds.tasks])
+                 tasks=[t.to_dict() for t in ds.tasks])
         with explain_full_disk(part):
             d |= _keep_tokenizer(tokenizer, part)
             d['index'] = _write_index(part/INDEX, ds, lengths)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from .attention import PackedRows
 from .cpu import drop_norm
-from .network_config import CONCATENATED, HICCAPConfig
+from .network_config import HICCAPConfig
 
 # %% ../nbs/22c_pooling.ipynb #f4c361af
 def masked_softmax(
@@ -63,33 +63,35 @@ class AttentionPool(nn.Module):
 
 # %% ../nbs/22c_pooling.ipynb #ebc27d38
 class Concatenation(nn.Module):
-    "The three pooled vectors, concatenated"
+    "The pooled vectors, concatenated"
     def __init__(self,
-        c: HICCAPConfig # for the width
+        c: HICCAPConfig # for the width and the modalities
     ):
         super().__init__()
-        self.width = 3*c.width
+        self.order = c.concatenated
+        self.width = len(self.order)*c.width
 
     def forward(self,
         pooled: dict # modality -> (B, D)
-    ):               # (B, 3 D), in the order of `CONCATENATED`
+    ):               # (B, modalities · D), in the order of `HICCAPConfig.concatenated`
         "What the heads read"
-        return torch.cat([pooled[m] for m in CONCATENATED], 1)
+        return torch.cat([pooled[m] for m in self.order], 1)
 
 class GatedMultimodalUnit(Concatenation):
-    "The three pooled vectors, mixed into one by gates (Arevalo et al., ICLR 2017 workshop)"
+    "The pooled vectors, mixed into one by gates (Arevalo et al., ICLR 2017 workshop)"
     def __init__(self,
-        c: HICCAPConfig # for the width
+        c: HICCAPConfig # for the width and the modalities
     ):
         super().__init__(c)
-        self.hidden = nn.ModuleDict({m: nn.Linear(c.width, c.width, bias=False) for m in CONCATENATED})
+        self.hidden = nn.ModuleDict({m: nn.Linear(c.width, c.width, bias=False) for m in self.order})
         self.gate, self.width = nn.Linear(self.width, self.width, bias=False), c.width
 
     def gates(self,
         pooled: dict # modality -> (B, D)
     ) -> dict:       # modality -> (B, D), from 0 to 1
         "How much of each component of each modality is used"
-        return dict(zip(CONCATENATED, self.gate(super().forward(pooled)).sigmoid().chunk(3, 1)))
+        gates = self.gate(super().forward(pooled)).sigmoid().chunk(len(self.order), 1)
+        return dict(zip(self.order, gates))
 
     def forward(self,
         pooled: dict # modality -> (B, D)

@@ -10,11 +10,12 @@ __all__ = ['eligible', 'draw_donors', 'pair_targets', 'Pretext', 'present_in', '
 from dataclasses import asdict, dataclass
 import numpy as np, torch, torch.nn.functional as F
 from .basics import nearest_name
-from .clips import MODALITIES
+from .clips import MODALITIES, modality_order
 from .mixture import Plan
-from .model import PAIRS
+from .network_config import PAIRS, pair_members, pairs_of
+from .padding import batch_modalities, batch_size
 from .streams import Stream
-from .tasks import IGNORE, Task
+from .tasks import IGNORE, Task, is_labelled
 
 # %% ../nbs/43_pretext.ipynb #f2217d8a
 def eligible(
@@ -29,18 +30,20 @@ def eligible(
 # %% ../nbs/43_pretext.ipynb #58e5e913
 def draw_donors(
     may,         # (n, n) bool, from `eligible`
-    present,     # (n, 3) bool, whether a row has text, video, audio
+    present,     # (n, M) bool, whether a row has each modality
     share: float,# fraction of the rows to exchange
-    pairs,       # names in `PAIRS` that are asked for
-    rng          # NumPy generator
-) -> np.ndarray: # (n, 3) the row that each modality is taken from; the row itself where nothing is exchanged
+    pairs,       # names of the pairs that are asked for, see `pair_members`
+    rng,         # NumPy generator
+    names=MODALITIES # of the M modalities
+) -> np.ndarray: # (n, M) the row that each modality is taken from; the row itself where nothing is exchanged
     "Which row gives each modality"
-    n, (may, present) = len(may), map(np.asarray, (may, present))
-    donors = np.repeat(np.arange(n)[:, None], 3, 1)
-    partners = np.zeros((3, 3), bool)
-    for a, b in (map(MODALITIES.index, PAIRS[p]) for p in pairs): partners[a, b] = partners[b, a] = True
+    n, m, (may, present) = len(may), len(names), map(np.asarray, (may, present))
+    donors = np.repeat(np.arange(n)[:, None], m, 1)
+    partners = np.zeros((m, m), bool)
+    for a, b in (map(names.index, ab) for p in pairs if set(ab := pair_members(p)) <= set(names)):
+        partners[a, b] = partners[b, a] = True
     for i in rng.permutation(n)[:int(round(share*n))]:
-        lenders = may[i][:, None] & present                                              # (n, 3)
+        lenders = may[i][:, None] & present                                              # (n, M)
         can = present[i] & (present[i] & partners).any(1) & lenders.any(0)
         if not can.any(): continue
         m = rng.choice(np.flatnonzero(can))
@@ -48,26 +51,27 @@ def draw_donors(
     return donors
 
 def pair_targets(
-    donors,  # (n, 3), from `draw_donors`
-    present, # (n, 3) bool
-    pair     # a name in `PAIRS`
+    donors,  # (n, M), from `draw_donors`
+    present, # (n, M) bool
+    pair,    # its name
+    names=MODALITIES # of the M modalities
 ) -> np.ndarray: # (n,) 1 where both are of one clip, 0 where not, `IGNORE` where one is absent
     "Whether the two modalities of a pair belong together"
-    a, b = map(MODALITIES.index, PAIRS[pair])
+    if not set(members := pair_members(pair)) <= set(names): return np.full(len(donors), IGNORE)
+    a, b = map(names.index, members)
     return np.where(present[:, a] & present[:, b], (donors[:, a] == donors[:, b]).astype(np.int64), IGNORE)
 
 # %% ../nbs/43_pretext.ipynb #b20c7f08
 @dataclass(frozen=True)
 class Pretext:
     "Which pairs a pretext task asks for, and where its negatives come from. Raises `ValueError` for invalid arguments."
-    pairs: tuple = tuple(PAIRS)  # pairs of modalities: `text_audio`, `video_audio`, `video_text`
+    pairs: tuple = tuple(PAIRS)  # names of pairs of modalities, see `pair_members`
     negatives: str = 'before'    # made before fusion, or `after` it, as in the released scripts
     same_video: bool = False     # whether clips of one video are each other's negatives
 
     def __post_init__(self):
         object.__setattr__(self, 'pairs', (self.pairs,) if isinstance(self.pairs, str) else tuple(self.pairs))
-        if odd := [p for p in self.pairs if p not in PAIRS]:
-            raise ValueError(f"{odd[0]!r} is not a pair of modalities. {nearest_name(odd[0], PAIRS)}")
+        for p in self.pairs: pair_members(p)
         if not self.pairs or len(set(self.pairs)) < len(self.pairs):
             raise ValueError(f"pairs are one or more of {', '.join(PAIRS)}, each once; got {self.pairs}")
         if self.negatives not in ('before', 'after'):
@@ -79,17 +83,20 @@ class Pretext:
 
 # %% ../nbs/43_pretext.ipynb #e807156b
 def present_in(
-    inputs: dict # of a batch
-) -> np.ndarray: # (B, 3) bool
-    "Which of text, video and audio each row has"
-    return torch.stack([inputs[f'{m}_mask'].any(1) for m in MODALITIES], 1).cpu().numpy()
+    inputs: dict,    # of a batch
+    names=MODALITIES # of M modalities
+) -> np.ndarray: # (B, M) bool
+    "Which modalities each row has"
+    nothing = torch.zeros(batch_size(inputs), dtype=torch.bool)
+    has = [x.any(1).cpu() if (x := inputs.get(f'{m}_mask')) is not None else nothing for m in names]
+    return torch.stack(has, 1).numpy()
 
 def keys_of(
     inputs: dict, # of a batch
     m: str        # modality
 ) -> list: # names of its values, mask and segments
     "The entries of a batch that belong to one modality"
-    return [k for k in inputs if k == m or k.startswith(f'{m}_')]
+    return [k for k in (m, f'{m}_mask', f'{m}_segments') if k in inputs]
 
 # %% ../nbs/43_pretext.ipynb #a55f6a53
 @dataclass(frozen=True)
@@ -112,15 +119,16 @@ class Matching(Pretext):
         rng                  # NumPy generator
     ):
         "Exchange modalities between the rows, and set their targets"
-        present = present_in(inputs)[rows]
-        donors = draw_donors(eligible(clips, groups, self.same_video), present, self.share, self.pairs, rng)
-        for p in self.pairs: targets[p][rows] = torch.from_numpy(pair_targets(donors, present, p))
-        source = np.repeat(np.arange(len(inputs['text_mask']))[:, None], 3, 1)  # (B, 3) rows of the whole batch
+        names = batch_modalities(inputs)
+        present = present_in(inputs, names)[rows]
+        donors = draw_donors(eligible(clips, groups, self.same_video), present, self.share, self.pairs, rng, names)
+        for p in self.pairs: targets[p][rows] = torch.from_numpy(pair_targets(donors, present, p, names))
+        source = np.repeat(np.arange(batch_size(inputs))[:, None], len(names), 1)  # (B, M) rows of the whole batch
         source[rows] = rows[donors]
         if self.negatives == 'after':
             inputs['pooled_from'] = _merge_sources(inputs.get('pooled_from'), torch.from_numpy(source))
             return
-        for i, m in enumerate(MODALITIES):
+        for i, m in enumerate(names):
             for k in keys_of(inputs, m): inputs[k] = inputs[k][torch.from_numpy(source[:, i])]
 
 def _merge_sources(old, new):
@@ -130,7 +138,14 @@ def _merge_sources(old, new):
 # %% ../nbs/43_pretext.ipynb #865895db
 @dataclass(frozen=True)
 class ContrastTask(Task):
-    "Its output is a vector for each modality, (B, 3, P), its classes are the rows, its target `stream << 32 | video`"
+    "Its output is a vector for each modality, (B, M, P), its classes are the rows, its target `stream << 32 | video`"
+    pairs: tuple = tuple(PAIRS) # pairs of modalities that are compared
+
+    @property
+    def compared(self):
+        "The M modalities of its pairs, in the order of its output"
+        return modality_order(m for p in self.pairs for m in pair_members(p))
+
     @property
     def chance(self): return None
 
@@ -145,7 +160,9 @@ class Contrastive(Pretext):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     @property
-    def tasks(self): return ContrastTask(self.name),
+    def tasks(self): return ContrastTask(self.name, pairs=self.pairs),
+    @property
+    def compared(self): return self.tasks[0].compared
 
     def prepare(self,
         inputs: dict,        # of a batch, changed in place
@@ -155,20 +172,21 @@ class Contrastive(Pretext):
         rng                  # NumPy generator; nothing is drawn
     ):
         "Say which rows take part"
-        inputs.setdefault('contrast', torch.zeros(len(inputs['text_mask']), dtype=torch.bool))[rows] = True
+        inputs.setdefault('contrast', torch.zeros(batch_size(inputs), dtype=torch.bool))[rows] = True
         targets[self.name][rows] = torch.from_numpy(
             (number << 32) | np.asarray(clips if self.same_video else groups, np.int64))
 
 # %% ../nbs/43_pretext.ipynb #f134195f
 def pair_choices(
-    z,                 # (B, 3, P) unit vectors of text, video, audio; zero where a clip lacks one
-    y,                 # (B,) target, `IGNORE` for rows that take no part
-    pair: str,         # a name in `PAIRS`
-    temperature: float # of the similarities
+    z,                  # (B, M, P) unit vectors of the modalities; zero where a clip lacks one
+    y,                  # (B,) target, `IGNORE` for rows that take no part
+    pair: str,          # its name
+    temperature: float, # of the similarities
+    names=MODALITIES    # of the M modalities
 ): # logits (2m, 2n) float32, targets (2m,): two vectors for each of the m clips that have a choice; None where none has
     "Similarities of each vector to all it may choose from, and which is its partner"
-    a, b = map(MODALITIES.index, PAIRS[pair])
-    rows = ((y != IGNORE) & z[:, a].any(1) & z[:, b].any(1)).nonzero().flatten()
+    a, b = map(names.index, pair_members(pair))
+    rows = (is_labelled(y) & z[:, a].any(1) & z[:, b].any(1)).nonzero().flatten()
     if len(rows) < 2: return None
     y, n, zz = y[rows], len(rows), torch.cat([z[rows, a], z[rows, b]]).float()
     may = (y[:, None] != y[None]) & (y[:, None] >> 32 == y[None] >> 32)
@@ -179,13 +197,14 @@ def pair_choices(
     return (zz @ zz.T/temperature).masked_fill(~allowed, -torch.inf)[chooses], partner[chooses]
 
 def nt_xent(
-    z,                 # (B, 3, P)
+    z,                 # (B, M, P)
     y,                 # (B,)
-    pairs=tuple(PAIRS),# names in `PAIRS` that are compared
-    temperature: float=.1 # of the similarities
+    pairs=tuple(PAIRS),# names of the pairs that are compared
+    temperature: float=.1, # of the similarities
+    names=MODALITIES   # of the M modalities
 ): # scalar float32; None where no row has a choice
     "The normalised temperature-scaled cross-entropy of each pair, averaged over the pairs"
-    losses = [F.cross_entropy(*c) for p in pairs if (c := pair_choices(z, y, p, temperature)) is not None]
+    losses = [F.cross_entropy(*c) for p in pairs if (c := pair_choices(z, y, p, temperature, names)) is not None]
     return torch.stack(losses).mean() if losses else None
 
 # %% ../nbs/43_pretext.ipynb #91bc0a53
@@ -198,6 +217,10 @@ class PretextStream(Stream):
     ):
         super().__init__(name, dataset, pretext.tasks, labelled=False)
         self.pretext = pretext
+        if not set(pretext.pairs) & set(known := pairs_of(dataset.modalities)):
+            raise ValueError(f"stream {name!r} asks for {', '.join(pretext.pairs)}, and its clips have"
+                             f" {', '.join(dataset.modalities) or 'no modality'}: give pairs that occur, of"
+                             f" {', '.join(known) or 'two modalities or more'}")
         self.groups = np.unique(np.asarray(dataset.groups), return_inverse=True)[1].astype(np.int64)
         if len(set(dataset.ids)) < 2 or not (pretext.same_video or self.groups.any()):
             raise ValueError(

@@ -16,7 +16,6 @@ from fastai.basics import DataLoaders, Metric, default_device
 from fastai.data.load import DataLoader
 from fastcore.basics import patch, store_attr
 from .basics import nearest_name
-from .clips import MODALITIES
 from .distributed import part_of, rank, world_size
 from .feedback import MixtureFeedback, add_losses
 from .learner import ClipDL, HICCAPLearner, hiccap_learner, no_video_in_both, score_metrics
@@ -29,7 +28,7 @@ from .pretext import (ContrastTask, Contrastive, Matching, PrepareRows, Pretext,
                             eligible, keys_of, nt_xent, pair_choices, pair_targets, pretexts)
 from .pretraining_model import PretrainingModel
 from .streams import Stream
-from .tasks import IGNORE, check_tasks
+from .tasks import check_tasks, is_labelled
 
 # %% ../nbs/43b_pretraining.ipynb #3b623d0b
 class PretrainingLoss(MultiTaskLoss):
@@ -46,13 +45,14 @@ class PretrainingLoss(MultiTaskLoss):
             [t for t in self.tasks if t.name not in self.contrastive], label_smoothing=label_smoothing)
 
     def task_losses(self,
-        logits: dict, # task name -> (B, C), or (B, 3, P) of a contrastive task
+        logits: dict, # task name -> (B, C), or (B, M, P) of a contrastive task
         targets: dict # task name -> (B,)
     ) -> dict: # task name -> scalar with its graph; only tasks with something to learn
         "Each task's own loss, unweighted"
         out = self.with_classes.task_losses(logits, targets)
         for k, c in self.contrastive.items():
-            l = nt_xent(logits[k], targets[k], c.pairs, c.temperature) if (targets[k] != IGNORE).any() else None
+            if not is_labelled(targets[k]).any(): continue
+            l = nt_xent(logits[k], targets[k], c.pairs, c.temperature, c.compared)
             if l is not None: out[k] = l
         return {t.name: out[t.name] for t in self.tasks if t.name in out}
 
@@ -83,7 +83,8 @@ class ChosenRight(Metric):
         name = self.task.name
         if name not in learn.pred: return
         for p in self.task.pairs:
-            choices = pair_choices(learn.pred[name], learn.y[name], p, self.task.temperature)
+            choices = pair_choices(learn.pred[name], learn.y[name], p, self.task.temperature,
+                                   self.task.compared)
             if choices is None: continue
             logits, partner = choices
             self.right += int((logits.argmax(1) == partner).sum())
@@ -117,7 +118,7 @@ class StreamsDL(DataLoader):
         self.streams, self.clip_tasks, plans = list(streams), check_tasks(tasks), []
         for i, s in enumerate(self.streams):  # labelled rows by length; pretext rows shuffled, as the others matter
             order = LengthSampler(
-                sum(s.dataset.lengths(m) for m in MODALITIES), bs, seed, not s.labelled, pool=1).order(0)
+                s.dataset.total_lengths(), bs, seed, not s.labelled, pool=1).order(0)
             for rows in np.split(order, range(bs, len(order), bs)):
                 plans.append(Plan(FIRST_VALIDATION + len(plans), np.full(len(rows), i), rows.astype(np.int64), (), ()))
         self.plans, self.rows = plans, PlannedClips(

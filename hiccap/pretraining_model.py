@@ -9,8 +9,8 @@ __all__ = ['PretrainingModel']
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
-from .clips import MODALITIES
-from .model import HICCAP, PAIRS
+from .model import HICCAP
+from .padding import batch_modalities
 from .tasks import check_tasks
 
 # %% ../nbs/43a_pretraining_model.ipynb #5a772db7
@@ -30,7 +30,7 @@ class PretrainingModel(nn.Module):
             raise ValueError(
                 'a contrastive stream needs a network with a projection: configure HICCAPConfig(projection=128)')
         for t in self.tasks:
-            if t.name in PAIRS and not network.pairs:
+            if t.name in network.config.pairs and not network.pairs:
                 raise ValueError(
                     'a matching stream needs a network with heads for pairs: configure HICCAPConfig(matching=True)')
             if t.name not in heads and t.name not in self.contrasts:
@@ -50,7 +50,7 @@ def _fill_rows(x, rows):
 @patch
 def forward(self:PretrainingModel,
     inputs: dict # of a batch, as `PrepareRows` leaves it
-) -> dict: # task -> (B, n_classes), zero in rows that were not fused; a contrastive task -> (B, 3, P)
+) -> dict: # task -> (B, n_classes), zero in rows that were not fused; a contrastive task -> (B, M, P)
     "Logits, and vectors for contrast"
     states = self.network.encode_unimodal(inputs)
     rows = inputs.get('contrast')
@@ -60,7 +60,7 @@ def forward(self:PretrainingModel,
         return self._heads(fused, inputs) | self._vectors({m: v[rows] for m, v in fused.items()}, inputs, rows)
     vectors, rest = self._vectors(self.network.pool(_select_rows(states, rows)), inputs, rows), ~rows
     if not rest.any():
-        return {t.name: rows.new_zeros(len(rows), t.n_classes, dtype=torch.float32) for t in self.tasks
+        return {t.name: rows.new_zeros(len(rows), t.n_outputs, dtype=torch.float32) for t in self.tasks
                 if t.name not in self.contrasts} | vectors
     logits = self._heads(self.network.fuse(_select_rows(states, rest)), inputs, rest)
     return {k: _fill_rows(v, rest) for k, v in logits.items()} | vectors
@@ -72,13 +72,16 @@ def _heads(self:PretrainingModel, fused, inputs, rows=None):
     logits = net.classify(fused)
     if source is not None and net.pairs:
         if rows is not None: source = (rows.cumsum(0) - 1)[source][rows]  # positions among the rows that were fused
-        logits |= net.match({m: fused[m][source[:, i]] for i, m in enumerate(MODALITIES)})
+        logits |= net.match(fused | {m: fused[m][source[:, i]] for i, m in enumerate(batch_modalities(inputs))})
     return logits
 
 @patch
 def _vectors(self:PretrainingModel, pooled, inputs, rows):
     "Unit vectors of the rows that are contrasted; zero where the clip lacks the modality"
     z = self.network.project_pooled(pooled)
-    has = {m: inputs[f'{m}_mask'].any(1)[rows] for m in MODALITIES}
-    z = torch.stack([F.normalize(z[m].float(), dim=1)*has[m][:, None] for m in MODALITIES], 1)
-    return {name: _fill_rows(z, rows) for name in self.contrasts}
+    nothing = torch.zeros_like(next(iter(z.values())), dtype=torch.float32)
+    def unit(m):
+        if m not in z or f'{m}_mask' not in inputs: return nothing
+        return F.normalize(z[m].float(), dim=1)*inputs[f'{m}_mask'].any(1)[rows][:, None]
+    return {t.name: _fill_rows(torch.stack([unit(m) for m in t.compared], 1), rows)
+            for t in self.tasks if t.name in self.contrasts}

@@ -107,7 +107,10 @@ def _check_same_fit(learn, s):
     ours, theirs = named_tensors(_uncompiled(learn.model)), s['weights']
     def differs(k): return ours[k].shape != theirs[k].shape or ours[k].dtype != theirs[k].dtype
     if odd := sorted(ours.keys() ^ theirs.keys()) or sorted(filter(differs, ours)):
-        raise CheckpointError(f"the state is of another network: {some_of(odd)} is not as here")
+        gone = sorted({k.split('.')[1] for k in theirs.keys() - ours.keys() if k.startswith('absent.')})
+        earlier = f", and has {' and '.join(gone)}, which earlier versions built for every network" if gone else ''
+        raise CheckpointError(f"the state is of another network: {some_of(odd)} is not as here{earlier}. Start anew"
+                              " (--overwrite), or resume with the version that began the run")
     if s['at']['epochs'] != learn.n_epoch:
         raise CheckpointError(
             f"the state is of a fit of {s['at']['epochs']} epochs, this one has {learn.n_epoch}: the schedule would be"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .basics import counted, digest, read_json_dict, write_json
-from .clips import ClipDataset, DataError
+from .clips import ClipDataset, DataError, modality_order
 
 # %% ../nbs/51a_seen.ipynb #5f239ea9
 LEAST = 10  # tokens from which a text identifies a clip
@@ -29,7 +29,8 @@ def clip_keys(
 ) -> list: # (N,) tuples of digests; empty for a clip without content
     "What identifies each clip by its content; two clips are the same if they have a key in common"
     def value(m, i): return ds.columns[m][i] if m in ds.columns else None
-    out = []
+    names = modality_order(['video', 'audio', *ds.modalities])
+    names, out = [m for m in names if m != 'text'], []
     for i, id in enumerate(ds.ids):
         text, segments = value('text', i), value('segments', i)
         if text is not None and segments is not None: text = text[segments == 0]
@@ -37,9 +38,9 @@ def clip_keys(
         if n >= LEAST:
             out.append((digest(b'text', words),))
             continue
-        features = b'\0'.join(_stored(value(m, i)) for m in ('video', 'audio'))
+        features = b'\0'.join(_stored(value(m, i)) for m in names)
         out.append((*([digest(b'id', id.encode(), b'\0', words)] if n else []),
-                    *([digest(b'features', words, b'\0', features)] if len(features) > 1 else [])))
+                    *([digest(b'features', words, b'\0', features)] if len(features) >= len(names) else [])))
     return out
 
 # %% ../nbs/51a_seen.ipynb #3ebcdb20

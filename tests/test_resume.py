@@ -432,7 +432,9 @@ for line in sys.stdin:
     log = os.open(order['log'], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1); os.dup2(log, 2)
     if order['limit']: resource.setrlimit(resource.RLIMIT_FSIZE, (order['limit'], order['limit']))
-    os._exit(getattr(hiccap.cli, order['command'])(order['args']))
+    status = getattr(hiccap.cli, order['command'])(order['args'])
+    sys.stdout.flush()
+    os._exit(status)
 '''
 
 @pytest.fixture(scope='module')

@@ -10,11 +10,12 @@ __all__ = ['PAIRS', 'audit', 'run_audit', 'CODES', 'SEVERITIES', 'RELEASED', 'TY
 
 # %% ../nbs/19f_audit.ipynb #f28b5faf
 import sys
+from pathlib import Path
 import numpy as np
 from .basics import counted, table_cell
 from .statistics import holm
 from .clips import DataError
-from .features import FILES
+from .features import open_features
 from .readers import get_tokenizer
 from .packing import is_packed
 from .findings import CODES, SEVERITIES, Finding
@@ -72,7 +73,7 @@ def _summary(m, found, lengths, tests):
 # %% ../nbs/19f_audit.ipynb #d15ad737
 def audit(
     path,               # a file in a format of `open_table`, a folder, several files, or split name -> file
-    features=None,      # folder of feature files
+    features=None,      # sources of features: a folder, `face=openface/`, or several
     encoder=None,       # the encoder's tokenizer: object, name or folder
     id='id',            # column of the clip ids, or several, joined by `_`
     text: str='text',   # column of the text
@@ -82,10 +83,11 @@ def audit(
     limits: dict=None,  # modality -> the most positions that a model will take; for text, what the tokenizer says
     alpha: float=.05,   # chance of one false association, in each family of properties
     seed: int=0,        # of permutations and resamples
+    non_finite: str='error', # `fill` if the run fills features that are NaN or infinite
     **reading           # how tables are read, for `read_manifest`: `captions`, `separator`, `raw_quotes`, `classes`
 ) -> Audit:
     "Look for what is wrong with a data set; raises `DataError` only where a file cannot be read or a column is missing"
-    tokenizer = None if encoder is None else get_tokenizer(encoder)
+    tokenizer, features = None if encoder is None else get_tokenizer(encoder), features or None
     m, inside = read_manifest(path, id, text, labels, group, split, tokenizer is not None, features=features, **reading)
     features, limits = features or inside, dict(limits or {})
     if tokenizer is not None and tokenizer.model_max_length < 1e6: limits.setdefault('text', tokenizer.model_max_length)
@@ -96,12 +98,14 @@ def audit(
     m.raw, lengths = [], dict(text=words)
     found += text_findings(m, words, unknown)
     if features is not None:
-        files = {mod: (mod,) for mod in FILES} if is_packed(features) else FILES
-        more, wrong = feature_findings(m, read_features(m, features, files), features, files)
+        packed = isinstance(features, (str, Path)) and is_packed(features)
+        sources = features if packed else open_features(features, {}, non_finite)
+        more, wrong = feature_findings(m, read_features(m, sources), sources)
         lengths |= more
         found += wrong
-    rows, tied, tests = balance(m.labels, m.videos, m.splits), [], 0
-    if len(m): tied, tests = ties(m.properties(lengths, v.of_clips()), m.labels, m.videos, alpha, seed)
+    labels = m.class_labels()
+    rows, tied, tests = balance(labels, m.videos, m.splits), [], 0
+    if len(m): tied, tests = ties(m.properties(lengths, v.of_clips()), labels, m.videos, alpha, seed)
     found += length_findings(m, lengths, limits) + balance_findings(rows) + tie_findings(tied, m.ids)
     found.sort(key=lambda f: (-SEVERITIES.index(f.severity), list(CODES).index(f.code)))
     return Audit(found, _summary(m, found, lengths, tests), rows, v.groups(), tied, lengths, limits)
@@ -117,7 +121,7 @@ def _print_findings(a, echo):
 
 def run_audit(
     path,               # a file in a format of `open_table`, a folder, several files, or split name -> file
-    features=None,      # folder of feature files
+    features=None,      # sources of features: a folder, `face=openface/`, or several
     split: str=None,    # column of the split; a file is one split by default
     encoder=None,       # the encoder's tokenizer: object, name or folder
     out=None,           # folder of the report; None prints the findings only

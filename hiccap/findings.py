@@ -70,6 +70,11 @@ CODES |= {
     'features-nonfinite': ('error', 'Extract them again, or delete the file to mark the modality as missing'),
     'features-constant': ('warning', 'A constant carries no information. Extract the features again, or delete the '
                           'file to mark the modality as missing'),
+    'features-times': ('error', 'Save the first and the last second of each row, as an array (length, 2)'),
+    'features-padded': ('warning', 'Cut the rows of zeros off: save x[:n], n being the rows that were measured'),
+    'features-scale': ('warning', 'Train with --standardise, which brings all columns to one scale, or scale them'),
+    'features-constant-columns': ('note', 'They carry no information. Leave them out, or check the extractor'),
+    'features-read-as': ('note', 'Save float32 arrays (length, width) if it was not meant'),
     'features-orphan': ('note', 'No clip has this name. Look for a misspelt id'),
     'truncated': ('warning', 'Compare some of them with their videos. If the end is missing, raise the limit of the'
                   ' program that made them'),

@@ -13,18 +13,20 @@ import torch
 from fastcore.basics import patch
 from .basics import counted, dict_table, markdown_table, read_json_dict, some_of, versions, write_json
 from .checkpoints import load_model
-from .clips import DataError, as_numpy
-from .learner import ClipDL
-from .metrics import SCORE_NAMES, Thresholds, score_text, score_with_interval
+from .clips import DataError, as_numpy, modality_of
+from .encoders import FeaturesConfig
+from .learner import ClipDL, probabilities_of
+from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .packing import is_packed
-from .readers import get_tokenizer
+from .readers import get_tokenizer, text_modalities
 from .reports import data_section, plot_scores_of, save_figure, scores_section, write_sections
-from .robustness import area_under, corruption_scores, plot_corruption, plot_subsets, subset_scores
+from .robustness import (area_under, corruption_scores, plot_corruption, plot_subsets, robust_score,
+                               subset_scores)
 from .run_data import feature_folder, read_clips
 from .run_folders import new_folder
 from .runs import Run
 from .seen import read_records, seen_clips
-from .tasks import IGNORE
+from .tasks import is_labelled
 from .training import prediction_table
 
 # %% ../nbs/60_inference.ipynb #f97864ce
@@ -38,6 +40,7 @@ class Trained:
     tokenizer: object  # of the text; None if the run has none
     thresholds: object # the mean of those of the folds, a `Thresholds`
     metrics: dict=field(default_factory=dict) # the content of `metrics.json`
+    modalities: tuple=() # that training clips had
 
 # %% ../nbs/60_inference.ipynb #ff1409ca
 def _check_finished(folder):
@@ -71,7 +74,10 @@ def load_run(
     models = [load_model(o) for o in paths]
     tokenizer = get_tokenizer(folder/'tokenizer') if (folder/'tokenizer').is_dir() else None
     thresholds = _mean_thresholds(folder, metrics['thresholds'])
-    return Trained(folder, run, models, models[0].tasks, tokenizer, thresholds, metrics)
+    # earlier versions did not write it, but the digests of the columns
+    columns = config.get('data', {}).get('training', {})
+    had = metrics.get('modalities') or [m for m in columns if m in models[0].encoders]
+    return Trained(folder, run, models, models[0].tasks, tokenizer, thresholds, metrics, tuple(had))
 
 # %% ../nbs/60_inference.ipynb #8dd649e2
 @patch
@@ -80,17 +86,20 @@ def __repr__(self:Trained):
     tasks = some_of([t.name for t in self.tasks], 6)
     return f"Trained({self.folder.name!r}: {counted(len(self.models), 'network')}, tasks {tasks})"
 
-def _trained_row(task, measured, threshold):
+def _trained_row(task, measured, threshold, shown):
     "A row of the table: a task, its scores on the run's test clips, and its threshold"
     scores, intervals = measured.get('scores', {}), measured.get('intervals_95', {})
-    row = dict(task=task.name, classes=', '.join(task.class_names))
-    for k in ('f1', 'macro_f1', 'auroc'): row[SCORE_NAMES[k]] = score_with_interval(scores.get(k), intervals.get(k))
+    labels = f'a number {task.expected_labels}' if task.scale else 'a number'
+    row = dict(task=task.name, classes=labels if task.is_regression else ', '.join(task.class_names))
+    for k in shown: row[SCORE_NAMES[k]] = score_with_interval(scores.get(k), intervals.get(k))
     return row | dict(threshold=score_text(threshold))
 
 @patch
 def _repr_markdown_(self:Trained):
     measured = self.metrics.get('scores', {}).get('tasks', {})
-    table = dict_table([_trained_row(t, measured.get(t.name, {}), self.thresholds.values.get(t.name))
+    known = {k for t in self.tasks for k in headline_scores(t)}
+    shown = [k for k in ('f1', 'macro_f1', 'auroc', 'pearson', 'mae') if k in known]
+    table = dict_table([_trained_row(t, measured.get(t.name, {}), self.thresholds.values.get(t.name), shown)
                         for t in self.tasks], 1000)
     folds = f', one for each of {len(self.models)} folds' if len(self.models) > 1 else ''
     return '\n\n'.join([
@@ -105,6 +114,7 @@ def check_tokenizer(self:Trained,
     "Raise `DataError` for a file of texts, if the run has no tokenizer to read them with"
     if self.tokenizer is not None or str(path) == 'synthetic' or is_packed(path): return
     drawn = self.run.clips.data == 'synthetic'
+    if self.run.clips.features and 'text' not in self.models[0].config.modalities: return
     if Path(path).suffix.lower() == '.json' and not drawn: return  # it holds token ids
     why = 'an earlier version trained it on synthetic clips' if drawn else 'its clips were packed without one'
     raise DataError(f"the run has no tokenizer to read the texts of {Path(path).name} with: {why}", file=self.folder,
@@ -114,16 +124,75 @@ def check_tokenizer(self:Trained,
 @patch
 def read(self:Trained,
     path,                # a file of clips, of the kind that the run was trained on or another
-    features=None,       # folder of feature files
+    features=None,       # sources of features: a folder, `face=openface/`, or several
     labelled: bool=True, # False reads clips without their labels
+    without: tuple=(),   # modalities that the run was trained with, and that these clips lack on purpose
     **fields             # of `Clips` that differ for this file, such as text='utterance'
 ):
-    "A `ClipDataset` from a file; raises `DataError`"
+    """A `ClipDataset` from a file; raises `DataError`, also for a modality that the run does not know, and for one that
+    it was trained with and no clip has"""
     self.check_tokenizer(path)
     clips = replace(self.run.clips, **{k: v for k, v in fields.items() if v is not None})
-    widths = {m: getattr(self.models[0].config, m) for m in ('video', 'audio')}
-    return read_clips(clips, path, self.tokenizer, self.tasks, feature_folder(features, widths), labelled)
+    self.check_known(without, 'without', path)
+    if not features and str(path) != 'synthetic' and not Path(path).is_dir():
+        self.check_has(['text', *text_modalities(clips.texts)], path, without)
+    encoders = {m: e for m, e in self.models[0].config.modalities.items() if isinstance(e, FeaturesConfig)}
+    folder = feature_folder(features, dict(modalities=encoders), clips.non_finite)
+    if folder is not None: self.check_known([m for o in folder.folders for m in o.named], 'features', path)
+    return self.with_modalities(read_clips(clips, path, self.tokenizer, self.tasks, folder, labelled), path, without)
 
+# %% ../nbs/60_inference.ipynb #027f2a72
+@patch
+def check_known(self:Trained,
+    names,     # of modalities
+    what: str, # where they were named
+    path       # the file of clips
+):
+    "Raise `DataError` for a modality that the run does not know"
+    known = self.models[0].config.modalities
+    if unknown := [m for m in names if m not in known]:
+        raise DataError(f"{what}: the run does not know {unknown[0]!r}; it reads {', '.join(known)}", file=path,
+                        fix=f'Leave {unknown[0]} out')
+
+@patch
+def check_has(self:Trained,
+    has,    # modalities that some clip has, or may have
+    path,   # the file of clips
+    without # modalities that they lack on purpose
+):
+    "Raise `DataError` if no clip has features that the run was trained with, or any modality that it reads"
+    known = self.models[0].config.modalities
+    lost = [m for m in known if m in self.modalities and m not in (*has, *without, 'text')]
+    if lost:
+        raise DataError(f"no clip has {' or '.join(lost)}, which the run was trained with", file=path,
+                        fix=f"Give --features, such as {lost[0]}=FOLDER; or --without {' '.join(lost)} to predict"
+                            " without")
+    if not set(known) & set(has) - set(without):
+        raise DataError(f"no clip has {' or '.join(known)}, so nothing is left to predict from", file=path,
+                        fix='Give --features or a column of text, and leave one modality out of --without')
+
+# %% ../nbs/60_inference.ipynb #03b5339e
+@patch
+def with_modalities(self:Trained,
+    ds,     # clips
+    path,   # their file
+    without # modalities that they lack on purpose
+):
+    "The clips, without the modalities of `without`; raises `DataError` if they do not have those that the run reads"
+    known = self.models[0].config.modalities
+    for m in ds.modalities:
+        if m in known or not (has := ds.lengths(m) > 0).any(): continue
+        raise DataError(f"{counted(has.sum(), 'clip has', 'clips have')} {m}, and the run reads {', '.join(known)}",
+                        ds.ids[has.argmax()], path, f'Leave {m} out: name the modalities of --features, such as'
+                        ' video=FOLDER:rgb+flow')
+    for m in without:
+        if not (n := int((ds.lengths(m) > 0).sum())): continue
+        ds.columns = {k: c for k, c in ds.columns.items() if modality_of(k) != m}
+        ds.notes = [*ds.notes, f"without {m}: {counted(n, 'clip has', 'clips have')} it, which is not read"]
+    self.check_has([m for m in ds.modalities if ds.lengths(m).any()], path, without)
+    return ds
+
+# %% ../nbs/60_inference.ipynb #fd860960
 def _logits(model, dl, names, precision):
     "task name -> (N, C) float32 logits of a network, in the order of the loader"
     mixed = precision != 'float32'
@@ -137,12 +206,14 @@ def answer(self:Trained,
     bs: int=32,  # clips in a batch
     precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> tuple: # probabilities, task name -> (N, C) float64, and predicted classes, task name -> (N,)
-    "The probabilities and predicted classes of clips, in their order; probabilities are the mean over the networks"
+    """The probabilities and predicted classes of clips, in their order; probabilities are the mean over the networks.
+    Of a regression task both are the mean of the predicted numbers, (N, 1) and (N,)"""
     names = [t.name for t in self.tasks]
     tasks = self.tasks if set(names) <= set(ds.labels) else ()
     dl, total = ClipDL(ds, bs, tasks=tasks, device='cpu'), dict.fromkeys(names, 0)
     for model in self.models:
-        for k, logits in _logits(model, dl, names, precision).items(): total[k] = total[k] + logits.softmax(1).double()
+        found = probabilities_of(_logits(model, dl, names, precision))
+        for k, p in found.items(): total[k] = total[k] + p.double()
     order = dl.rows.argsort(kind='stable')
     probs = {k: (v/len(self.models)).numpy()[order] for k, v in total.items()}
     return probs, self.thresholds.predict(probs)
@@ -157,11 +228,12 @@ def robustness_section(
     rows = [[task, *(f'{v:.3f}' for v in row)] for task, row in zip(areas.index, areas.values)]
     return [
         '## Scores with missing modalities',
-        'AUROC of each task if the network gets only these modalities. The intervals are in `subsets.csv`.',
+        'AUROC of each task, or R² of a regression task, if the network gets only these modalities. The intervals are'
+        ' in `subsets.csv`.',
         '![AUROC by what is shown](subsets.png)',
         '## Scores with damaged modalities',
-        'Mean AUROC as positions are left out (drop) or mixed with noise (noise). The amount goes from 0, unchanged, to'
-        ' 1, where nothing is left. The dotted line is a trivial baseline.',
+        'The mean of these scores as positions are left out (drop) or mixed with noise (noise). The amount goes from 0,'
+        ' unchanged, to 1, where nothing is left. The dotted line is a trivial baseline.',
         '![AUROC under damage](corruption.png)',
         'Mean over the amounts (area under the curve):',
         markdown_table(['task', *(f'{kind}: {damaged}' for kind, damaged in areas.columns)], rows)]
@@ -177,8 +249,10 @@ def write_robustness(
     curves = corruption_scores(probabilities, ds, trained.thresholds)
     subsets.to_csv(folder/'subsets.csv', index=False)
     curves.to_csv(folder/'corruption.csv', index=False)
-    save_figure(folder/'subsets.png', lambda ax: plot_subsets(subsets, ax=ax), (7, 1.6 + .33*subsets.task.nunique()))
-    save_figure(folder/'corruption.png', lambda *axs: plot_corruption(curves, axs=axs), (6.6, 2.6), 2)
+    score = ' and '.join(sorted({SCORE_NAMES[robust_score(t)] for t in trained.tasks}))
+    size = 7, 1.6 + .33*subsets.task.nunique()
+    save_figure(folder/'subsets.png', lambda ax: plot_subsets(subsets, score, ax), size)
+    save_figure(folder/'corruption.png', lambda *axs: plot_corruption(curves, score=score, axs=axs), (6.6, 2.6), 2)
     return robustness_section(curves)
 
 # %% ../nbs/60_inference.ipynb #1e2b9801
@@ -186,7 +260,7 @@ def scored_clips(
     ds # clips
 ): # a `ClipDataset`; raises `DataError` for none
     "The clips with a label"
-    known = np.flatnonzero(np.any([y.numpy() != IGNORE for y in ds.labels.values()], 0)) if ds.labels else []
+    known = np.flatnonzero(np.any([is_labelled(y).numpy() for y in ds.labels.values()], 0)) if ds.labels else []
     if not len(known):
         raise DataError('no row has a label that this run predicts', file=ds.name or None,
                         fix=f"It predicts {', '.join(ds.labels)}; hiccap_predict needs no labels")

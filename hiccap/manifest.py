@@ -7,6 +7,7 @@ __all__ = ['TOKEN_PAIRS', 'RELEASED', 'TYPES', 'Manifest', 'aligned', 'read_mani
 
 # %% ../nbs/17_manifest.ipynb #6062f6b6
 import os, re, sys
+import numpy as np
 from array import array
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -14,15 +15,17 @@ from itertools import compress
 from pathlib import Path
 from fastcore.basics import patch
 from .basics import counted
-from .tasks import COMIC_MISCHIEF, IGNORE
+from .tasks import COMIC_MISCHIEF, IGNORE, is_labelled
 from .clips import DataError, check_id, video_of
 from .features import FILES
 from .labels import class_name, declared_labels, is_missing, read_labels, written_classes
 from .packing import is_packed
 from .findings import Finding
 from .readers import (
-    PARTS, SPECIAL, Fields, case_note, check_columns, check_label_columns, is_released, join_wordpieces, ungrouped_note)
+    PARTS, SPECIAL, Fields, case_note, check_columns, check_label_columns, is_released, join_wordpieces,
+    text_modalities, ungrouped_note)
 from .records import open_records
+from .sources import group_column
 from .tables import TABLES, Record, Repeated, table_format
 
 # %% ../nbs/17_manifest.ipynb #ed46177a
@@ -38,23 +41,23 @@ class Manifest:
         labels=None,  # columns of the labels
         group=None,   # column of the video; found from the ids by default
         split=None,   # column of the split; a file is one split by default
-        captions=None # column of a second text
+        captions=None, # column of a second text
+        others=(),    # columns of further texts
+        seconds=()    # columns of when a clip begins and ends
     ):
-        self.id = [id] if isinstance(id, str) else list(id)
-        self.label_fields = [] if labels is None else list(labels)
+        self.id, self.label_fields = [id] if isinstance(id, str) else list(id), list(labels or ())
         self.text_field, self.captions, self.group, self.split_field = text, captions, group, split
-        self.columns = Fields(tuple(self.id), text, captions, group, split)
-        self.released, self.keep = False, False          # whether it is a released JSON; whether to keep raw text
+        self.columns = Fields(tuple(self.id), text, captions, group, split, tuple(others), tuple(seconds))
+        self.released = self.keep = False                # whether it is a released JSON; whether to keep raw text
         self.files, self.defects, self.notes = {}, {}, [] # split -> file name; code -> rows; sentences on the reading
-        # of each clip
-        self.ids, self.videos, self.splits, self.position = [], [], [], array('d')
-        # where each clip is in its file: `line` or `row`, and the number
-        self.unit, self.lines = 'line', array('q')
-        self.labels, self.raw_labels = {}, {}            # task -> class names, None where unknown; column -> values
+        self.ids, self.videos, self.splits, self.position = [], [], [], array('d') # of each clip
+        self.unit, self.lines = 'line', array('q')       # where each clip is in its file: `line` or `row`, the number
+        # task -> class names, None where unknown; column -> values
+        self.labels, self.raw_labels = {}, {}
+        self.numbers = set()                             # regression tasks, whose labels are written numbers
         self.fields, self.kinds = {}, {}                 # field -> whether it is filled; field -> number of its kind
         self.kind_numbers, self._seen = {'missing': 0}, {} # name of a kind -> its number; types -> the number
         self.values = {}                                 # field -> its value where it is a single one
-        # text
         self.number = defaultdict()                      # word -> number, the next one for a new word
         self.number.default_factory = self.number.__len__
         self.words, self.text_at, self.raw = array('i'), array('q', [0]), []
@@ -131,7 +134,11 @@ def read_labels(self:Manifest,
     for e in read.problems:
         id = ids[0] if e.clip is None else e.clip
         self.defect('label-invalid', id, f'{e.at}: {e.what}' if e.at else e.what, where[id])
-    names = {t.name: [None if n == IGNORE else written_classes(t)[n] for n in read.numbers[t.name]] for t in read.tasks}
+    def written(t, n):
+        if not is_labelled(n): return None
+        return f'{n:.9g}' if t.is_regression else written_classes(t)[n]
+    names = {t.name: [written(t, n) for n in read.numbers[t.name]] for t in read.tasks}
+    self.numbers |= {t.name for t in read.tasks if t.is_regression}
     for f in values: # of a column that cannot be read, what can be told of it
         if f not in names and not separator: names[f] = [_name_or_none(v) for v in values[f]]
     for t, found in names.items(): self.labels.setdefault(t, [None]*len(self))[rows] = found
@@ -144,6 +151,17 @@ def read_labels(self:Manifest,
 def _name_or_none(value):
     try: return class_name(value)
     except ValueError: return None
+
+@patch
+def class_labels(self:Manifest) -> dict: # task -> (N,) names, None where unknown
+    "The labels as classes: of a regression task, whether a number is in the lowest, the middle or the highest third"
+    def thirds(names):
+        y = np.array([np.nan if o is None else float(o) for o in names])
+        ends = np.nanquantile(y, (1/3, 2/3)) if is_labelled(y).any() else (0, 0)
+        which = np.searchsorted(ends, y, 'right')
+        words = 'lowest third', 'middle third', 'highest third'
+        return [None if o is None else words[k] for o, k in zip(names, which)]
+    return {t: thirds(names) if t in self.numbers else names for t, names in self.labels.items()}
 
 # %% ../nbs/17_manifest.ipynb #b2900873
 def aligned(
@@ -263,9 +281,8 @@ def add(self:Manifest,
 ):
     "Keep one record and note its defects"
     name = str(id or f'record {n}')
-    if isinstance(r, DataError): return self.defect('record-kind', r.clip or name, f'{r.at}: {r.what}', split)
-    if not isinstance(r, dict):
-        return self.defect('record-kind', name, f'the record is a {type(r).__name__}', split)
+    if isinstance(r, DataError):
+        return self.defect('record-kind', r.clip or name, f'{r.at}: {r.what}. {r.fix}', split)
     video = None
     if self.released or isinstance(r.get('words'), list):
         if isinstance(r, Repeated): self.defect('field-twice', name, 'a field appears twice', split)
@@ -320,7 +337,8 @@ def _read_file(self:Manifest, name, path, labels, raw_quotes, features):
             self.group, self.columns = 'group', replace(self.columns, group='group')
         if found: self.label_fields, found = [f for f in table.columns if f not in ('id', 'text', 'group')], False
     def check(columns, wanted):
-        check_columns([*wanted, *self.columns.needed_text(features, columns), *(labels or ())], columns, path)
+        check_columns([*wanted, *self.columns.needed_text(features, columns), *(labels or ())], columns, path,
+                      labels or ())
     if table.columns is not None: check(table.columns, self.columns.wanted())
     seen, start = dict.fromkeys(table.columns or ()), len(self)
     for n, r in enumerate(table):
@@ -360,8 +378,10 @@ def read_manifest(
     captions: str=None,  # column of a second text
     separator: str=None, # between several labels in one cell
     raw_quotes: bool=False, # quotation marks in CSV and TSV are text; by default they enclose cells
-    features=None,       # folder of feature files: a table may then have no text
-    classes: dict=None   # label column -> its classes, if they should not be found from the labels
+    features=None,       # sources of features: a table may then have no text
+    classes: dict=None,  # label column -> its classes, if they should not be found from the labels
+    texts=(),            # further columns of text, as `read_table` takes them
+    seconds=()           # two columns, when a clip begins and ends in its video
 ) -> tuple: # `Manifest`, folder of features or None
     "Read a data set for an audit; raises `DataError` only for a file that cannot be read or a column that is not there"
     files, inside = _split_paths(path)
@@ -369,7 +389,8 @@ def read_manifest(
     columns = open_records(next(iter(files.values()))).columns if files and ':' in ''.join(given) else None
     try: declared = declared_labels(given, columns, classes)
     except ValueError as e: raise DataError(str(e)) from None
-    m = Manifest(id, text, list(declared), group, split, captions)
+    group = group or group_column(next(iter(files.values()), ''))
+    m = Manifest(id, text, list(declared), group, split, captions, text_modalities(texts).values(), seconds)
     check_label_columns(m.label_fields, m.columns, next(iter(files.values()), path))
     m.released = bool(files) and all(not is_packed(p) and is_released(p) for p in files.values())
     m.keep, begins = keep and not m.released, {}
@@ -378,7 +399,8 @@ def read_manifest(
         m.label_fields = [f for o in wanted for f in (('label', 'y') if o == 'binary' else (o,))]
     for name, p in files.items():
         begins[name] = len(m)
-        m._read_file(name, p, None if labels is None else list(declared), raw_quotes, features or inside)
+        m._read_file(name, p, None if labels is None and not classes else list(declared), raw_quotes,
+                     features or inside)
     if not files: m._read_features(inside)
     if not m.released: _read_all_labels(m, files, begins, declared, separator)
     for t in m.labels: m.labels[t] += [None]*(len(m) - len(m.labels[t]))
@@ -423,8 +445,7 @@ def _shared(self:Manifest):
 @patch
 def _unknown_fields(self:Manifest):
     "The finding, in a list, of fields that no reader uses"
-    known = RELEASED if self.released else {
-        *self.id, self.text_field, self.captions, *self.label_fields, self.group, self.split_field, *RELEASED}
+    known = RELEASED if self.released else {*self.columns.wanted(), self.text_field, *self.label_fields, *RELEASED}
     rows = [dict(field=f, clips=sum(o), kind=', '.join(n for n, k in self.kind_numbers.items()
                                                        if k and k in set(self.kinds[f])))
             for f, o in self.fields.items() if f not in known]
@@ -439,6 +460,11 @@ def _ungrouped(self:Manifest):
     found = ungrouped_note(self.videos, self.ids) if self.group is None else case_note(self.videos)
     return [Finding('groups-unknown', o.removeprefix('WARNING: '), []) for o in found] + [
         Finding('table-note', o, []) for o in self.notes]
+
+@patch(as_prop=True)
+def feature_ids(self:Manifest) -> list:
+    "What the features of each clip are named by: its id, or its video where clips are parts of videos"
+    return list(self.videos) if self.columns.seconds else self.ids
 
 @patch
 def findings(self:Manifest) -> list: # of `Finding`

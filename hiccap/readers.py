@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'PARTS', 'RELEASED_FIELDS', 'unique_names', 'read_json', 'join_wordpieces', 'released_labels',
-           'several_ids', 'read_comic_mischief', 'cell_text', 'Found', 'Fields', 'check_columns', 'case_note',
-           'ungrouped_note', 'previous_texts', 'check_label_columns', 'read_table', 'is_released']
+           'several_ids', 'read_comic_mischief', 'text_modalities', 'cell_text', 'Found', 'Fields', 'check_columns',
+           'case_note', 'ungrouped_note', 'previous_texts', 'check_label_columns', 'read_table', 'is_released']
 
 # %% ../nbs/12_readers.ipynb #4780c654
 import json, warnings
@@ -16,11 +16,15 @@ import torch, numpy as np
 from fastcore.basics import patch
 from .basics import nearest
 from .tasks import COMIC_MISCHIEF, IGNORE, check_tasks
-from .clips import ClipDataset, DataError, TensorColumn, check_id, first_repeated, video_of
+from .clips import (MODALITIES, ClipDataset, DataError, SubsetColumn, TensorColumn, check_id, check_modality,
+                          first_repeated, video_of)
+from .cuts import cut_columns, seconds_of
 from .features import feature_columns
 from .labels import MISSING_WORDS, check_text, declared_labels, is_missing, read_labels, tidy_text
 from .real_data import shared_data
-from .tables import Repeated, json_entries, open_table, readable, table_format
+from .sources import group_column
+from .tables import (
+    Repeated, Unstored, json_entries, lines_error, not_an_object, open_table, readable, table_format)
 from .text import empty_note, encode_texts, get_tokenizer
 
 # %% ../nbs/12_readers.ipynb #65d98b94
@@ -42,6 +46,7 @@ def read_json(
         with readable(path):
             return json.loads(Path(path).read_text(encoding='utf-8-sig'), object_pairs_hook=unique_names)
     except json.JSONDecodeError as e:
+        if of_lines := lines_error(path): raise of_lines from None
         raise DataError(f"no valid JSON in column {e.colno} ({e.msg})", file=path,
                         fix='If it was cut short, copy it again', at=f'line {e.lineno}') from None
     except DataError as e: raise DataError(e.what, e.clip, path, e.fix, e.at) from None
@@ -139,17 +144,27 @@ def _check_records(records, path):
                         fix='Give the released JSON')
     for n, (id, r) in enumerate(records.items()):
         check_id(id, path, f'record {n}')
-        if not isinstance(r, dict):
-            raise DataError(f"the record is a {type(r).__name__}, not an object", id, path, 'Give the released JSON')
+        if not isinstance(r, dict): raise not_an_object(r, path, id)
         if not r.get('IMDBid'):
             raise DataError('a clip without an id: IMDBid is missing', id, path,
                             'Repeat the clip id there: features are named by it')
         if r['IMDBid'] != id: raise DataError(f"IMDBid is {r['IMDBid']!r}", id, path, 'Name the record as the clip')
 
 # %% ../nbs/12_readers.ipynb #f595f12d
+def _feature_columns(features, ids, text, path):
+    "The columns of features; raises `DataError` for clips whose text is in the table and in the features"
+    return _one_text(*feature_columns(features, ids), ids, text, path)
+
+def _one_text(columns, notes, ids, text, path):
+    "The columns of features and their notes; raises `DataError` if there are two texts"
+    if 'text' in columns and text['text'].lengths.any():
+        raise DataError('the text is in this file and in the features', ids[text['text'].lengths.nonzero()[0][0]], path,
+                        'Give one of the two: leave the column or text=… out, or name the features otherwise')
+    return columns, notes
+
 def read_comic_mischief(
     json_path,             # the released JSON
-    features=None,         # folder of feature files, or a `FeatureFolder`; None leaves video and audio absent
+    features=None,         # what `open_features` takes, such as a folder; None for no features
     tokenizer=None,        # the encoder's (object, name or folder), for the words; None takes the released ids
     captions: bool=True,   # join a clip's captions as a second segment
     max_length: int=None,  # longest text in tokens; what the tokenizer states by default
@@ -166,9 +181,27 @@ def read_comic_mischief(
         second = [join_wordpieces(w) if captions else None for w in captioned]
         text, notes = encode_texts([join_wordpieces(w) for w in words], second, get_tokenizer(tokenizer), ids,
                                    max_length, too_long, json_path)
-    columns, missing = feature_columns(features, ids)
+    columns, missing = _feature_columns(features, ids, text, json_path)
     numbers = {t.name: [labels[i].get(t.name, IGNORE) for i in ids] for t in COMIC_MISCHIEF}
     return ClipDataset(ids, text | columns, numbers, COMIC_MISCHIEF, name=Path(json_path).name, notes=notes + missing)
+
+# %% ../nbs/12_readers.ipynb #55cc6457
+def text_modalities(
+    texts,    # `name=column` each, or a name that is the column's too; or a dict
+    file=None # for messages
+) -> dict: # modality -> column
+    "The further texts of a table by the names of their modalities; raises `DataError`"
+    if isinstance(texts, str): texts = (texts,)
+    pairs = list(texts.items()) if isinstance(texts, dict) else [(*o.split('=', 1), o)[:2] for o in texts]
+    if twice := first_repeated([m for m, _ in pairs]):
+        raise DataError(f"two texts are named {twice!r}", file=file, fix='Name each text differently')
+    for m, _ in pairs:
+        try: check_modality(m)
+        except ValueError as e: raise DataError(str(e), file=file, fix='Write name=column') from None
+        if m in MODALITIES:
+            raise DataError(f"{m!r} is the name of the first text, of video or of audio", file=file,
+                            fix='Choose another name for this text, such as screen')
+    return dict(pairs)
 
 # %% ../nbs/12_readers.ipynb #2712b0e1
 PARTS = dict(train=0, training=0, trn=0, tr=0, valid=1, validation=1, val=1, dev=1, development=1, devel=1, test=2,
@@ -179,6 +212,7 @@ def cell_text(
 ) -> str|None: # None if missing
     "A cell as text; a whole number has one spelling. Raises `ValueError` for a list, a dict, bytes, half a character"
     if isinstance(value, (list, dict, tuple, bytes, np.ndarray)): raise ValueError(f'a {type(value).__name__}')
+    if isinstance(value, Unstored): raise ValueError(value.what)
     if is_missing(value): return None
     if isinstance(value, (float, np.floating)) and float(value).is_integer(): value = int(value)
     return check_text(str(value))
@@ -190,6 +224,8 @@ class Found(NamedTuple):
     captions: str|None
     group: str|None     # the video or dialogue; None if no column names it
     part: int|None      # 0 training, 1 validation, 2 test; None if no column says
+    others: tuple       # the texts of further columns
+    seconds: tuple      # when the clip begins and ends; empty if no columns say
     problems: list      # of (code of a finding, `DataError`)
 
 @dataclass(frozen=True)
@@ -200,14 +236,17 @@ class Fields:
     captions: str=None # column of a second text
     group: str=None    # column of the video or dialogue that a clip comes from
     split: str=None    # column that says train, validation or test
+    others: tuple=()   # columns of further texts
+    seconds: tuple=()  # columns of the second at which a clip begins, and at which it ends
 
     def wanted(self):
         "The columns that must be there, but for the text"
-        return [*self.id, *(o for o in (self.captions, self.group, self.split) if o is not None)]
+        some = self.captions, self.group, self.split, *self.others, *self.seconds
+        return [*self.id, *(o for o in some if o is not None)]
 
     def needed_text(self, features, columns):
         "The column of the text, if it must be there: a table of labels for features needs none, unless one is misspelt"
-        near = self.text in columns or nearest(self.text, [str(o).strip().lower() for o in columns], .6)
+        near = self.text in columns or nearest(self.text, [str(o).strip().lower() for o in columns], .75)
         return [self.text] if self.text != 'text' or features is None or near else []
 
 # %% ../nbs/12_readers.ipynb #bede3cd2
@@ -224,6 +263,7 @@ def _id_of(self:Fields, r, cell):
     try: return check_id(id, cell.path, r.at)
     except DataError as e: cell.problems.append(('id-bad', e))
 
+# %% ../nbs/12_readers.ipynb #13e02e28
 class _Cells:
     "The cells of one record as text, and what is wrong with them"
     def __init__(self, r, path): self.r, self.path, self.id, self.problems = r, path, r.id, []
@@ -236,6 +276,27 @@ class _Cells:
         except ValueError as e:
             self.problem(code, f'column {field!r} holds {e}', 'Write texts, numbers or nothing')
 
+    def turns(self, field):
+        "A text, or a list of texts, such as the turns of a dialogue, joined by a blank"
+        value = None if field is None else self.r.values.get(field)
+        if not isinstance(value, (list, tuple, np.ndarray)) or not all(isinstance(o, str) for o in value):
+            return self(field)
+        try: return check_text(' '.join(value)) or None
+        except ValueError as e: self.problem('field-kind', f'column {field!r} holds {e}', 'Write it as UTF-8')
+
+    def span(self, fields):
+        "When the clip begins and ends, in seconds of its video; empty where no columns say"
+        if not fields: return ()
+        try:
+            start, end = (seconds_of(self.r.values.get(f)) for f in fields)
+            if start is None or end is None: raise ValueError('nothing, so the clip has no place in its video')
+            if not start < end: raise ValueError(f'{start:g} and {end:g}, and a clip ends after it begins')
+            return start, end
+        except ValueError as e:
+            self.problem('field-kind', f"{' and '.join(map(repr, fields))} hold {e}", 'Write seconds, or h:mm:ss')
+            return ()
+
+# %% ../nbs/12_readers.ipynb #0a313b65
 @patch
 def read(self:Fields,
     r,       # a `Record` whose values could be read
@@ -246,7 +307,7 @@ def read(self:Fields,
     cell.id = id = self._id_of(r, cell)
     if isinstance(r.values, Repeated):
         cell.problem('field-twice', 'a field appears twice', 'Write each field once')
-    text, captions, group, part = cell(self.text), cell(self.captions), tidy_text(cell(self.group) or ''), None
+    text, captions, group, part = cell(self.text), cell.turns(self.captions), tidy_text(cell(self.group) or ''), None
     if group in MISSING_WORDS: group = None
     if self.group is not None and group is None:
         cell.problem('group-missing', f'column {self.group!r} is empty', 'Name the video or dialogue of every clip')
@@ -256,13 +317,15 @@ def read(self:Fields,
         if part is None:
             cell.problem('split-invalid', f'column {self.split!r} holds {word!r}, which is none of train, validation'
                          ' and test', 'Say in which part each clip is')
-    return Found(id, text, captions, group, part, cell.problems)
+    return Found(id, text, captions, group, part, tuple(cell(o) for o in self.others), cell.span(self.seconds),
+                 cell.problems)
 
 # %% ../nbs/12_readers.ipynb #ddf83696
 def check_columns(
     wanted,  # names of columns
     columns, # that there are
-    path     # of the file, for the message
+    path,    # of the file, for the message
+    labels=() # those of `wanted` that are label columns
 ):
     "Raise `DataError` with the nearest name for a column that is not there"
     columns = list(map(str, columns))
@@ -270,8 +333,13 @@ def check_columns(
         if name in columns: continue
         near = nearest(name, columns, .6)
         hint = f"Did you mean {near!r}? " if near else ''
-        if len(columns) == 1 and (other := next((o for o in ';\t|,' if o in columns[0]), None)):
+        if len(several := [o.strip() for o in name.split(',')]) > 1 and {*several} <= {*columns}:
+            option = '--labels ' if name in labels else ''
+            hint = f"Names are separated by a blank: {option}{' '.join(several)}. "
+        elif len(columns) == 1 and (other := next((o for o in ';\t|,' if o in columns[0]), None)):
             hint = f"Its cells are separated by {other!r}: save it with commas, or with tabs as a .tsv file. "
+        elif len(columns) == 1 and not near:
+            hint = f"If {columns[0]!r} is a title, delete its line: the names of the columns must be the first. "
         raise DataError(f"no column {name!r}", file=path, fix=f"{hint}The columns are {', '.join(columns)}")
 
 def case_note(
@@ -320,9 +388,6 @@ class _Rows:
         self.seen, self.keyed = dict.fromkeys(table.columns or ()), False
         for r in table:
             if isinstance(r.values, DataError): raise r.values
-            if not isinstance(r.values, dict):
-                raise DataError(f'the record is a {type(r.values).__name__}, not an object', r.id, table.path,
-                                'Write each clip as one object of named fields', r.at)
             if table.columns is None: self.seen.update(dict.fromkeys(r.values))
             found = fields.read(r, table.path)
             if found.problems: raise found.problems[0][1]
@@ -347,11 +412,40 @@ def check_label_columns(
 ):
     "Raise `DataError` for a label column that holds something else, or is named twice"
     for c in labels:
-        if c in fields.id or c in (fields.text, fields.captions, fields.group, fields.split):
-            raise DataError(f"column {c!r} cannot be the label: it is the id, text, captions, group or split",
+        if c in (fields.text, *fields.wanted()):
+            raise DataError(f"column {c!r} cannot be the label: it is the id, text, captions, group, split or a time",
                             file=path, fix='Name another column as the label')
     if twice := first_repeated(labels):
         raise DataError(f"column {twice!r} is named as a label twice", file=path, fix='Name it once')
+
+# %% ../nbs/12_readers.ipynb #5823f38f
+def _checked_rows(table, fields, declared, features, path):
+    "What a table says of each clip; raises `DataError` for a column that is not there, and for no clip"
+    def check(columns, wanted):
+        check_columns([*wanted, *fields.needed_text(features, columns), *declared], columns, path, declared)
+    if table.columns is not None: check(table.columns, fields.wanted())
+    rows = _Rows(table, fields, declared)
+    if not rows.found: raise DataError('holds no clip', file=path, fix='Give a file with at least one row')
+    if table.columns is None: check(rows.seen, [c for c in fields.wanted() if not (rows.keyed and c in fields.id)])
+    return rows
+
+def _text_columns(rows, second, others, tokenizer, ids, max_length, too_long, path):
+    "The columns of all texts of a table, and notes"
+    columns, notes = encode_texts(rows.column('text'), second, tokenizer, ids, max_length, too_long, path)
+    for k, m in enumerate(others):
+        words = [o.others[k] for o in rows.found]
+        found, of_m = encode_texts(words, [None]*len(ids), tokenizer, ids, max_length, too_long, path, m)
+        columns[m], notes = found['text'], notes + of_m
+    return columns, notes
+
+def _cut_features(features, videos, seconds, ids, texts, path):
+    "The features of clips that are parts of videos, cut from those of the videos, and notes"
+    names = list(dict.fromkeys(videos))
+    row = {v: n for n, v in enumerate(names)}
+    whole, notes = feature_columns(features, names)
+    rows = np.array([row[v] for v in videos])
+    cut, lost = cut_columns({k: SubsetColumn(c, rows) for k, c in whole.items()}, seconds, ids, path)
+    return _one_text(cut, notes + lost, ids, texts, path)
 
 # %% ../nbs/12_readers.ipynb #aecf851f
 def read_table(
@@ -361,16 +455,18 @@ def read_table(
     text: str='text',       # column of the text
     id='id',                # column of the clip ids, or several, joined by `_`
     group: str=None,        # column of the video or dialogue that a clip comes from; found from the ids by default
-    captions: str=None,     # column of a second text
+    captions: str=None,     # column of a second text; in JSON also a list of texts, such as the turns before
     context: int=0,         # rows above, of the same group, that are joined as the second text
     tasks=None,             # the tasks as another table defined them; found from the labels by default
-    features=None,          # folder of feature files, or a `FeatureFolder`
+    features=None,          # what `open_features` takes, such as a folder
     max_length: int=None,   # longest text in tokens; what the tokenizer states by default
     too_long: str='cut',    # `cut` shortens and notes it; `error` raises
     split: str=None,        # column that says train, validation or test: `parts` of the data set
     separator: str=None,    # between several labels in one cell, each of which becomes a yes/no task
     raw_quotes: bool=False, # quotation marks in CSV and TSV are text; by default they enclose cells
-    classes: dict=None      # label column -> its classes, if they should not be found from the labels
+    classes: dict=None,     # label column -> its classes, if they should not be found from the labels
+    texts=(),               # further columns of text, each a modality of its own: `screen=ocr`, or a dict
+    seconds=()              # two columns, when a clip begins and ends in its video: features are cut from the video's
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
     if captions and context:
@@ -379,25 +475,21 @@ def read_table(
     given = [t.name for t in tasks] if labels is None else [labels] if isinstance(labels, str) else list(labels)
     try: declared = declared_labels(given, table.columns, classes)
     except ValueError as e: raise DataError(str(e), file=path) from None
-    fields = Fields((id,) if isinstance(id, str) else tuple(id), text, captions, group, split)
+    others, group = text_modalities(texts, path), group or group_column(path)
+    fields = Fields((id,) if isinstance(id, str) else tuple(id), text, captions, group, split, tuple(others.values()),
+                    tuple(seconds))
     check_label_columns([*declared], fields, path)
-    def check(columns, wanted):
-        check_columns([*wanted, *fields.needed_text(features, columns), *declared], columns, path)
-    if table.columns is not None: check(table.columns, fields.wanted())
-    rows = _Rows(table, fields, declared)
-    if not rows.found: raise DataError('holds no clip', file=path, fix='Give a file with at least one row')
-    if table.columns is None: check(rows.seen, [c for c in fields.wanted() if not (rows.keyed and c in fields.id)])
-    no_text = []
+    rows, no_text = _checked_rows(table, fields, declared, features, path), []
     if text not in rows.seen: no_text = [f'the column {text!r} is not there, so no clip has text: name it with --text']
     ids = rows.column('id')
     _check_twice(ids, rows.at, path)
     groups = [g or video_of(o) for o, g in zip(ids, rows.column('group'))]
-    texts, second = rows.column('text'), rows.column('captions')
-    if context: second = previous_texts(texts, groups, context)
-    columns, notes = encode_texts(texts, second, get_tokenizer(tokenizer), ids, max_length, too_long, path)
+    second = previous_texts(rows.column('text'), groups, context) if context else rows.column('captions')
+    columns, notes = _text_columns(rows, second, others, get_tokenizer(tokenizer), ids, max_length, too_long, path)
     read = read_labels(rows.labels, ids, path, rows.at, tasks, declared, separator)
     if read.problems: raise read.problems[0]
-    more, missing = feature_columns(features, ids)
+    if seconds: more, missing = _cut_features(features, groups, rows.column('seconds'), ids, columns, path)
+    else: more, missing = _feature_columns(features, ids, columns, path)
     about_groups = case_note(groups) if group else ungrouped_note(groups, ids)
     notes = [*table.notes, *read.notes, *about_groups, *(no_text or notes), *missing]
     return ClipDataset(ids, columns | more, read.numbers, read.tasks, groups, Path(path).name, notes,

@@ -9,6 +9,7 @@ __all__ = ['words_of', 'packed_table', 'open_records']
 from pathlib import Path
 from .clips import video_of
 from .labels import written_classes
+from .tasks import is_labelled
 from .packing import is_packed, open_packed
 from .tables import Record, Table, open_table
 
@@ -16,7 +17,8 @@ from .tables import Record, Table, open_table
 def words_of(
     ds,             # clips whose text is token ids
     tokenizer=None, # gives words back; without it, each id counts as a word
-    unknown: bool=False # keep the token of what the vocabulary lacks, such as an emoji
+    unknown: bool=False, # keep the token of what the vocabulary lacks, such as an emoji
+    modality: str='text' # of tokens; only `text` has captions or context
 ) -> tuple: # (texts, captions or context): a string for each clip, empty where it has none
     "The text of each clip, and its captions or context, as words"
     texts, seconds = ['']*len(ds), ['']*len(ds)
@@ -25,8 +27,9 @@ def words_of(
     def words(ids):
         if tokenizer is None: return ' '.join(map(str, ids))
         return tokenizer.decode([o for o in ids if o not in special])
-    for i in ds.lengths('text').nonzero()[0]:
-        text, segments = ds.columns['text'][i], ds.columns['segments'][i] if 'segments' in ds.columns else None
+    segmented = modality == 'text' and 'segments' in ds.columns
+    for i in ds.lengths(modality).nonzero()[0]:
+        text, segments = ds.columns[modality][i], ds.columns['segments'][i] if segmented else None
         texts[i] = words((text if segments is None else text[segments == 0]).tolist())
         if segments is not None: seconds[i] = words(text[segments > 0].tolist())
     return texts, seconds
@@ -40,13 +43,15 @@ def packed_table(
     tokens = ds.manifest['columns'].get('text', {}).get('dtype') == 'int32'
     text = words_of(ds, ds.tokenizer())[0] if tokens else ['']*len(ds)
     named = {'group': list(ds.groups)} if any(video_of(o) != g for o, g in zip(ds.ids, ds.groups)) else {}
-    labels = {t.name: [*written_classes(t), ''] for t in ds.tasks}
+    def written(t, y):
+        if not is_labelled(y): return ''
+        return f'{y:.9g}' if t.is_regression else written_classes(t)[y]
     def rows():
         for n, id in enumerate(ds.ids):
             groups = {k: v[n] for k, v in named.items()}
-            classes = {k: v[max(-1, int(ds.labels[k][n]))] for k, v in labels.items()} # IGNORE is the last, empty one
-            yield Record(f'clip {n}', None, dict(id=id, text=text[n], **groups, **classes))
-    return Table(Path(path), ['id', 'text', *named, *labels], rows(), [])
+            labels = {t.name: written(t, ds.labels[t.name][n].item()) for t in ds.tasks}
+            yield Record(f'clip {n}', None, dict(id=id, text=text[n], **groups, **labels))
+    return Table(Path(path), ['id', 'text', *named, *(t.name for t in ds.tasks)], rows(), [])
 
 def open_records(
     path, # of a table, or a packed folder

@@ -10,7 +10,6 @@ __all__ = ['WORK', 'WRITTEN', 'check_folder', 'partial_folder', 'holds_work', 'n
 # %% ../nbs/53_run_folders.ipynb #977c344f
 import json, os, shutil, time
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
@@ -18,8 +17,9 @@ from fastcore.basics import patch
 from .basics import digest, put_back, read_json_dict, versions, whole_folder, write_json
 from .distributed import is_main, on_main, run_on_all
 from .runs import Run
+from .sources import find_sources
 from .clips import column_stamps
-from .digests import file_digest, file_digests
+from .digests import file_digest, folder_digests, one_look
 from .labels import written_classes
 
 # %% ../nbs/53_run_folders.ipynb #69a9fdb6
@@ -82,13 +82,12 @@ def data_digests(
         lengths, values = np.asarray(c.lengths).tobytes(), getattr(c, 'values', ())
         return {m: digest(lengths, *(v.numpy().tobytes() for v in values if v is not None)), # as version 0.1.0 wrote it
                 f'content of {m}': digest(lengths, column_stamps(c, range(len(c.lengths))))}
-    return {
-        name: dict(clips=digest('\0'.join(ds.ids).encode()), videos=digest('\0'.join(ds.groups).encode()),
-                   labels=digest(*(v.numpy().tobytes() for v in ds.labels.values())),
-                   classes=digest(json.dumps([[t.name, *written_classes(t)] for t in ds.tasks]).encode()),
-                   **{k: v for m, c in ds.columns.items() for k, v in column(m, c).items()})
-        for name, ds in zip(('training', 'validation', 'test'), parts)
-    }
+    def part(ds):
+        return dict(clips=digest('\0'.join(ds.ids).encode()), videos=digest('\0'.join(ds.groups).encode()),
+                    labels=digest(*(v.numpy().tobytes() for v in ds.labels.values())),
+                    classes=digest(json.dumps([[t.name, *written_classes(t)] for t in ds.tasks]).encode()),
+                    **{k: v for m, c in ds.columns.items() for k, v in column(m, c).items()})
+    with one_look(): return {name: part(ds) for name, ds in zip(('training', 'validation', 'test'), parts)}
 
 def changed_data(
     was: dict, # of `data_digests`
@@ -110,18 +109,22 @@ def source_digests(
 ) -> dict: # role -> digest of a file, or of a folder of features
     "Digests of the files that a run reads, which tell that its clips are the same; raises `DataError`"
     sections = {'': run.clips} if isinstance(run, Run) else {f'{s.name} ': s.clips for s in run.streams}
-    out = {}
-    for name, clips in sections.items():
-        for role in ('data', 'valid', 'test', 'features'):
-            path = getattr(clips, role)
-            if path and str(path) != 'synthetic': out[name + role] = _source_digest(Path(path))
-    return out
+    paths = {name + role: path for name, clips in sections.items() for role, path in _paths_of(clips).items()
+             if path and str(path) != 'synthetic'}
+    with one_look(): return {name: _source_digest(Path(path)) for name, path in paths.items()}
+
+def _paths_of(clips):
+    "role -> path of what a section of clips reads"
+    base, named = find_sources(clips.features)
+    return {**{role: getattr(clips, role) for role in ('data', 'valid', 'test')}, 'features': base,
+            **{f'features of {m}': o.path for m, o in named.items()}}
 
 def _source_digest(path):
     "The digest of a file, or of the names and contents of the files in a folder"
     if not path.is_dir(): return file_digest(path).hex()
-    names = sorted(o.name for o in os.scandir(path) if o.is_file() and not o.name.startswith('.'))
-    return digest('\0'.join(names).encode(), file_digests(path, names).tobytes())
+    folder = folder_digests(path)
+    names = sorted(o for o, is_file in folder.names.items() if is_file and not o.startswith('.'))
+    return digest('\0'.join(names).encode(), folder.of(names).tobytes())
 
 def is_same_data(
     config: dict,    # `config.json` of a run
@@ -184,10 +187,12 @@ def started_run(
     """The interrupted run in a folder. Raises `FileExistsError` rather than delete it unasked, `ValueError` if it is
     another run"""
     put_back(out, WRITTEN)
-    if not holds_work(part := partial_folder(out)): return {}
+    part, work = partial_folder(out), holds_work(partial_folder(out))
+    if not work and (Path(out)/'metrics.json').is_file(): return {} # finished before
     if resume and run.kind in (config := read_json_dict(part/'config.json')):
-        return config if is_same_run(config, run, part, overwrite) else {}
-    if overwrite: return {}
+        # without work nothing is lost if the settings differ; if they do not, the data must be those of the start
+        return config if is_same_run(config, run, part, overwrite or not work) else {}
+    if overwrite or not work: return {}
     raise FileExistsError(
         f"{part} holds a run that was interrupted; resume it with --resume, or start anew with --overwrite")
 
@@ -271,7 +276,7 @@ class RunRecipe(Recipe):
         self.part, self.started, self.tokenizer = partial_folder(out), time.perf_counter(), None
 
     def begin(self):
-        self.begun = on_main(self._look)
+        with one_look(): self.begun = on_main(self._look)
         if self.begun is None: self.log(f"{self.out} holds this run, finished: nothing left to do")
         return self.begun is not None
 
@@ -286,8 +291,9 @@ class RunRecipe(Recipe):
         "Read and check the data"
 
     def read(self):
-        self.digests = run_on_all(self.read_data)
-        self.sources = on_main(lambda: source_digests(self.run))
+        with one_look():
+            self.digests = run_on_all(self.read_data)
+            self.sources = on_main(lambda: source_digests(self.run))
         if self.begun and not on_main(lambda: is_same_data(self.begun, self.digests, self.part, self.overwrite)):
             self.begun = {}
         if self.begun: log_resuming(self.begun, self.part, self.log)
@@ -311,6 +317,6 @@ def write_config(self:RunRecipe,
 ):
     "Write `config.json` and the tokenizer"
     write_json(self.folder/'config.json',
-               {self.run.kind: self.run.to_dict(), 'versions': versions(), 'tasks': [asdict(t) for t in tasks],
+               {self.run.kind: self.run.to_dict(), 'versions': versions(), 'tasks': [t.to_dict() for t in tasks],
                 'data': self.digests, 'sources': self.sources})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')

@@ -13,6 +13,7 @@ from typing import ClassVar
 import yaml
 from fastcore.basics import patch
 from .basics import field_names, nearest, nearest_field, one_line, plain
+from .sources import source_texts
 
 # %% ../nbs/50_runs.ipynb #rc000001
 def setting(
@@ -24,11 +25,12 @@ def setting(
     pretraining: bool=True, # pretraining runs have it too
     named: bool=False,      # it names an object, with arguments where the value is a dict
     choices: tuple=(),      # the values that it may have
-    least=None              # the smallest value that it may have
+    least=None,             # the smallest value that it may have
+    read=None               # function that brings what a user wrote into one form
 ): # a dataclass field
     "A field of a section, with what the library must know about it"
     about = dict(free=free, judge=judge, column=column, budget=budget, pretraining=pretraining, named=named,
-                 choices=choices, least=least)
+                 choices=choices, least=least, read=read)
     if isinstance(default, dict): return field(default_factory=lambda: dict(default), metadata=about)
     return field(default=default, metadata=about)
 
@@ -80,6 +82,7 @@ def checked(
 ): # the value in the type of the field
     "A value that its setting may have; raises `ValueError` that names the setting and what it expects"
     if f.metadata['named']: return _checked_name(f, value)
+    if f.metadata['read']: value = f.metadata['read'](value)
     if value is None and f.default is None: return None
     value = _typed(f, value)
     choices, least = f.metadata['choices'], f.metadata['least']
@@ -111,11 +114,16 @@ class Clips(Section):
     # file of clips that choose the epoch and the thresholds; otherwise `valid_share` of the training videos
     valid: str=setting(None, judge=True)
     test: str=setting(None, judge=True) # file of clips to score; otherwise `test_share` of the videos
-    features: str=setting(None)         # folder of <id>_rgb.npy, <id>_flow.npy and <id>_vggish.npy
-    # label columns of a table, also with declared classes (`funny:no,yes`, `rating:1..5`), or tasks of the released
-    # JSON; by default all five tasks of the JSON
+    # where features are: a folder of <id>_rgb.npy, <id>_flow.npy and <id>_vggish.npy, and NAME=PATH for other
+    # modalities, such as face=openface/ (files <id>.npy), video=i3d:rgb+flow or sound=covarep.h5
+    features: tuple=setting((), read=source_texts)
+    # NaN and infinite features: raise an error, or fill them with the mean of their column in the clip
+    non_finite: str=setting('error', column=True, choices=('error', 'fill'))
+    # label columns of a table, also with declared classes (`funny:no,yes`, `rating:1..5`) or as a number to predict
+    # (`sentiment:regression`, `sentiment:regression:-3..3`), or tasks of the released JSON; by default all five of it
     labels: tuple=setting((), judge=True)
-    # label column -> list of its classes, if they should not be found from the labels
+    # label column -> list of its classes, if they should not be found from the labels, or the fields of a regression
+    # task, such as {kind: regression, scale: [-3, 3]}
     tasks: dict=setting({}, judge=True)
     separator: str=setting(None, column=True, judge=True) # between several labels in one cell; each is a yes/no task
     text: str=setting('text', column=True) # column of the text
@@ -123,6 +131,11 @@ class Clips(Section):
     # column of the video or dialogue that a clip belongs to; found from the ids by default
     group: str=setting(None, column=True, judge=True)
     captions: str=setting(None, column=True)       # column of a second text
+    # further columns of text, each a modality of its own: `screen=ocr` reads the column ocr as the modality screen
+    texts: tuple=setting((), column=True)
+    # two columns, the second at which a clip begins in its video and at which it ends: its features are cut from those
+    # of the video, which `group` names
+    seconds: tuple=setting((), column=True)
     # quotation marks in .csv and .tsv are text; by default they enclose cells
     raw_quotes: bool=setting(False, column=True)
     context: int=setting(0, column=True, least=0)  # preceding rows of the same group that become the second text
@@ -137,18 +150,23 @@ class Clips(Section):
     split_seed: int=setting(0, judge=True, least=0)
     synthetic: dict=setting({}, judge=True)        # arguments of `synthetic_clips`, if data is `synthetic`
 
-    def check(self):
-        for name in ('valid_share', 'test_share'):
-            if not 0 < (v := getattr(self, name)) < 1: raise ValueError(f"{name} must be between 0 and 1, got {v}")
-        for o in (*self.labels, *self.id):
-            if not isinstance(o, str): raise ValueError(f"{o!r} is not the name of a column: write it in quotes")
-        if self.folds == 1: raise ValueError('folds must be 0 (one split) or at least 2')
-        for name in ('folds', 'valid', 'test'):
-            if self.split and getattr(self, name):
-                raise ValueError(f"split and {name} both say which clips are scored or"
-                                 " chosen by: give one of the two")
-        if self.folds and self.test:
-            raise ValueError('folds score every clip of data, so nothing is left to score in test: give one of the two')
+# %% ../nbs/50_runs.ipynb #6bd343ae
+@patch
+def check(self:Clips):
+    "Raise `ValueError` if two settings contradict each other"
+    for name in ('valid_share', 'test_share'):
+        if not 0 < (v := getattr(self, name)) < 1: raise ValueError(f"{name} must be between 0 and 1, got {v}")
+    for o in (*self.labels, *self.id):
+        if not isinstance(o, str): raise ValueError(f"{o!r} is not the name of a column: write it in quotes")
+    if len(self.seconds) not in (0, 2):
+        raise ValueError(f"seconds names two columns, when a clip begins and when it ends, got {self.seconds!r}")
+    if self.folds == 1: raise ValueError('folds must be 0 (one split) or at least 2')
+    for name in ('folds', 'valid', 'test'):
+        if self.split and getattr(self, name):
+            raise ValueError(f"split and {name} both say which clips are scored or"
+                             " chosen by: give one of the two")
+    if self.folds and self.test:
+        raise ValueError('folds score every clip of data, so nothing is left to score in test: give one of the two')
 
 # %% ../nbs/50_runs.ipynb #rc000008
 @dataclass(frozen=True)
@@ -158,6 +176,8 @@ class Network(Section):
     tokenizer: str=setting(None) # folder or name of the tokenizer; the encoder's by default
     config: dict=setting({})     # fields of the network's configuration that differ, such as width=384
     init: str=setting(None)      # model folder to start from
+    # modalities whose features are standardised: each column by its mean and deviation in the training clips
+    standardise: tuple=setting(())
     # keep the text encoder as it is: its output for a text is computed once and stored on disk
     freeze_text: bool=setting(False, pretraining=False)
     # folder where these outputs are stored, also for other runs; `hiccap` in the user's cache folder by default
@@ -195,7 +215,9 @@ class Training(Section):
     precision: str=setting('float32', choices=('float32', 'bfloat16', 'float16'))
     # what to do if a number is not finite: raise an error, skip the step, or roll back to earlier weights
     on_nan: str=setting('raise', choices=('raise', 'skip', 'rollback'))
-    monitor: str=setting('macro_f1', judge=True, pretraining=False) # validation score that chooses the best epoch
+    # validation score that chooses the best epoch; macro_f1 is the mean of the tasks' main scores: the macro F1 of
+    # classes, and the Pearson correlation of numbers
+    monitor: str=setting('macro_f1', judge=True, pretraining=False)
     # validation score that chooses the thresholds of tasks with two classes; `f1` is that of the second class
     threshold_score: str=setting('macro_f1', judge=True, choices=('macro_f1', 'f1', 'accuracy'))
     # simple models that the network is compared with, besides the class frequencies
@@ -368,11 +390,25 @@ def to_dict(self:Composed) -> dict: # of plain values; settings that have their 
     return out
 
 # %% ../nbs/50_runs.ipynb #5e6b5ad9
+class _UniqueKeys(yaml.SafeLoader):
+    "A loader that raises `ValueError` for a key that a mapping has twice"
+    def compose_mapping_node(self, anchor):
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag.endswith((':merge', ':value')): continue
+            name, line = self.construct_object(key), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"{self.name}: {name} is there twice, in line {lines[name]} and in line {line}: write"
+                                 " it once")
+            lines[name] = line
+        return node
+
 def read_yaml(
     path # a YAML file of a run or a pretraining run
 ) -> dict:
     "The entries of a YAML file; raises `ValueError` that names it"
-    try: d = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    try:
+        with open(path, encoding='utf-8') as f: d = yaml.load(f, _UniqueKeys)
     except FileNotFoundError: raise ValueError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e:
         raise ValueError(f"{path} is not readable YAML ({one_line(e)})") from None

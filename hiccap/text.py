@@ -67,25 +67,30 @@ def encode_texts(
     ids: list,               # clip ids, for messages
     max_length: int=None,    # longest text in tokens; what the tokenizer states by default
     too_long: str='cut',     # `cut` shortens and notes it; `error` raises `DataError`
-    file=None                # file the texts came from, for messages
+    file=None,               # file the texts came from, for messages
+    name: str='text'         # of the modality, for the notes
 ) -> tuple: # columns (`text`, `segments`), notes
     "Token ids and segments of every clip's text and captions, with a sentence on what was cut or empty"
-    limit, notes = longest_text(tokenizer, max_length), []
+    limit, notes, of = longest_text(tokenizer, max_length), [], '' if name == 'text' else f' of {name}'
     pairs = [((t or '').strip(), (c or '').strip()) for t, c in zip(texts, captions)]
+    if tokenizer is None and (first := next((id for id, pair in zip(ids, pairs) if any(pair)), None)) is not None:
+        raise DataError('it has text, and no text encoder is given to read it', first, file,
+                        'Give --encoder minilm, a folder, or a name on the hub; or a table without texts')
     rows = [_encode(*pair, tokenizer, limit, too_long, id, file) for id, pair in zip(ids, pairs)]
     columns = dict(text=TensorColumn([text for text, _, _ in rows]))
     if any(c for _, c in pairs): columns['segments'] = TensorColumn([segments for _, segments, _ in rows])
     if cut := [id for id, row in zip(ids, rows) if row[2]]:
-        notes.append(f"{len(cut)} texts were cut to {limit} tokens: {', '.join(cut)}")
-    return columns, notes + empty_note(ids, columns['text'])
+        notes.append(f"{len(cut)} texts{of} were cut to {limit} tokens: {', '.join(cut)}")
+    return columns, notes + empty_note(ids, columns['text'], name)
 
 def empty_note(
     ids: list, # clip ids
-    column     # their text
+    column,    # their text
+    name: str='text' # of the modality
 ) -> list: # one sentence, or none
     "A sentence that lists the clips without text"
     empty = [id for id, n in zip(ids, column.lengths) if not n]
-    return [f"{len(empty)} clips have no text: {', '.join(empty)}"] if empty else []
+    return [f"{len(empty)} clips have no {name}: {', '.join(empty)}"] if empty else []
 
 # %% ../nbs/11a_text.ipynb #4fed1a43
 _PROBES = [

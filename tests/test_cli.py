@@ -83,10 +83,10 @@ def test_predicting_does_not_need_labels_and_writes_no_file_twice(trained, synth
     bare = tmp_path/'new.csv'
     bare.write_text('id,text\nx_1,you and the kitchen\nx_2,\n')
     out = tmp_path/'answers.csv'
-    status, text, err = run('predict', trained, bare, '--out', out)
+    status, text, err = run('predict', trained, bare, '--without', 'video', 'audio', '--out', out)
     assert status == 0 and 'x_2' in err, err            # the clip without text is listed
     before = out.read_bytes()
-    status, text, err = run('predict', trained, bare, '--out', out)
+    status, text, err = run('predict', trained, bare, '--without', 'video', 'audio', '--out', out)
     assert status == 2 and '--overwrite' in err and out.read_bytes() == before
 
 
@@ -356,7 +356,7 @@ def test_an_evaluation_with_modalities_away_and_damaged(trained, synthetic, tmp_
      'wrong: no file in it is named as features are; it holds audio, video. Name the files of a clip <id>_rgb.npy'),
     ('train', ['texts.csv', '--labels', 'funny', '--features', 'nothing', '--encoder', 'minilm'], 'it is empty'),
     ('train', ['silent.csv', '--labels', 'funny', '--encoder', 'minilm'],
-     'silent.csv: no training clip has text, video or audio'),
+     'silent.csv: no training clip has text, video, audio or another modality'),
     ('train', ['texts.csv', '--labels', 'funny', '--features', 'uneven', '--encoder', 'minilm'],
      '8 columns where v0_0_rgb.npy has 12, and the two are added'),
 ], ids=['misspelt', 'after-a-list', 'resume-nothing', 'no-folder', 'misnamed', 'empty-folder', 'silent',

@@ -97,7 +97,7 @@ def test_bad_feature_files_name_the_clip_and_the_file(tmp_path):
     good = np.ones((3, 1024), np.float32)
     cases = dict(width=np.ones((3, 8), np.float32), rank=np.ones((3, 2, 2), np.float32),
                  nan=np.full((3, 1024), np.nan, np.float32), infinite=np.full((3, 1024), np.inf, np.float32),
-                 length=np.ones((4, 1024), np.float32), whole=np.ones((3, 1024), np.int32))
+                 length=np.ones((4, 1024), np.float32), yes=np.ones((3, 1024), bool))
     for id, x in cases.items():
         np.save(tmp_path/f'{id}_rgb.npy', x); np.save(tmp_path/f'{id}_flow.npy', good)
         with pytest.raises(DataError, match=f"clip '{id}'.*{id}_"): FeatureFolder(tmp_path).load(id, 'video')

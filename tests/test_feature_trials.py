@@ -4,6 +4,7 @@ Each is found before anything is trained, by the commands that a user types, and
 """
 import csv
 import json
+import shutil
 import unicodedata
 
 import numpy as np
@@ -68,7 +69,8 @@ def command(capsys, tokenizer, tmp_path):
         return status or 0, got.out, got.err
 
     def run(name, table, features=None, *args):
-        given = [] if features is None else ['--features', features]
+        features = features if isinstance(features, list) or features is None else [features]
+        given = [] if features is None else ['--features', *features]
         if name == 'audit': return typed('audit', table, *given, '--labels', 'funny', *args)
         given += ['--tokenizer', tokenizer, '--labels', 'funny', *args]
         if name == 'pack': return typed('pack', table, tmp_path/'packed', *given)
@@ -139,10 +141,25 @@ def test_one_modality_may_match_and_the_other_not(parts, tmp_path, command):
     refused(command, write_table(tmp_path/'clips.csv'), features, f'none of the {what} files belongs to a clip')
 
 
-@pytest.mark.parametrize('lacks', ['rgb', 'flow'])
-def test_a_modality_that_no_clip_has_whole(lacks, tmp_path, command):
-    features = write_features(tmp_path/'features', parts=[o for o in WIDTHS if o != lacks])
-    refused(command, write_table(tmp_path/'clips.csv'), features, 'no clip has all of video', f'no {lacks}')
+def test_a_modality_that_no_clip_has_whole(tmp_path, command):
+    features = write_features(tmp_path/'features', parts=[o for o in WIDTHS if o != 'rgb'])
+    refused(command, write_table(tmp_path/'clips.csv'), features, 'no clip has all of video', 'no rgb')
+    write_features(tmp_path/'features', [IDS[0] + 'x'], ['rgb'])
+    refused(command, tmp_path/'clips.csv', features, 'no clip has all of video', 'no rgb')
+
+
+def test_rgb_is_the_video_where_no_clip_at_all_has_flow(tmp_path, command):
+    table = write_table(tmp_path/'clips.csv')
+    features = write_features(tmp_path/'features', parts=['rgb', 'vggish'])
+    status, out, err = command('train', table, features)
+    note = 'features has no <id>_flow.npy of any clip, so video is <id>_rgb.npy alone'
+    assert status == 0 and note in out, err
+    assert note in command('audit', table, features)[1]
+    shutil.rmtree(tmp_path/'run')
+    features = write_features(tmp_path/'features', IDS[:1], ['flow'])
+    assert command('pack', table, features)[0] == 0
+    shutil.rmtree(tmp_path/'packed')
+    refused(command, table, [features, 'video=rgb+flo'], 'no clip has all of video', 'no flo')
 
 
 def test_a_modality_without_files_is_absent(tmp_path, command):
@@ -244,18 +261,41 @@ def test_files_of_one_shape_with_more_rows_than_columns_give_a_note(length, tall
     assert (said in command('audit', tmp_path/'clips.csv', features)[1]) == tall
 
 
-@pytest.mark.parametrize('shape', [(1,), (1, 1)])
-def test_a_batch_dimension_in_front(shape, tmp_path, command):
-    features = write_features(tmp_path/'features', change=lambda x: x.reshape(*shape, *x.shape))
-    index = 'x[0]' if len(shape) == 1 else 'x[0, 0]'
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('value, said', [(1e300, 'too large for float32'), (-1e39, 'too large for float32'),
+                                         (np.inf, 'NaN or infinite'), (np.nan, 'NaN or infinite')])
+def test_values_that_float32_cannot_hold_are_said_by_the_audit_as_by_training(value, said, tmp_path, command):
+    features, table = write_features(tmp_path/'features'), write_table(tmp_path/'clips.csv')
+    path = features/f'{IDS[6]}_vggish.npy'
+    x = np.load(path).astype(np.float64)
+    x[2, 1] = value
+    np.save(path, x)
+    with pytest.raises(DataError) as e: FeatureFolder(features, widths={}).load(IDS[6], 'audio')
+    assert f'1 of {x.size} values are {said}, the first in row 2' in e.value.what and e.value.clip == IDS[6]
+    status, out, err = command('audit', table, features, '--out', tmp_path/'audit')
+    found, = [f for f in json.loads((tmp_path/'audit'/'audit.json').read_text())['findings']
+              if f['code'] == 'features-nonfinite']
+    assert status == 1 and found['clips'] == [IDS[6]]
+    assert [r['detail'] for r in found['evidence']['defects']] == [e.value.what]
+
+
+def test_a_batch_dimension_in_front(tmp_path, command):
+    "One is dropped with a note, more are refused"
+    features = write_features(tmp_path/'features', change=lambda x: x[None])
     table = write_table(tmp_path/'clips.csv')
+    for name in ('train', 'audit'):
+        status, out, err = command(name, table, features)
+        assert '48 video arrays have a batch dimension of 1 in front, which is dropped' in out, err
+        assert 'features-shape' not in out
+    shutil.rmtree(tmp_path/'run')
+    features = write_features(tmp_path/'features', change=lambda x: x[None, None])
     for name in ('train', 'pack'):
         status, out, err = command(name, table, features)
-        assert status == 2 and index in err and f'{IDS[0]}_rgb.npy' in err, err
+        assert status == 2 and 'x[0, 0]' in err and f'{IDS[0]}_rgb.npy' in err, err
     status, out, err = command('audit', table, features, '--out', tmp_path/'audit')
     details = [r['detail'] for f in json.loads((tmp_path/'audit'/'audit.json').read_text())['findings']
                if f['code'] == 'features-shape' for r in f['evidence']['defects']]
-    assert status == 1 and len(details) == 72 and all(index in o for o in details)
+    assert status == 1 and len(details) == 72 and all('x[0, 0]' in o for o in details)
 
 
 def test_one_wrong_width_keeps_its_message(tmp_path, command):

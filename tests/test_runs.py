@@ -13,7 +13,7 @@ from hiccap.inference import load_run
 from hiccap.pretraining_runs import PretrainRun
 from hiccap.resuming import load_state, save_state
 from hiccap.run_folders import is_same_data, is_same_run, partial_folder
-from hiccap.runs import Clips, Network, Run, Training, flatten, set_field
+from hiccap.runs import Clips, Network, Run, Training, flatten, read_yaml, set_field
 from hiccap.search import Search
 from hiccap.training import train_run
 
@@ -51,6 +51,27 @@ steps: 5
 network: {encoder: minilm}
 training: {epochs: 3, seed: 2}
 """
+
+
+@pytest.mark.parametrize('text, key, lines', [
+    ('data: a.csv\nepochs: 3\ndata: b.csv\n', 'data', (1, 3)),
+    ('training:\n  lr: 0.1\n  bs: 8\n  "lr": 0.2\n', 'lr', (2, 4)),
+    ('config: {width: 8, heads: 4,\n  width: 16}\n', 'width', (1, 2)),
+    ('streams:\n- {name: a, data: b}\n- name: c\n  name: d\n', 'name', (3, 4)),
+    ('runs:\n  1: {lr: 0.1}\n  01: {lr: 0.2}\n', '1', (2, 3)),
+])
+def test_a_key_that_yaml_has_twice_is_an_error_with_both_lines(tmp_path, text, key, lines):
+    path = tmp_path/'run.yaml'
+    path.write_text(text)
+    assert yaml.safe_load(text)  # in silence
+    with pytest.raises(ValueError) as e: read_yaml(path)
+    assert str(e.value) == f'{path}: {key} is there twice, in line {lines[0]} and in line {lines[1]}: write it once'
+
+
+def test_merged_yaml_and_equal_keys_of_two_mappings_are_read(tmp_path):
+    path = tmp_path/'run.yaml'
+    path.write_text('a: &a {lr: 1, bs: 2}\nb:\n  <<: *a\n  lr: 3\nc:\n  <<: [*a]\n  bs: 4\n')
+    assert read_yaml(path) == dict(a=dict(lr=1, bs=2), b=dict(lr=3, bs=2), c=dict(lr=1, bs=4))
 
 
 def test_flat_yaml_is_sectioned_yaml(tmp_path):

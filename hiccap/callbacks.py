@@ -26,6 +26,7 @@ from .basics import new_axes, whole_file
 from .model import HICCAP
 from .checkpoints import CheckpointError, save_model
 from .losses import Regularizer
+from .number_scores import LOWER_IS_BETTER
 from .distributed import average_gradients, gather_rows, is_main, on_main, same_everywhere, world_size
 from .states import dense
 
@@ -181,8 +182,8 @@ def in_a_fit(
 def lower_is_better(
     monitor: str # name of a score, as the epoch table has it
 ) -> bool:
-    "Whether lower values of a score are better, judged by its name: a loss or an error"
-    return 'loss' in monitor or 'error' in monitor
+    "Whether lower values of a score are better, judged by its name: a loss, an error, or `mae` of a task"
+    return 'loss' in monitor or 'error' in monitor or monitor.split('_')[-1] in LOWER_IS_BETTER
 
 class KeepBest(Callback):
     "Keep the weights of the epoch with the best validation score, and restore them after the fit"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'EXAMPLE_RUNS', 'MEAN', 'OVER_VIDEOS', 'BETTER', 'kind_of', 'word_of', 'expand', 'is_done', 'run_grid',
-           'write_example_runs', 'Finished', 'read_finished', 'columns_of', 'Comparison', 'compare_columns',
-           'compare_runs']
+           'write_example_runs', 'Finished', 'read_finished', 'columns_of', 'Comparison', 'task_score',
+           'compare_columns', 'compare_runs']
 
 # %% ../nbs/57_comparison.ipynb #898ebd34
 import itertools, json, os, subprocess, sys, time
@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .basics import counted, digest, markdown_table, nearest_name, new_axes, read_json_dict, write_json
-from .metrics import RANKING, compare_scores
+from .metrics import HEADLINE, RANKING, compare_scores
+from .number_scores import LOWER_IS_BETTER
 from .predictions import NETWORK, read_probabilities
 from .pretraining_runs import PretrainRecipe, PretrainRun
 from .reports import save_figure
@@ -250,9 +251,10 @@ def _references(parts, others):
 
 # %% ../nbs/57_comparison.ipynb #c5700002
 def _progress(folder):
-    "Optimizer steps of a run, and (step, macro F1) of each epoch"
+    "Optimizer steps of a run, and (step, mean score) of each epoch"
     h = pd.read_csv(folder/'history.csv')
-    curve = h[h.kind == 'epoch'][['step', 'macro_f1']].values.tolist() if 'macro_f1' in h else []
+    mean = next((k for k in ('mean_score', 'macro_f1', 'pearson') if k in h), None)  # of the tasks of this run
+    curve = h[h.kind == 'epoch'][['step', mean]].values.tolist() if mean else []
     return int((h.kind == 'step').sum()), curve
 
 def _split_digest(folder, config, streams):
@@ -452,12 +454,23 @@ def __repr__(self:Comparison):
 # %% ../nbs/57_comparison.ipynb #6290b325
 MEAN = 'mean of tasks'  # row of the mean over several tasks
 
+def task_score(
+    scores: dict, # of a task, as `metrics.json` has them
+    score: str    # that is compared
+) -> str:
+    """The score of one task: a regression task has its Pearson correlation instead of a score of classes. Raises
+    `ValueError` for a score that the task does not have"""
+    if score in scores: return score
+    if 'pearson' in scores and score in {*HEADLINE[True], *HEADLINE[False]}: return 'pearson'
+    raise ValueError(f"no score {score!r}. {nearest_name(score, scores)}")
+
 def _score_values(column, score, tasks, draws):
     "Task -> the score of each run or split, and their mean if there are several tasks"
+    keys = {t: task_score(next(iter(column.values())).scores[t], score) for t in tasks}
     for t, r in itertools.product(tasks, column.values()):
-        if r.scores[t][score] is None:
-            raise ValueError(f"{score} of task {t!r} is not defined in {r.folder}: choose another score with --score")
-    values = {t: [sum(column[s].scores[t][score] for s in d)/len(d) for d in draws] for t in tasks}
+        if r.scores[t][keys[t]] is None:
+            raise ValueError(f"{keys[t]} of task {t!r} is not defined in {r.folder}: choose another score with --score")
+    values = {t: [sum(column[s].scores[t][keys[t]] for s in d)/len(d) for d in draws] for t in tasks}
     if len(tasks) > 1: values[MEAN] = [sum(v)/len(tasks) for v in zip(*values.values())]
     return values
 
@@ -485,14 +498,16 @@ def _add_videos(rows, columns, base, score):
     try: kept = {c: [read_probabilities(r.folder)[NETWORK] for r in runs.values()] for c, runs in columns.items()}
     except ValueError as e: return [f"No intervals over videos: {e}."] if len(columns) > 1 else []
     config = read_json_dict(columns[base][min(columns[base])].folder/'config.json')
-    what, notes = 'probs' if score in RANKING else 'predicted', {}
+    notes, scores = {}, columns[base][min(columns[base])].scores
     # pretext tasks are not scored
     for t in (Task(**t) for t in config['tasks'] if t['name'] in kept[base][0]):
+        key = task_score(scores[t.name], score)
+        what = 'probs' if key in RANKING else 'predicted'
         values = {c: [{t.name: _by_clip(k[t.name], what)} for k in runs] for c, runs in kept.items()}
         first = kept[base][0][t.name]
         for row in (r for r in rows if r['task'] == t.name and r['column'] != base):
             found = compare_scores(values[row['column']], values[base], {t.name: _by_clip(first, 'truth')}, [t],
-                                   _by_clip(first, 'videos'), score)[t.name]
+                                   _by_clip(first, 'videos'), key)[t.name]
             row |= dict(low=found['low'], high=found['high'])
             if found['note']: notes.setdefault(found['note'], []).append(f"{t.name} of {row['column']}")
     return [f"{note} ({', '.join(where)})." for note, where in notes.items()]
@@ -511,8 +526,7 @@ def compare_columns(
     if base is None: base = next(iter(columns))
     if base not in columns: raise ValueError(f"no column {base!r}. {nearest_name(base, columns)}")
     scores = columns[base][min(columns[base])].scores
-    known = next(iter(scores.values()))
-    if score not in known: raise ValueError(f"no score {score!r}. {nearest_name(score, known)}")
+    for own in scores.values(): task_score(own, score)
     draws, overlap = _draws(columns[base]), _overlap(columns[base].values())
     values = {name: _score_values(column, score, list(scores), draws) for name, column in columns.items()}
     rows = _compared(values, base, overlap)
@@ -527,8 +541,8 @@ def _number(values, overlap=0.):
 
 def _reference_line(self, name):
     "Cells of a baseline or simple model; empty where it has no score in some run"
-    found = {task: [r.references.get(name, {}).get(task, {}).get(self.score) for r in self.runs]
-             for task in self.runs[0].scores}
+    keys = {task: task_score(own, self.score) for task, own in self.runs[0].scores.items()}
+    found = {task: [r.references.get(name, {}).get(task, {}).get(key) for r in self.runs] for task, key in keys.items()}
     found = {task: values for task, values in found.items() if None not in values}
     if set(self.tasks) - set(found) == {MEAN}: found[MEAN] = [sum(v)/len(v) for v in zip(*found.values())]
     return [name, *(_number(found[task], self.overlap) if task in found else None for task in self.tasks)]
@@ -541,16 +555,16 @@ def score_table(self:Comparison) -> str: # Markdown
     return markdown_table(['', *self.tasks], lines + [_reference_line(self, name) for name in self.runs[0].references])
 
 # %% ../nbs/57_comparison.ipynb #a8faeedc
-def _difference(row):
+def _difference(row, lower=False):
     "A difference with its intervals and its corrected p-value, and whether it is better or worse"
     text = f"{row['difference']:+.3f}"
-    if len(row['values']) > 1: text += _test(row)
+    if len(row['values']) > 1: text += _test(row, lower)
     low, high = (row.get(k, np.nan) for k in ('low', 'high'))
     return text + (f'; videos {low:+.3f} to {high:+.3f}' if low == low else '')
 
-def _test(row):
-    "What the spread over runs says about a difference"
-    p, sign = row['corrected'], 'better' if row['difference'] > 0 else 'worse'
+def _test(row, lower=False):
+    "What the spread over runs says about a difference; `lower` where a lower score is better"
+    p, sign = row['corrected'], 'better' if (row['difference'] > 0) != lower else 'worse'
     if not p == p: return ' in every pair: no test'
     shown = f'p {p:.3f}' if p >= .001 else 'p < 0.001'
     return f" ± {row['difference_half']:.3f}, {shown}" + (f' **{sign}**' if p < .05 else '')
@@ -558,7 +572,9 @@ def _test(row):
 @patch
 def difference_table(self:Comparison) -> str: # Markdown
     "The difference of each column from the base"
-    lines = [[c, *(_difference(self.row(task, c)) for task in self.tasks)] for c in self.columns if c != self.base]
+    lower = self.score in LOWER_IS_BETTER
+    lines = [[c, *(_difference(self.row(task, c), lower) for task in self.tasks)]
+             for c in self.columns if c != self.base]
     return markdown_table([f'difference from {self.base}', *self.tasks], lines)
 
 # %% ../nbs/57_comparison.ipynb #ccbed3da
@@ -612,7 +628,8 @@ def varies(self:Comparison) -> str:
 def markdown(self:Comparison) -> str:
     "What varies, scores, differences and costs as Markdown"
     several = len(self.rows[0]['values']) > 1
-    parts = [f"{self.score}{', mean ± 95% interval' if several else ''}. {self.varies()}", self.score_table()]
+    what = ' or '.join(dict.fromkeys(task_score(own, self.score) for own in self.runs[0].scores.values()))
+    parts = [f"{what}{', mean ± 95% interval' if several else ''}. {self.varies()}", self.score_table()]
     if len(self.columns) > 1:
         how = ', pair by pair, with p-values corrected for all of them together (Holm)'
         parts += [f"Differences{how if several else ' of one run each'}:", self.difference_table()]

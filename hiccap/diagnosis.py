@@ -18,6 +18,7 @@ from .attention import over
 from .basics import some_of
 from .generators import device_of, set_random_state, untouched
 from .states import dense, map_tensors, tensors_in
+from .tasks import is_labelled
 
 # %% ../nbs/32_diagnosis.ipynb #aa7c240d
 def _short(x): return float(f'{x:.4g}')
@@ -346,7 +347,9 @@ def _loss_diagnosis(loss_func, pred, yb, losses, n):
         was, loss_func.reduction = loss_func.reduction, 'none'
         try: rows = _bad_rows(loss_func(pred, *yb).detach(), n)
         finally: loss_func.reduction = was
-    inputs = tuple(TensorStats.of(x, k.removeprefix('0.')) for k, x in tensors_in((pred, *yb)))
+    # a missing target of a regression task is NaN; of any other loss, NaN may be the cause
+    known = map_tensors(yb, lambda y: y[is_labelled(y)] if y.is_floating_point() else y) if tasks else yb
+    inputs = tuple(TensorStats.of(x, k.removeprefix('0.')) for k, x in tensors_in((pred, *known)))
     return Diagnosis('loss', some_of(tasks, 6) or '(their sum)', type(loss_func).__name__, inputs=inputs, rows=rows)
 
 # %% ../nbs/32_diagnosis.ipynb #a5e957f7

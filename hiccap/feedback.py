@@ -14,7 +14,7 @@ from copy import deepcopy
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.basics import Callback, CancelFitException
 from fastcore.basics import patch
-from .tasks import IGNORE
+from .tasks import is_labelled
 from .losses import check_per_task
 from .distributed import world_size
 from .callbacks import ProgressLines, gathers_rows, in_a_fit
@@ -84,7 +84,7 @@ def losses_of_stream(self:MixtureFeedback,
         tasks = [t.name for t in self.loss_func.tasks]
         with torch.no_grad():
             losses = self.loss_func.task_losses({k: self.pred[k][at] for k in tasks}, {k: y[k][at] for k in tasks})
-    return {k: (losses[k].detach().float().mean(), (y[k][at] != IGNORE).sum()) for k in names if k in losses}
+    return {k: (losses[k].detach().float().mean(), is_labelled(y[k][at]).sum()) for k in names if k in losses}
 
 # %% ../nbs/42_feedback.ipynb #f0145663
 @patch
@@ -169,7 +169,7 @@ def add_losses(
 ):
     "Add a batch's losses, so that a task's mean over an epoch weighs every row alike"
     for t, v in getattr(learn.loss_func, 'per_task', {}).items():
-        n = int((learn.y[t] != IGNORE).sum())
+        n = int(is_labelled(learn.y[t]).sum())
         s = sums.setdefault(t, [0., 0])
         s[0] += float(v.mean())*n
         s[1] += n

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CRITERIA', 'HEADLINE', 'SCORE_NAMES', 'RANKING', 'OF_CLIPS', 'count_scores', 'Thresholds', 'choose_thresholds',
-           'baseline_counts', 'TaskScores', 'score_task', 'Scores', 'evaluate', 'score_text', 'score_with_interval',
-           'interval_text', 'best_trivial', 'compare_scores']
+           'baseline_counts', 'headline_scores', 'criterion_of', 'TaskScores', 'score_task', 'Scores', 'evaluate',
+           'score_text', 'score_with_interval', 'interval_text', 'best_trivial', 'compare_scores']
 
 # %% ../nbs/26_metrics.ipynb #c80be1fd
 import importlib
@@ -13,9 +13,11 @@ import numpy as np
 from dataclasses import dataclass
 from fastcore.basics import patch
 from .basics import counted, markdown_table, nearest_name, new_axes
-from .statistics import (MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, jackknife_interval, leave_out_weights, nanmean,
-                               rank_scores, ratio, too_few_videos)
-from .tasks import IGNORE, Task, check_tasks
+from .number_scores import (LOWER_IS_BETTER, NUMBER_BOUNDS, number_score_names, number_scores, plot_numbers,
+                                  trivial_numbers, undefined_numbers)
+from .statistics import (MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, leave_out_weights, nanmean, rank_scores, ratio,
+                               score_interval, too_few_videos)
+from .tasks import IGNORE, Task, check_tasks, is_labelled
 
 # %% ../nbs/26_metrics.ipynb #9b3f6a22
 def count_scores(
@@ -40,21 +42,24 @@ class Thresholds:
 
     def predict(self,
         probs: dict # task name -> (N, C) probabilities
-    ) -> dict: # task name -> (N,) classes
-        "The class of each row"
+    ) -> dict: # task name -> (N,) classes; of a regression task, whose probabilities are one column, (N,) numbers
+        "The class or the number of each row"
         def classes(k, p):
+            if np.shape(p)[1] == 1: return np.asarray(p, np.float64)[:, 0]
             if k not in self.values: return np.asarray(p).argmax(1)
             return (np.asarray(p, np.float64)[:, 1] >= self.values[k]).astype(np.int64)
         return {k: classes(k, p) for k, p in probs.items()}
 
 # %% ../nbs/26_metrics.ipynb #e9a84de8
 def _check_probs(p, y, task):
-    "Raise `ValueError` for probabilities of a wrong shape or out of range"
-    if p.shape != (len(y), task.n_classes):
+    "Raise `ValueError` for probabilities of a wrong shape or out of range, and for numbers that are not finite"
+    if p.shape != (len(y), task.n_outputs):
         raise ValueError(
-            f"probabilities of task {task.name!r} have shape {p.shape}, expected ({len(y)}, {task.n_classes})")
+            f"probabilities of task {task.name!r} have shape {p.shape}, expected ({len(y)}, {task.n_outputs})")
     if len(bad := np.flatnonzero(~np.isfinite(p).all(1))):
-        raise ValueError(f"probabilities of task {task.name!r} are not finite in row {int(bad[0])}")
+        what = 'predictions' if task.is_regression else 'probabilities'
+        raise ValueError(f"{what} of task {task.name!r} are not finite in row {int(bad[0])}")
+    if task.is_regression: return
     if len(bad := np.flatnonzero(((p < -1e-6) | (p > 1 + 1e-6)).any(1))):
         raise ValueError(f"row {bad[0]} of task {task.name!r} holds {p[bad[0]].tolist()}, which are not probabilities;"
                          " take the softmax of logits")
@@ -65,14 +70,14 @@ def _of_task(what, values, task):
     raise ValueError(f"no {what} for task {task.name!r}; there are {', '.join(map(str, values)) or 'none'}")
 
 def _known(y, task):
-    "Which rows are labelled; raises `ValueError` for a target that is not a class"
-    known = y != IGNORE
-    if len(bad := np.flatnonzero(known & ((y < 0) | (y >= task.n_classes)))):
-        raise ValueError(f"target {y[bad[0]]} of task {task.name!r} in row {bad[0]} is out of range")
-    return known
+    "Which rows are labelled; raises `ValueError` for a target that the task cannot have"
+    if len(bad := np.flatnonzero(task.wrong_labels(y))):
+        raise ValueError(f"target {y[bad[0]]} of task {task.name!r} in row {bad[0]} is out of range: it is not"
+                         f" {task.expected_labels}")
+    return is_labelled(y)
 
 def _rows(probs, targets, task):
-    "Labelled rows of one task: which, their probabilities and classes; raises `ValueError` for what does not fit"
+    "Labelled rows of one task: which, their probabilities and labels; raises `ValueError` for what does not fit"
     p, y = _of_task('probabilities', probs, task).astype(np.float64), _of_task('targets', targets, task)
     _check_probs(p, y, task)
     known = _known(y, task)
@@ -120,16 +125,21 @@ def _same_rows(known, groups):
     "The number of rows; raises `ValueError` where tasks or `groups` disagree on it"
     sizes = {name: len(k) for name, k in known.items()}
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"targets have different numbers of rows: {sizes}; a row without a label has {IGNORE}")
+        raise ValueError(f"targets have different numbers of rows: {sizes}; a row without a label has {IGNORE}, or NaN"
+                         " in a regression task")
     N = next(iter(sizes.values()))
     if groups is not None and len(groups) != N: raise ValueError(f"{len(groups)} groups for {N} rows")
     return N
 
 def _predicted(predicted, task, known):
-    "The predicted classes of one task; raises `ValueError` if they are missing, too few or not classes of the task"
+    "The predicted classes or numbers of one task; raises `ValueError` if they are missing, too few or impossible"
     v = _of_task('predicted classes', predicted, task)
     if v.shape != known.shape:
         raise ValueError(f"predicted classes of task {task.name!r} have shape {v.shape}, expected {known.shape}")
+    if task.is_regression:
+        if len(bad := np.flatnonzero(known & ~np.isfinite(v))):
+            raise ValueError(f"predictions of task {task.name!r} are not finite in row {bad[0]}")
+        return np.asarray(v, np.float64)
     if len(bad := np.flatnonzero(known & ~np.isin(v, np.arange(task.n_classes)))):
         raise ValueError(f"predicted class {v[bad[0]]} of task {task.name!r} in row {bad[0]} is not a class; it has"
                          f" {task.n_classes}")
@@ -149,8 +159,25 @@ HEADLINE = {  # whether binary -> scores
     False: ('macro_f1', 'weighted_f1', 'macro_precision', 'macro_recall', 'auroc', 'average_precision', 'accuracy')}
 
 SCORE_NAMES = dict(f1='F1', macro_f1='macro F1', weighted_f1='weighted F1', auroc='AUROC', exact_match='exact match',
-                   hamming='Hamming score', mean_macro_f1='mean macro F1')  # key -> how a reader sees it
+                   hamming='Hamming score', mean_macro_f1='mean macro F1', pearson='Pearson', mae='MAE', r2='R²',
+                   mean_pearson='mean Pearson', acc2='Acc-2 (negative or not)', acc2_nonzero='Acc-2 (without 0)',
+                   **{f'acc{n}': f'Acc-{n}' for n in range(3, 12)})  # key -> how a reader sees it
 RANKING = ('auroc', 'average_precision')  # scores of probabilities; all others are of predicted classes
+
+def headline_scores(
+    task # a task
+) -> tuple: # of keys
+    "The scores that a task has"
+    return number_score_names(task) if task.is_regression else HEADLINE[task.n_classes == 2]
+
+def criterion_of(
+    task, # a task
+    score: str='macro_f1' # the score by which tasks are judged, one of `CRITERIA`
+) -> str: # name of a score
+    """The score by which one task is judged: `f1` is that of one class, so a task of more than two classes has macro F1
+    instead; a regression task has `pearson` instead of a score of classes"""
+    if task.is_regression: return 'pearson' if score in {*HEADLINE[True], *HEADLINE[False]} else score
+    return 'macro_f1' if score == 'f1' and task.n_classes > 2 else score
 
 def _headline(counts, ranking, binary):
     "name -> (R,) scores of samples"
@@ -181,11 +208,13 @@ class TaskScores:
     classes: dict             # class name -> its precision, recall and F1
     baselines: dict           # name -> the same scores of a trivial baseline
     notes: list               # why a score is undefined, or has no interval
+    points: tuple = ()        # of a regression task: (n,) predictions and (n,) labels
 
 @patch
 def __repr__(self:TaskScores):
     "The task, how many clips, and the main score"
-    return f"TaskScores({self.task.name!r}: {counted(self.n, 'clip')}, macro F1 {self.scores['macro_f1']:.3f})"
+    k = criterion_of(self.task)
+    return f"TaskScores({self.task.name!r}: {counted(self.n, 'clip')}, {SCORE_NAMES[k]} {self.scores[k]:.3f})"
 
 def _undefined(task, support, confusion):
     "Sentences on what cannot be measured"
@@ -219,9 +248,16 @@ def _lacking(scores, groups, y=None, classes=(), hits=(), least=MIN_VIDEOS):
 
 
 
-def _measured(scored, groups, n_boot, seed, bounds=(0., 1.), **about):
+def _bounds(score): return NUMBER_BOUNDS.get(score, (0., 1.))
+
+def _difference_bounds(score):
+    low, high = _bounds(score)
+    return low - high, high - low
+
+def _measured(scored, groups, n_boot, seed, bounds=_bounds, **about):
     """name -> the score of all rows, name -> (low, high), and a sentence for each reason that some have no interval.
-    `scored` gives the scores of samples from row weights, and `about` is what `_lacking` takes"""
+    `scored` gives the scores of samples from row weights, `bounds` those of a score, and `about` is what `_lacking`
+    takes"""
     point = {k: float(v[0]) for k, v in scored(np.ones((1, len(groups)), np.float32)).items()}
     if not n_boot: return point, {}, []
     why = _lacking(point, groups, **about)
@@ -232,7 +268,7 @@ def _measured(scored, groups, n_boot, seed, bounds=(0., 1.), **about):
         samples = {k: np.concatenate([o[k] for o in parts]) for k in point}
     intervals = dict.fromkeys(point, (np.nan, np.nan))
     for k, v in point.items():
-        if not why[k]: intervals[k], why[k] = jackknife_interval(v, samples[k], bounds)
+        if not why[k]: intervals[k], why[k] = score_interval(v, samples[k], bounds(k))
     defined, reasons = [k for k, v in point.items() if v == v], {}
     for k in defined:
         if why[k]: reasons.setdefault(why[k], []).append(SCORE_NAMES.get(k, k.replace('_', ' ')))
@@ -243,13 +279,14 @@ def _measured(scored, groups, n_boot, seed, bounds=(0., 1.), **about):
 def score_task(
     task: Task,     # which
     p,              # (N, C) probabilities of labelled rows
-    y,              # (N,) classes
-    predicted,      # (N,) predicted classes
+    y,              # (N,) classes, or numbers of a regression task
+    predicted,      # (N,) predicted classes or numbers
     groups,         # (N,) the video of each row
     n_boot: int=1000, # most samples of the intervals; 0 for no interval
     seed: int=0     # of the samples, where there are more videos
 ) -> TaskScores:
     "Scores, intervals and baselines of one task"
+    if task.is_regression: return _score_numbers(task, predicted, y, groups, n_boot, seed)
     C, binary = task.n_classes, task.n_classes == 2
     def scored(w): return _headline(_confusion(y, predicted, w, C), _ranking(p, y, w, binary), binary)
     point, intervals, notes = _measured(scored, groups, n_boot, seed, y=y, classes=task.class_names,
@@ -260,6 +297,13 @@ def score_task(
                for i, c in enumerate(task.class_names)}
     return TaskScores(task, len(y), support.tolist(), confusion.tolist(), point, intervals, classes,
                       _trivial(task, support), _undefined(task, support, confusion) + notes)
+
+def _score_numbers(task, p, y, groups, n_boot, seed):
+    "The same of a regression task"
+    p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
+    point, intervals, notes = _measured(lambda w: number_scores(p, y, w, task), groups, n_boot, seed)
+    return TaskScores(task, len(y), [], [], point, intervals, {}, trivial_numbers(y, task),
+                      undefined_numbers(p, y) + notes, (p, y))
 
 # %% ../nbs/26_metrics.ipynb #6c42dbe4
 @dataclass
@@ -277,27 +321,33 @@ class Scores:
 @patch
 def __repr__(self:Scores):
     "How many tasks, clips and videos, and the mean of the main score"
-    mean = f", mean macro F1 {self.overall['mean_macro_f1']:.3f}" if self.overall else ''
+    mean = ''.join(f', {SCORE_NAMES[k]} {self.overall[k]:.3f}' for k in ('mean_macro_f1', 'mean_pearson')
+                   if k in self.overall)
     return (f"Scores({counted(len(self.tasks), 'task')} on {counted(self.n_rows, 'clip')} of"
             f" {counted(self.n_groups, 'video')}{mean})")
 
 # %% ../nbs/26_metrics.ipynb #b68ba4ec
 def _overall(known, right, found, groups, n_boot, seed):
-    "Exact match, Hamming score and the mean of the tasks' macro F1, with intervals for the first two, and notes"
-    if not len(known): return {}, {}, []
+    """Exact match, Hamming score and the mean of the tasks' macro F1, with intervals for the first two, and notes; the
+    mean Pearson correlation of regression tasks, undefined if one of them is"""
+    numbers = [s.scores['pearson'] for s in found.values() if s.task.is_regression]
+    means = dict(mean_pearson=float(np.mean(numbers))) if numbers else {}
+    rows = known.any(1)
+    known, right, groups = known[rows], right[rows], groups[rows]
+    if not len(known): return means, {}, []
     exact, hits, labels = (np.asarray(o, float) for o in ((right | ~known).all(1), right.sum(1), known.sum(1)))
     def scored(w): return dict(exact_match=ratio(w @ exact, w.sum(1)), hamming=ratio(w @ hits, w @ labels))
     point, *more = _measured(scored, groups, n_boot, seed)
-    mean = float(nanmean(np.array([s.scores['macro_f1'] for s in found.values()])))
-    return point | dict(mean_macro_f1=mean), *more
+    mean = float(nanmean(np.array([s.scores['macro_f1'] for s in found.values() if not s.task.is_regression])))
+    return point | dict(mean_macro_f1=mean) | means, *more
 
 # %% ../nbs/26_metrics.ipynb #f09ddaa1
 def evaluate(
-    probs: dict,            # task name -> (N, C) probabilities
-    targets: dict,          # task name -> (N,) int64, `IGNORE` where unlabelled
+    probs: dict,            # task name -> (N, C) probabilities, or (N, 1) predictions of a regression task
+    targets: dict,          # task name -> (N,) int64, `IGNORE` where unlabelled; floats of a regression task, NaN there
     tasks,                  # the tasks
     thresholds: Thresholds=None, # from validation data; 0.5 by default
-    predicted: dict=None,   # task name -> (N,) predicted classes, where they are known already
+    predicted: dict=None,   # task name -> (N,) predicted classes or numbers, where they are known already
     groups=None,            # (N,) the video of each row; every row on its own by default
     n_boot: int=1000,       # most samples of the intervals; 0 for no interval
     seed: int=0             # of the samples, where there are more videos
@@ -315,11 +365,11 @@ def evaluate(
     right, found, unmeasured = np.zeros_like(known), {}, {}
     for j, (t, of_all) in enumerate(zip(tasks, classes)):
         k, p, y = rows[t.name]
-        right[k, j] = of_all[k] == y
+        if not t.is_regression: right[k, j] = of_all[k] == y
         if len(y): found[t.name] = score_task(t, p, y, of_all[k], groups[k], n_boot, seed)
         else: unmeasured[t.name] = 'no labelled row'
-    labelled = known.any(1)
-    overall, intervals, notes = _overall(known[labelled], right[labelled], found, groups[labelled], n_boot, seed)
+    labelled, classed = known.any(1), np.array([not t.is_regression for t in tasks])
+    overall, intervals, notes = _overall(known[:, classed], right[:, classed], found, groups, n_boot, seed)
     return Scores(found, overall, intervals, thresholds, unmeasured, int(labelled.sum()), len(set(groups[labelled])),
                   tuple(notes))
 
@@ -351,19 +401,26 @@ def best_trivial(
 ) -> tuple|None: # name and value; None where the score is undefined for all baselines
     "The trivial baseline of a task that is best in one score"
     defined = {k: v[score] for k, v in s.baselines.items() if v[score] == v[score]}
-    return max(defined.items(), key=lambda o: o[1]) if defined else None
+    best = min if score in LOWER_IS_BETTER else max
+    return best(defined.items(), key=lambda o: o[1]) if defined else None
 
 # %% ../nbs/26_metrics.ipynb #6d8b17d7
 @patch
 def overview(self:Scores) -> str:
-    "A Markdown table with a row for each task: F1 (of two classes), macro F1 and AUROC, each with its 95% interval"
-    shown = [k for k in ('f1', 'macro_f1', 'auroc') if any(k in s.scores for s in self.tasks.values())]
-    rows = []
-    for name, s in self.tasks.items():
-        best = best_trivial(s, 'macro_f1')
+    """A Markdown table with a row for each task: F1 (of two classes), macro F1 and AUROC, or Pearson, MAE and R², each
+    with its 95% interval"""
+    kinds = (False, ('f1', 'macro_f1', 'auroc'), 'macro_f1'), (True, ('pearson', 'mae', 'r2'), 'mae')
+    return '\n\n'.join(o for kind in kinds if (o := _overview(self, *kind)))
+
+def _overview(scores, regression, keys, trivial):
+    "The table of the tasks of one kind; empty where there is none"
+    of_kind = {k: s for k, s in scores.tasks.items() if s.task.is_regression == regression}
+    shown, rows = [k for k in keys if any(k in s.scores for s in of_kind.values())], []
+    for name, s in of_kind.items():
+        best = best_trivial(s, trivial)
         rows.append([name, s.n, *(score_with_interval(s.scores.get(k), s.intervals.get(k)) for k in shown),
                      f'{best[1]:.2f} ({best[0]})' if best else None])
-    head = ['task', 'clips', *(SCORE_NAMES[k] for k in shown), 'best trivial macro F1']
+    head = ['task', 'clips', *(SCORE_NAMES[k] for k in shown), f'best trivial {SCORE_NAMES[trivial]}']
     return markdown_table(head, rows) if rows else ''
 
 @patch
@@ -407,7 +464,7 @@ def to_dict(self:Scores) -> dict: # for `metrics.json`
 
 def _column(baseline, task):
     "The column of a trivial baseline: the same for all binary tasks, whatever their classes are called"
-    if baseline == 'prior': return baseline
+    if baseline == 'prior' or task.is_regression: return baseline
     if task.n_classes > 2: return 'majority'
     return 'always no' if baseline == f'always {task.class_names[0]}' else 'always yes'
 
@@ -431,6 +488,7 @@ def _task_markdown(name, s, others):
     "The section of one task: its rows, a table of its scores, and what is undefined"
     beside = {o: {k: _score(other, name, k) for k in s.scores} for o, other in others.items()} | s.baselines
     rows = ', '.join(f'{n} {c}' for c, n in zip(s.task.class_names, s.support))
+    if s.task.is_regression: rows = f'from {s.points[1].min():g} to {s.points[1].max():g}'
     lines = [[k, f'**{score_text(v)}**', interval_text(s.intervals.get(k)),
               *(score_text(b[k]) for b in beside.values())] for k, v in s.scores.items()]
     table = markdown_table(['score', 'this model', '95% interval', *beside], lines)
@@ -450,19 +508,22 @@ def markdown(self:Scores,
 # %% ../nbs/26_metrics.ipynb #277d07be
 @patch
 def plot(self:Scores,
-    score: str='macro_f1', # which
+    score: str='macro_f1', # which; a regression task has its Pearson correlation instead of a score of classes
     ax=None                # axes to draw on
 ): # the axes
     "Bars of one score for each task, with its interval, and a mark at the best trivial baseline"
-    ax = ax or new_axes((1.5 + len(self.tasks), 2.8))
+    ax, wanted, kinds = ax or new_axes((1.5 + len(self.tasks), 2.8)), score, {}
     for i, (name, s) in enumerate(self.tasks.items()):
+        score = criterion_of(s.task, wanted) if s.task.is_regression else wanted
+        kinds[score] = SCORE_NAMES.get(score, score.replace('_', ' '))
         if score not in s.scores: raise ValueError(f"task {name!r} has no {score!r}; it has {', '.join(s.scores)}")
         v, (lo, hi) = s.scores[score], s.intervals.get(score, (np.nan, np.nan))
         ax.bar(i, v, .6, color='tab:blue')
         ax.plot([i, i], [lo, hi], color='k')
         _, best = best_trivial(s, score) or ('', np.nan)
         ax.plot([i - .35, i + .35], [best, best], color='tab:red', label='best trivial baseline' if not i else None)
-    ax.set(xticks=range(len(self.tasks)), xticklabels=list(self.tasks), ylim=(0, 1), ylabel=score.replace('_', ' '))
+    ax.set(xticks=range(len(self.tasks)), xticklabels=list(self.tasks), ylabel=', '.join(kinds.values()))
+    if not set(kinds) & set(NUMBER_BOUNDS): ax.set_ylim(0, 1)
     ax.legend(fontsize=7)
     return ax
 
@@ -473,6 +534,7 @@ def plot_confusion(self:Scores,
 ): # the axes
     "The confusion matrix of one task with its counts; the colour is the share of the row"
     s = self.tasks[task]
+    if s.task.is_regression: raise ValueError(f"task {task!r} predicts a number and has no classes: use plot_points")
     C, names = np.array(s.confusion, float), s.task.class_names
     ax = ax or new_axes((3, 2.6))
     ax.imshow(np.nan_to_num(ratio(C, C.sum(1, keepdims=True))), vmin=0, vmax=1, cmap='Blues')
@@ -484,16 +546,28 @@ def plot_confusion(self:Scores,
     ax.set_yticks(range(len(C)), names, fontsize=7)
     return ax
 
+# %% ../nbs/26_metrics.ipynb #e6a20376
+@patch
+def plot_points(self:Scores,
+    task: str, # a regression task
+    ax=None    # axes to draw on
+): # the axes
+    "The predicted and the true number of each clip"
+    s = self.tasks[task]
+    if not s.task.is_regression: raise ValueError(f"task {task!r} has classes: use plot_confusion")
+    return plot_numbers(*s.points, s.task, ax or new_axes((3, 2.6)))
+
 # %% ../nbs/26_metrics.ipynb #27a78648
 def _one_score(v, y, w, task, score):
-    "(R,) one score of samples, from (N, C) probabilities for a ranking score and from (N,) classes for any other"
+    "(R,) one score of samples, from (N, C) probabilities for a ranking score and from (N,) predictions for any other"
+    if task.is_regression: return number_scores(v, y, w, task)[score]
     C, binary = task.n_classes, task.n_classes == 2
     if score in RANKING: return _ranking(v, y, w, binary)[score]
     return _headline(_confusion(y, v, w, C), {}, binary)[score]
 
 def _to_compare(values, targets, task, score):
-    "Labelled rows of one model: which, its probabilities or predicted classes, and the true classes"
-    if score not in (known := HEADLINE[task.n_classes == 2]):
+    "Labelled rows of one model: which, its probabilities or predictions, and the labels"
+    if score not in (known := headline_scores(task)):
         raise ValueError(f"task {task.name!r} has no score {score!r}. {nearest_name(score, known)}")
     if score in RANKING: return _rows(values, targets, task)
     y = _of_task('targets', targets, task)
@@ -501,14 +575,14 @@ def _to_compare(values, targets, task, score):
     return k, _predicted(values, task, k)[k], y[k]
 
 def compare_scores(
-    # task name -> (N,) predicted classes of one model; (N, C) probabilities for a ranking score; or a list of such
-    # dicts, of several trainings, whose scores are averaged
+    # task name -> (N,) predicted classes or numbers of one model; (N, C) probabilities for a ranking score; or a list
+    # of such dicts, of several trainings, whose scores are averaged
     a,
     b,                  # of another, on the same rows
     targets: dict,      # task name -> (N,)
     tasks,              # the tasks
     groups=None,        # (N,) the video of each row; every row on its own by default
-    score: str='macro_f1', # one of `HEADLINE`
+    score: str='macro_f1', # one of `headline_scores`
     n_boot: int=1000,   # most samples of the interval; 0 for no interval
     seed: int=0         # of the samples, where there are more videos
 ) -> dict: # task name -> dict(difference, low, high, note); the note says why `low` and `high` are NaN
@@ -525,9 +599,9 @@ def compare_scores(
         def mean(side, w): return np.mean([_one_score(v, y, w, t, score) for _, v, _ in side], 0)
         def scored(w): return {score: mean(one, w) - mean(other, w)}
         videos = (np.arange(N) if groups is None else np.asarray(groups))[k]
-        hits = () if score in RANKING else [v == y for _, v, _ in one + other]
-        point, found, notes = _measured(scored, videos, n_boot, seed, (-1., 1.), y=y, classes=t.class_names, hits=hits,
-                                        least=MIN_VIDEOS_DIFFERENCE)
+        hits = () if score in RANKING or t.is_regression else [v == y for _, v, _ in one + other]
+        point, found, notes = _measured(scored, videos, n_boot, seed, _difference_bounds, y=y, classes=t.class_names,
+                                        hits=hits, least=MIN_VIDEOS_DIFFERENCE)
         low, high = found.get(score, (np.nan, np.nan))
         out[t.name] = dict(difference=point[score], low=low, high=high, note=' '.join(notes))
     return out

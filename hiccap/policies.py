@@ -251,7 +251,8 @@ class DynamicDifficulty(Policy):
                              f" {nearest_name(self.relative, ('raw', 'start', 'chance'))}")
         if self.relative == 'chance' and (odd := [t for c in self.chance for t, v in c.items() if v is None]):
             raise ValueError(
-                f"the loss of guessing on task {odd[0]!r} depends on the batch: choose relative='raw' or 'start'")
+                f"the loss of guessing on task {odd[0]!r} depends on the batch or the labels: choose relative='raw' or"
+                " 'start'")
         if not 0 <= self.smooth < 1: raise ValueError(f"smooth must be at least 0 and below 1, got {self.smooth}")
         self.last, self.first = {n: {} for n in self.names}, {n: {} for n in self.names}
         self.p = bound_shares(np.ones(len(self.names)), self.floor, self.cap)

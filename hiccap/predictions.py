@@ -11,24 +11,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .basics import some_of
-from .tasks import IGNORE
+from .tasks import IGNORE, is_labelled
 
 # %% ../nbs/53a_predictions.ipynb #54a00006
 PROBABILITIES = 'probabilities.csv'  # file in the folder of a run
 NETWORK = 'network'                  # the name of the network among the models
 
+def _column(values, known):
+    "Class numbers or floats as objects, missing where nothing is known, so that one column can hold both"
+    exact = [float(f'{v:.9g}') if isinstance(v, float) else v for v in np.asarray(values).tolist()]
+    return pd.Series([v if k else pd.NA for v, k in zip(exact, known)], dtype=object)
+
 def probability_table(
     models: dict, # name -> `Predictions`, or any object with `probs` and `predicted`
     ds            # the clips that were predicted, with their labels
 ): # a data frame
-    "A row for each model, clip and task. `truth` is missing for a clip without a label, `p3` for a task of 3 classes"
+    """A row for each model, clip and task. `truth` is missing for a clip without a label, `p3` for a task of 3 classes.
+    A regression task has its prediction in `predicted` and in `p0`, its only column"""
     parts = []
     for name, p in models.items():
         for t in ds.tasks:
-            y = pd.array(ds.targets(t).numpy(), 'Int64')
-            y[y == IGNORE] = pd.NA
-            columns = dict(model=name, clip=ds.ids, video=ds.groups, task=t.name, truth=y,
-                           predicted=p.predicted[t.name])
+            y, known = ds.targets(t).numpy(), is_labelled(ds.targets(t)).numpy()
+            columns = dict(model=name, clip=ds.ids, video=ds.groups, task=t.name, truth=_column(y, known),
+                           predicted=_column(p.predicted[t.name], np.ones(len(y), bool)))
             parts.append(pd.DataFrame(columns | {f'p{c}': v for c, v in enumerate(np.asarray(p.probs[t.name]).T)}))
     return pd.concat(parts, ignore_index=True)
 
@@ -45,15 +50,16 @@ class KeptPredictions:
     "What one model predicted for one task, in the order of the clips in the file"
     clips: list   # ids
     videos: list  # the video of each clip
-    truth: object # (N,) int64, `IGNORE` where the label is unknown
-    predicted: object # (N,) int64
-    probs: object # (N, C) float64
+    truth: object # (N,) int64, `IGNORE` where the label is unknown; float64 of a regression task, NaN there
+    predicted: object # (N,) int64, or float64
+    probs: object # (N, C) float64; (N, 1) of a regression task
 
 def _kept(rows):
     "The `KeptPredictions` in the rows of a model and a task"
     columns = [k for k in rows if k[0] == 'p' and k[1:].isdigit() and rows[k].iloc[0] != '']
-    truth = rows['truth'].where(rows['truth'] != '', str(IGNORE)).astype(np.int64).to_numpy()
-    predicted, probs = rows['predicted'].astype(np.int64).to_numpy(), rows[columns].astype(np.float64).to_numpy()
+    kind, missing = (np.float64, 'nan') if len(columns) == 1 else (np.int64, str(IGNORE))  # one column is a number
+    truth = rows['truth'].where(rows['truth'] != '', missing).astype(kind).to_numpy()
+    predicted, probs = rows['predicted'].astype(kind).to_numpy(), rows[columns].astype(np.float64).to_numpy()
     return KeptPredictions(rows['clip'].tolist(), rows['video'].tolist(), truth, predicted, probs)
 
 def read_probabilities(

@@ -29,11 +29,11 @@ from .reports import (comparison_rows, comparison_section, data_section, headlin
                             nonfinite_markdown, plot_strategy, save_plots, settings_section,
                             strategy_markdown, write_sections)
 from .resuming import Checkpoint
-from .run_data import read_splits, tokenizer_for
+from .run_data import read_features_once, read_splits, tokenizer_for
 from .run_folders import WORK, RunRecipe, data_digests
 from .runs import SMALL_NETWORK, Clips, Composed, Network, Training, checked, default_of, named, setting
 from .seen import parts_of_videos, write_records
-from .splits import check_classes, check_scored
+from .splits import check_classes, check_scored, standardised_parts
 from .synthetic import synthetic_clips, write_synthetic
 from .tracking import check_trackers, tracked
 from .training import (build_model, compare_folds, cpu_threads, fit_run, in_precision, predict_test,
@@ -175,9 +175,11 @@ def read_streams(
     run: PretrainRun, # what is run
     tokenizer         # of the encoder
 ) -> dict: # stream name -> (training, validation, test) data sets
-    "The clips of every stream; raises `DataError` that names the stream"
+    """The clips of every stream; raises `DataError` that names the stream. A regression task has the mean and deviation
+    of the training labels of all its streams"""
     # widths of the features only: weights to start from do not decide how streams are split
-    network = Network(config={k: v for k, v in run.network.config.items() if k in ('video', 'audio')})
+    network = Network(config={k: v for k, v in run.network.config.items()
+                              if k in ('video', 'audio', 'modalities')})
     out, known, sides = {}, {}, {}
     for s in run.streams:
         clips, labelled = s.clips, s.pretext is None
@@ -187,11 +189,12 @@ def read_streams(
                     clips.group, clips.id)
             try: known[key] = read_splits(clips, tokenizer, network, labelled, sides.get(file), training=None)[0]
             except DataError as e: raise DataError(f"stream {s.name!r}: {e}") from None
-            if clips.features:
-                for ds in known[key]: ds.check()
+            notes = read_features_once(known[key], clips, run.network.standardise)
+            known[key][0].notes = [*known[key][0].notes, *notes]
             sides.setdefault(file, parts_of_videos(known[key]))
         out[s.name] = known[key]
-    return _hold_out(run, out)
+    out = _hold_out(run, out)
+    return dict(zip(out, standardised_parts(list(out.values()))))
 
 # %% ../nbs/56_pretraining_runs.ipynb #rp000007
 def _hold_out(run, parts):

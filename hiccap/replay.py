@@ -8,7 +8,7 @@ __all__ = ['BUNDLE_FORMAT', 'REPLAY', 'REPLAY_WEIGHTS', 'REPLAY_BATCH', 'ReplayE
 
 # %% ../nbs/33_replay.ipynb #5776ef23
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -34,12 +34,12 @@ class ReplayError(CheckpointError):
 def _model_spec(model):
     "The configuration of a `HICCAP`; None for any other network"
     if type(model) is not HICCAP: return None
-    return dict(config=model.full_config().to_dict(), tasks=[asdict(t) for t in model.tasks])
+    return dict(config=model.full_config().to_dict(), tasks=[t.to_dict() for t in model.tasks])
 
 def _loss_spec(loss_func):
     "The arguments of a `MultiTaskLoss`; None for any other loss"
     if type(loss_func) is not MultiTaskLoss: return None
-    return dict(tasks=[asdict(t) for t in loss_func.tasks], weights=loss_func.weights,
+    return dict(tasks=[t.to_dict() for t in loss_func.tasks], weights=loss_func.weights,
                 label_smoothing=loss_func.label_smoothing, reduction=loss_func.reduction)
 
 # %% ../nbs/33_replay.ipynb #d36ea7df

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
-from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS, criterion_of
+from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS
 from .basics import counted, markdown_table, versions
 from .clips import as_numpy
-from .metrics import SCORE_NAMES, best_trivial, evaluate, interval_text, score_text, score_with_interval
+from .metrics import (SCORE_NAMES, best_trivial, criterion_of, evaluate, headline_scores, interval_text,
+                            score_text, score_with_interval)
 from .predictions import NETWORK
 from .runs import Run, Training
 from .weighting import plot_weights
@@ -62,28 +63,32 @@ def plot_training(
 # %% ../nbs/54_reports.ipynb #5cb4780b
 def plot_scores_of(
     scores,                # a `Scores`
-    folder,                # for `scores.png` and `confusion.png`
+    folder,                # for `scores.png`, `confusion.png` and `numbers.png`
     score: str='macro_f1'  # the score of the bars
 ):
-    "Draw a score of each task next to the best trivial baseline, and the confusion matrix of each task"
+    """Draw a score of each task next to the best trivial baseline, the confusion matrix of each classification task,
+    and the predicted and true numbers of each regression task"""
     folder, n = Path(folder), len(scores.tasks)
-    def confusions(*axes):
-        for ax, name in zip(axes, scores.tasks): scores.plot_confusion(name, ax)
     save_figure(folder/'scores.png', lambda ax: scores.plot(score, ax), (2 + n, 3))
-    save_figure(folder/'confusion.png', confusions, (2.6*n, 2.8), n)
+    for file, regression, plot in (('confusion', False, scores.plot_confusion), ('numbers', True, scores.plot_points)):
+        names = [k for k, s in scores.tasks.items() if s.task.is_regression == regression]
+        def draw(*axes):
+            for ax, name in zip(axes, names): plot(name, ax)
+        if names: save_figure(folder/f'{file}.png', draw, (2.6*len(names), 2.8), len(names))
 
 # %% ../nbs/54_reports.ipynb #0241d302
 def headline(
     scores,      # a `Scores`
     others: dict # name -> `Scores` of another model on the same clips
 ) -> list: # of dicts, with `HEADLINE_COLUMNS`, and the score of each other model
-    """Three scores of each task, with the interval, the best trivial baseline and the scores of other models. The class
-    frequencies are left out, as the best trivial baseline is there"""
+    """Three scores of each classification task and all of a regression task, with the interval, the best trivial
+    baseline and the scores of other models. The class frequencies are left out, as the best trivial baseline is
+    there"""
     others = {k: o for k, o in others.items() if k != CONSTANT}
     rows = []
     for name, s in scores.tasks.items():
         first = 'f1' if s.task.n_classes == 2 else 'weighted_f1'
-        for k in (first, 'macro_f1', 'auroc'):
+        for k in headline_scores(s.task) if s.task.is_regression else (first, 'macro_f1', 'auroc'):
             low, high = s.intervals.get(k, (np.nan, np.nan))
             baseline, trivial = best_trivial(s, k) or ('', np.nan)
             same = {o: other.tasks[name] for o, other in others.items()}
@@ -158,25 +163,41 @@ BEST_POSSIBLE = 'best possible'  # the column of a model that knows how syntheti
 
 SIMPLE_MODELS = {  # name of a simple model -> what it reads
     WORDS: 'words, punctuation and pairs of neighbours, of the text and of its captions or context, and the mean and'
-           ' spread of video and audio features',
-    FROZEN: 'the mean and spread of video and audio features, and the mean state of the text encoder before training',
-    FROZEN_TEXTLESS: 'the mean and spread of video and audio features; the text encoder is untrained before training,'
-                     ' so its states are left out',
+           ' spread of each column of features; numbers are predicted by ridge regression',
+    FROZEN: 'the mean and spread of each column of features, and the mean state of the text encoder before training;'
+            ' numbers are predicted by ridge regression',
+    FROZEN_TEXTLESS: 'the mean and spread of each column of features; the text encoder is untrained before training,'
+                     ' so its states are left out; numbers are predicted by ridge regression',
     FINE_TUNED: 'the text encoder of the network, trained in the same way as the network, with mean states and mean'
                 ' projected features in one linear layer for each task',
-    CONSTANT: 'the frequencies of the classes in the training clips, for every clip'}
+    CONSTANT: 'the frequencies of the classes, or the mean of the numbers, in the training clips, for every clip'}
+
+# %% ../nbs/54_reports.ipynb #57fadf52
+def _number_guide(tasks):
+    "What the scores of regression tasks are"
+    if not tasks: return []
+    lines = ['**Pearson**: the correlation of predicted and true numbers, which chose the epoch; a dash where all'
+             ' predictions are equal. **MAE**: the mean absolute error, lower is better. **R²**: the explained share of'
+             ' the variance. Their trivial baselines predict the mean or the median of these labels.']
+    if any('acc2' in headline_scores(t) for t in tasks):
+        lines.append('**Acc-2 (negative or not)**: agreement on whether a number is below 0. **Acc-2 (without 0)**:'
+                     ' agreement in sign, over clips whose label is not 0.')
+    if any(k[3:].isdigit() and k != 'acc2' for t in tasks for k in headline_scores(t)):
+        lines.append('**Acc-7** (or another number): agreement after rounding to the whole numbers of the scale.')
+    return lines
 
 def table_guide(
     scores,      # a `Scores`
     others: dict # name -> `Scores` of another model on the same clips
 ) -> str:
     "A list that says how to read the table of scores"
-    several = {s.task.n_classes > 2 for s in scores.tasks.values()}
+    several = {s.task.n_classes > 2 for s in scores.tasks.values() if not s.task.is_regression}
     by = f', for the highest {SCORE_NAMES.get(k, k)}' if (k := scores.thresholds.score) else ''
-    lines = ['**95% interval**: from leaving out one video at a time; a dash where there are too few videos.',
-             '**Best trivial baseline**: the best of always predicting one class, and of guessing with the frequencies'
-             ' of the classes (`prior`).',
-             '**Macro F1**: the mean of the F1 of all classes.']
+    lines = ['**95% interval**: from leaving out one video at a time; a dash where there are too few videos.']
+    if several:
+        lines += ['**Best trivial baseline**: the best of always predicting one class, and of guessing with the'
+                  ' frequencies of the classes (`prior`).', '**Macro F1**: the mean of the F1 of all classes.']
+    lines += _number_guide([s.task for s in scores.tasks.values() if s.task.is_regression])
     if False in several:
         lines += ['**F1** and **AUROC** of a task with two classes: those of its second class.',
                   f'**Thresholds** of tasks with two classes: chosen on {scores.thresholds.source}{by}.']
@@ -190,6 +211,7 @@ def table_guide(
         lines.append(f'**{BEST_POSSIBLE}**: what a model reaches that knows how the synthetic clips were made.')
     return '\n'.join(f'- {o}' for o in lines)
 
+# %% ../nbs/54_reports.ipynb #85b0fb8d
 def scores_section(
     scores,      # a `Scores`
     others: dict, # name -> `Scores` of another model on the same clips
@@ -199,21 +221,29 @@ def scores_section(
     return ['## Scores', headline_markdown(headline(scores, others)), *(f'*{o}*' for o in scores.all_notes()),
             table_guide(scores, others),
             *comparison_section(comparison_rows(scores, others, differences or {})),
-            '![score of each task](scores.png)', '![confusion](confusion.png)']
+            '![score of each task](scores.png)', *_pictures(scores)]
+
+def _pictures(scores):
+    "The pictures of `plot_scores_of` besides the bars"
+    shown = {False: '![confusion](confusion.png)', True: '![predicted and true numbers](numbers.png)'}
+    return [shown[k] for k in sorted({s.task.is_regression for s in scores.tasks.values()})]
 
 # %% ../nbs/54_reports.ipynb #7d58fe3d
 def fold_table(
     folds # list of `Fold`
 ) -> str:
-    "A Markdown table of the macro F1 and the AUROC that each fold reached on its own clips"
+    "A Markdown table of two scores that each fold reached on its own clips: macro F1 and AUROC, or Pearson and MAE"
     tasks = folds[0].test.tasks
     rows = [[i, len(f.test), *_fold_cells(f, tasks)] for i, f in enumerate(folds, 1)]
-    return markdown_table(['fold', 'clips', *(f'{t.name}: macro F1 / AUROC' for t in tasks)], rows)
+    heads = (f"{t.name}: {' / '.join(SCORE_NAMES[k] for k in _fold_scores(t))}" for t in tasks)
+    return markdown_table(['fold', 'clips', *heads], rows)
+
+def _fold_scores(task): return ('pearson', 'mae') if task.is_regression else ('macro_f1', 'auroc')
 
 def _fold_cells(fold, tasks):
     "The scores of a fold, a cell for each task; a dash for a task without a labelled clip"
     own = evaluate(fold.probs, as_numpy(fold.test.labels), tasks, fold.thresholds, fold.predicted, n_boot=0).tasks
-    return [' / '.join(score_text(own[t.name].scores[k]) for k in ('macro_f1', 'auroc')) if t.name in own else '–'
+    return [' / '.join(score_text(own[t.name].scores[k]) for k in _fold_scores(t)) if t.name in own else '–'
             for t in tasks]
 
 def folds_section(

@@ -25,9 +25,11 @@ from .basics import (LOCK, alone, check_keys, check_whole, digest, field_names, 
                            new_axes, one_line, plain, versions, write_json, write_whole)
 from .callbacks import lower_is_better
 from .comparison import SEEDS, word_of
+from .clips import MODALITIES
 from .model import HICCAPConfig
+from .network_config import named_encoders
 from .reports import save_plots
-from .run_data import read_splits, tokenizer_for
+from .run_data import read_features_once, read_splits, tokenizer_for
 from .run_folders import changed_data, changed_settings, data_digests, differences
 from .runs import Run, read_yaml
 from .training import build_model, fit_run, run_learner
@@ -101,7 +103,8 @@ def _check_values(search, key, spec):
         try: run = search.run({key: v})
         except ValueError as e: raise ValueError(f"{where} = {word_of(v)}: {e}") from None
         if _flat_key(key).startswith('config.'):  # whether values fit together shows when a network is built
-            check_keys(run.network.config, field_names(HICCAPConfig), f"{where} = {word_of(v)}: the network")
+            known = [*field_names(HICCAPConfig), *MODALITIES]
+            check_keys(run.network.config, known, f"{where} = {word_of(v)}: the network")
 
 def _check_base(search):
     "Raise `ValueError` for a run that cannot be searched over"
@@ -214,7 +217,7 @@ def run_trial(
     with TemporaryDirectory(prefix='hiccap_trial_') as folder:
         model = build_model(run.network, train, training.seed, run.clips.max_length, verbose=False)
         learn = run_learner(training, train, valid, model, folder, write)
-        prune = PruneTrial(trial, training.monitor)
+        prune = PruneTrial(trial, learn.keep_best.monitor)
         fit_run(learn, training, prune)
     best = learn.keep_best
     score, epoch = (math.nan, 0) if best.best is None else (best.best, best.best_epoch + 1)
@@ -432,14 +435,13 @@ class _ClipReader:
         "All that decides how clips are read"
         network = run.network
         return json.dumps([run.to_dict().get('clips'), network.encoder, network.tokenizer, network.init,
-                           network.config.get('video'), network.config.get('audio'), run.training.class_weights,
+                           named_encoders(network.config), run.training.class_weights,
                            run.training.monitor], sort_keys=True)
 
     def _read(self, run):
-        tokenizer = tokenizer_for(run.network, run.clips.data)
+        tokenizer = tokenizer_for(run.network, run.clips.data, run.clips.features)
         (*clips, _), = read_splits(run.clips, tokenizer, run.network, training=run.training)
-        if run.clips.features:
-            for ds in clips: ds.check()
+        read_features_once(clips, run.clips)
         parts = {part: (d['clips'], d['videos'], d['labels']) for part, d in data_digests(clips).items()}
         self.parts = self.parts or parts
         if odd := [part for part in parts if self.parts[part] != parts[part]]:

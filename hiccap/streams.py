@@ -10,7 +10,7 @@ import zlib
 import torch, numpy as np
 from fastcore.basics import patch, store_attr
 from .basics import digest
-from .tasks import IGNORE, check_tasks
+from .tasks import check_tasks, is_labelled
 
 # %% ../nbs/41_streams.ipynb #0e2dd5ae
 class Stream:
@@ -33,7 +33,7 @@ class Stream:
     def _check_labels(self):
         for t in self.tasks:
             y = self.dataset.labels.get(t.name)
-            if y is None or (torch.as_tensor(y) == IGNORE).all():
+            if y is None or not is_labelled(torch.as_tensor(y)).any():
                 raise ValueError(
                     f"stream {self.name!r}: no clip has a label of task {t.name!r}; label some, leave the task out, or"
                     " pass labelled=False for a pretext task")
@@ -74,8 +74,8 @@ def draw(self:Stream,
 def fingerprint(self:Stream) -> dict: # `name`, `size`, `tasks`, and digests of the `clips` and `labels`
     "What must be unchanged for a saved state to fit; computed at the first call"
     if self._fingerprint is None:
-        labels = ([np.asarray(self.dataset.labels[t.name]).astype('<i8').tobytes() for t in self.tasks] if self.labelled
-                  else [])
+        def of(t): return np.asarray(self.dataset.labels[t.name]).astype('<f4' if t.is_regression else '<i8').tobytes()
+        labels = [of(t) for t in self.tasks] if self.labelled else []
         self._fingerprint = dict(name=self.name, size=self.n, tasks=[[t.name, t.n_classes] for t in self.tasks],
                                  clips=digest('\0'.join(self.dataset.ids).encode()), labels=digest(*labels))
     return dict(self._fingerprint)

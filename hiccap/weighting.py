@@ -18,7 +18,7 @@ from fastai.basics import Callback
 from fastcore.basics import patch
 from .basics import made_by_name, nearest_name, new_axes
 from .generators import device_of, untouched, random_state, set_random_state
-from .tasks import IGNORE
+from .tasks import is_labelled
 from .losses import check_per_task
 from .distributed import world_size
 from .nan_detector import precision_of
@@ -249,7 +249,7 @@ def shared_and_own(self:Weigh, losses, outputs) -> tuple: # shared tensors, and 
 def count_no_shared_clip(self:Weigh, losses):
     "Count a batch in which two tasks share no labelled clip, and warn of the first"
     if self.at != 'representation' or self.weighting.weighs_heads or len(losses) < 2: return
-    known = torch.stack([self.yb[0][n] != IGNORE for n in losses]).double()
+    known = torch.stack([is_labelled(self.yb[0][n]) for n in losses]).double()
     if bool((known@known.T).all()): return
     self.no_shared_clip += 1
     if self.no_shared_clip == 1:

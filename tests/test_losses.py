@@ -152,7 +152,7 @@ def test_settings_that_cannot_be_are_refused():
     fresh = MultiTaskLoss(TASKS)
     assert fresh.losses == fresh.per_task == {} and fresh.label_smoothing == 0.
     with pytest.raises(ValueError, match='no task to learn'): MultiTaskLoss(())({}, {})
-    assert check_batch(TASKS[0], dict(a=torch.zeros(1, 2)), dict(a=torch.zeros(1)))[0].shape == (1, 2)
+    assert check_batch(TASKS[0], dict(a=torch.zeros(1, 2)), dict(a=torch.zeros(1, dtype=torch.long)))[0].shape == (1, 2)
 
 
 @given(st.lists(st.integers(-1, 2), min_size=1, max_size=30))

@@ -729,8 +729,13 @@ def test_scores_and_intervals_as_text():
 
 
 def test_names_of_scores_and_how_many_samples_are_drawn():
-    assert SCORE_NAMES == dict(f1='F1', macro_f1='macro F1', weighted_f1='weighted F1', auroc='AUROC',
-                               exact_match='exact match', hamming='Hamming score', mean_macro_f1='mean macro F1')
+    of_classes = dict(f1='F1', macro_f1='macro F1', weighted_f1='weighted F1', auroc='AUROC',
+                      exact_match='exact match', hamming='Hamming score', mean_macro_f1='mean macro F1')
+    of_numbers = dict(pearson='Pearson', mae='MAE', r2='R²', mean_pearson='mean Pearson', acc7='Acc-7',
+                      acc2='Acc-2 (negative or not)', acc2_nonzero='Acc-2 (without 0)')
+    assert of_classes.items() | of_numbers.items() <= SCORE_NAMES.items()
+    assert {k for k in SCORE_NAMES if k not in of_classes | of_numbers} == {
+        f'acc{n}' for n in (3, 4, 5, 6, 8, 9, 10, 11)}
     for f in (evaluate, score_task, compare_scores):
         arguments = signature(f).parameters
         assert (arguments['n_boot'].default, arguments['seed'].default) == (1000, 0)

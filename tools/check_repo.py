@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PRIVATE = re.compile(r'(?<![\w.])/(?:work|home|root|Users|tmp)/[\w.]+')
 PACKAGES = dict(sklearn='scikit-learn', yaml='pyyaml')  # import -> the package's name, where they differ
 LOUD = {'accelerate', 'datasets', 'fastai', 'transformers'}  # what they import warns in a notebook without ipywidgets
-REQUIRED, OPTIONAL = ('requirements',), ('requirements', 'export_requirements', 'dev_requirements')
+REQUIRED, OPTIONAL = ('requirements',), tuple(f'{o}requirements' for o in ('', 'export_', 'video_', 'dev_'))
 
 
 def is_import(statement):

@@ -479,6 +479,7 @@ def _do_trials(search, out, clips, trials, write):
             write(_line(table.iloc[-1], trials))
     finally:
         table = trial_table(study, search)
+        if len(table): _write_found(out, search, study, table)  # an earlier call may have been killed before it did
         _write_report(out, search, table)
     return table
 

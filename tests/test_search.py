@@ -315,6 +315,14 @@ def typed(*args, **kw):
             *map(str, args)], dict(text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, **kw)
 
 
+def test_a_table_that_a_kill_prevented_is_written_by_the_next_call(tmp_path):
+    whole = run_search(Search(BASE, SPACE), tmp_path/'s', 1, write=lambda s: None)
+    # as a kill after the trial was stored leaves it
+    for name in ('trials.csv', 'best.yaml'): (tmp_path/'s'/name).unlink()
+    run_search(Search(BASE, SPACE), tmp_path/'s', 1, write=lambda s: None)
+    assert len(pd.read_csv(tmp_path/'s'/'trials.csv')) == len(whole) == 1 and (tmp_path/'s'/'best.yaml').is_file()
+
+
 def test_the_whole_program(tmp_path, capsys):
     "Typed, killed in its second trial, typed again; the best is a file that hiccap_run takes"
     file = tmp_path/'funny.yaml'; file.write_text(yaml.safe_dump({**BASE, 'search': SPACE}))

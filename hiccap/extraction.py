@@ -24,6 +24,7 @@ from .basics import (
     LOCK, alone, check_whole, counted, lookup, markdown_table, one_line, read_json_dict, seal, some_of, whole_file,
     write_json, write_whole)
 from .imports import load_extra
+from .sources import EXTRACTED, EXTRACTED_TABLE
 from .media import MediaError
 from .named_encoders import RECIPES, make_video_encoder
 from .video_clips import TEXT_SOURCES, extract_video
@@ -79,7 +80,7 @@ def recipe_encoders(
     return [*chosen(video, found.video), *chosen(audio, found.audio)], list(chosen(text, found.text))
 
 # %% ../nbs/14f_extraction.ipynb #91f5248f
-SETTINGS, TABLE, REPORT = 'extraction.json', 'clips.csv', 'report.md'
+SETTINGS, TABLE, REPORT = EXTRACTED, EXTRACTED_TABLE, 'report.md'
 
 def made_with() -> dict: # package -> version
     "What the features were computed with"

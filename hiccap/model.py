@@ -267,7 +267,8 @@ def match(self: HICCAP,
     pooled: dict # modality -> (B, D)
 ) -> dict:       # pair -> (B, 2); empty if the model has no matching heads
     "Logits of the matching heads"
-    return {p: head(torch.cat([pooled[m] for m in self.config.pairs[p]], 1)) for p, head in self.pairs.items()}
+    members = self.config.pairs if self.pairs else {}
+    return {p: head(torch.cat([pooled[m] for m in members[p]], 1)) for p, head in self.pairs.items()}
 
 @patch
 def forward(self: HICCAP,

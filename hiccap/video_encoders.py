@@ -42,6 +42,7 @@ class VideoEncoder:
     width: int    # D
     request = None # a `FrameSampling` or `SoundSampling`
     details = {}  # what else decides the values, in types that JSON has
+    options = {}  # what `configure` accepts: name -> type
 
     def start(self):
         "Forget everything; a video begins"
@@ -68,6 +69,9 @@ class VideoEncoder:
         seconds = np.array(self.seconds, np.float32).reshape(-1, 2)
         self.start()
         return Track(rows, seconds, self.name, self.version)
+
+    def configure(self, **options):
+        "Choose another rate or another pooling; raises `ValueError` for a value that makes no sense"
 
     def settings(self) -> dict:
         "What decides the values, in types that JSON has"

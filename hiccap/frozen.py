@@ -248,7 +248,7 @@ def column(self: TextCache,
 def dataset(self: TextCache,
     ds: ClipDataset # with token ids as text
 ) -> ClipDataset:   # of the same clips
-    "The same clips with the encoder's states in place of text and segments"
-    columns = {k: v for k, v in ds.columns.items() if k not in ('text', 'segments')}
+    "The same clips with the encoder's states in place of text"
+    columns = {k: v for k, v in ds.columns.items() if k != 'text'}
     if 'text' in ds.columns: columns['text'] = self.column(ds)
     return ClipDataset(ds.ids, columns, as_numpy(ds.labels), ds.tasks, ds.groups, ds.name, ds.notes)

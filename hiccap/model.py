@@ -17,13 +17,13 @@ from torch import nn
 from .basics import lookup, new_axes
 from .tasks import COMIC_MISCHIEF, check_tasks
 from .cpu import Dropout
-from .attention import PackedRows, fill_absent
+from .attention import PackedRows, compact, fill_absent
 from .encoders import FeatureEncoder, TokenEncoder, TokensConfig
 from .padding import batch_modalities, batch_size
 from .network_config import CONCATENATED, PAIRS, VARIANTS, HICCAPConfig
 from .fusion import FUSIONS, Branch, HierarchicalFusion, ParallelBranch, ParallelFusion
-from .pooling import (COMBINERS, POOLINGS, AttentionPool, Concatenation, GatedMultimodalUnit, exp_weights,
-                            masked_softmax)
+from .pooling import (COMBINERS, POOLINGS, AttentionPool, Concatenation, GatedMultimodalUnit, MeanPool,
+                            exp_weights, masked_softmax)
 
 # %% ../nbs/23_model.ipynb #mod00001
 # names that this module had before they moved to modules of their own
@@ -153,6 +153,17 @@ def _build(self: HICCAP, c: HICCAPConfig, pretrained: bool):
     self.heads = nn.ModuleDict({head_key(t.name): head(self.combiner.width, t.n_outputs, c) for t in self.tasks})
     self.pairs = nn.ModuleDict({p: pair_head(2*c.width, c) for p in c.pairs} if c.matching else {})
     self.projector = projector(c) if c.projection else None
+    if c.late_fusion: self._build_late_fusion(c)
+
+# %% ../nbs/23_model.ipynb #e728484b
+@patch
+def _build_late_fusion(self: HICCAP, c: HICCAPConfig):
+    "Means, a linear layer over them for each task, and heads whose last layer is zero"
+    self.late_means = MeanPool(c)
+    self.late = nn.ModuleDict({k: nn.Linear(self.late_means.width, h[-1].out_features) for k, h in self.heads.items()})
+    for h in self.heads.values():
+        nn.init.zeros_(h[-1].weight)
+        nn.init.zeros_(h[-1].bias)
 
 # %% ../nbs/23_model.ipynb #d5ee9d97
 @patch(as_prop=True)
@@ -252,14 +263,44 @@ def encode(self: HICCAP,
     "The fused and pooled vectors, from which all heads read"
     return self.fuse_packed(*self.encode_packed(inputs))
 
+# %% ../nbs/23_model.ipynb #2855cdbf
+@patch
+def second_text(self: HICCAP,
+    inputs: dict,    # of a batch
+    rows: PackedRows # of its text
+):                   # (B, L) bool, in the positions of `rows`; None if no clip has captions or context
+    "Where the captions or the context of each clip are"
+    if 'text_segments' not in inputs or not isinstance(self.encoders['text'], TokenEncoder): return None
+    segments, mask = inputs['text_segments'], inputs['text_mask'].bool()
+    if not segments.shape[1]: return torch.zeros_like(rows.mask)
+    found = compact(segments, mask, trim=self.packed)[0][:, :rows.mask.shape[1]] > 0
+    return found if found.shape[1] else torch.zeros_like(rows.mask)
+
+@patch
+def means(self: HICCAP,
+    states: dict, # modality -> (N, D), from `encode_packed`
+    rows: dict,   # modality -> `PackedRows`
+    inputs: dict  # of the batch
+):                # (B, means · D); None for a network without late fusion
+    "What late fusion reads"
+    if not self.config.late_fusion: return None
+    return self.late_means(states, rows, self.second_text(inputs, rows['text']) if 'text' in rows else None)
+
 # %% ../nbs/23_model.ipynb #020d3e4b
 @patch
 def classify(self: HICCAP,
-    pooled: dict # modality -> (B, D)
-) -> dict:       # task -> (B, n_outputs of the task); also pair -> (B, 2) if the model has matching heads
+    pooled: dict, # modality -> (B, D)
+    means=None    # (B, means · D), from `means`
+) -> dict:        # task -> (B, n_outputs of the task); also pair -> (B, 2) if the model has matching heads
     "Logits from pooled vectors; of a regression task, the number in the label's unit"
-    x = self.combiner(pooled)
-    logits = {t.name: in_label_unit(self.heads[head_key(t.name)](x), t) for t in self.tasks}
+    if (means is None) == self.config.late_fusion:
+        raise ValueError(f"a network with{'' if self.config.late_fusion else 'out'} late fusion: give classify the"
+                         " means that the method means gives")
+    x, logits = self.combiner(pooled), {}
+    for t in self.tasks:
+        k = head_key(t.name)
+        y = self.heads[k](x)
+        logits[t.name] = in_label_unit(y if means is None else self.late[k](means) + y, t)
     return logits | self.match(pooled)
 
 @patch
@@ -275,7 +316,8 @@ def forward(self: HICCAP,
     inputs: dict # of a batch
 ) -> dict:       # task -> (B, n_outputs of the task); also pair -> (B, 2) if the model has matching heads
     "Logits; of a regression task, the number in the label's unit"
-    return self.classify(self.encode(inputs))
+    states, rows = self.encode_packed(inputs)
+    return self.classify(self.fuse_packed(states, rows), self.means(states, rows, inputs))
 
 # %% ../nbs/23_model.ipynb #mod00013
 @patch

@@ -54,22 +54,24 @@ def forward(self:PretrainingModel,
     "Logits, and vectors for contrast"
     states = self.network.encode_unimodal(inputs)
     rows = inputs.get('contrast')
-    if rows is None or not self.contrasts: return self._heads(self.network.fuse(states), inputs)
+    means = self.network.means(*self.network.pack_states(states), inputs)
+    if rows is None or not self.contrasts: return self._heads(self.network.fuse(states), inputs, means)
     if self.contrast == 'after':
         fused = self.network.fuse(states)
-        return self._heads(fused, inputs) | self._vectors({m: v[rows] for m, v in fused.items()}, inputs, rows)
+        return self._heads(fused, inputs, means) | self._vectors({m: v[rows] for m, v in fused.items()}, inputs, rows)
     vectors, rest = self._vectors(self.network.pool(_select_rows(states, rows)), inputs, rows), ~rows
     if not rest.any():
         return {t.name: rows.new_zeros(len(rows), t.n_outputs, dtype=torch.float32) for t in self.tasks
                 if t.name not in self.contrasts} | vectors
-    logits = self._heads(self.network.fuse(_select_rows(states, rest)), inputs, rest)
+    some = means if means is None else means[rest]
+    logits = self._heads(self.network.fuse(_select_rows(states, rest)), inputs, some, rest)
     return {k: _fill_rows(v, rest) for k, v in logits.items()} | vectors
 
 @patch
-def _heads(self:PretrainingModel, fused, inputs, rows=None):
+def _heads(self:PretrainingModel, fused, inputs, means, rows=None):
     "Logits of the tasks of the mixture from fused vectors; pair heads take those of other rows where the batch says so"
     net, source = self.network, inputs.get('pooled_from')
-    logits = net.classify(fused)
+    logits = net.classify(fused, means)
     if source is not None and net.pairs:
         if rows is not None: source = (rows.cumsum(0) - 1)[source][rows]  # positions among the rows that were fused
         logits |= net.match(fused | {m: fused[m][source[:, i]] for i, m in enumerate(batch_modalities(inputs))})

@@ -25,6 +25,22 @@ def label_kinds(
     third = np.searchsorted(np.quantile(known, (1/3, 2/3)) if len(known) else (0, 0), y, 'right')
     return [is_labelled(y) & (third == k) for k in range(3)]
 
+# %% ../nbs/13_splits.ipynb #0ab656eb
+def _spread(order, counts, parts, wants):
+    "The part of each video; each goes to the part in which its classes are furthest behind by `wants`"
+    have = np.zeros((parts, counts.shape[1]))
+    part = np.empty(len(counts), np.int64)
+    for v in order:
+        part[v] = np.argmin((counts[v]*wants(have)).sum(1))
+        have[part[v]] += counts[v]
+    return part
+
+def _worst(part, counts, weights):
+    "The largest relative difference from its share that a class has in a part, of those in many videos"
+    have = np.stack([counts[part == p].sum(0) for p in range(len(weights))])
+    many = (counts > 0).sum(0) >= 5/weights.min()  # five videos or more in each part, if spread evenly
+    return np.abs(have/weights[:, None] - 1)[:, many].max(initial=0)
+
 def assign_videos(
     ds: ClipDataset, # what to split
     weights,         # (parts,) share of the clips in each part
@@ -39,10 +55,11 @@ def assign_videos(
     counts /= np.maximum(kinds.sum(0), 1)  # each class counts alike, however rare
     order = np.random.default_rng(seed).permutation(len(videos))
     if seed == 0: order = order[np.argsort(-counts[order].sum(1), kind='stable')]
-    have, part = np.zeros((len(weights), kinds.shape[1])), np.empty(len(videos), np.int64)
-    for v in order:  # to the part that comes closest to its aim, in squared distance
-        part[v] = np.argmin((counts[v]*(have - weights[:, None])).sum(1))
-        have[part[v]] += counts[v]
+    # closest to the aim, in squared distance
+    part = _spread(order, counts, len(weights), lambda have: have - weights[:, None])
+    if _worst(part, counts, weights) > .5:  # the parts were filled one after the other, and the last got the rest
+        other = _spread(order, counts, len(weights), lambda have: have/weights[:, None])
+        if _worst(other, counts, weights) < _worst(part, counts, weights): part = other
     return part[row_video]
 
 def _check_parts(ds, part, n):

@@ -135,12 +135,13 @@ def shared_modules(self:Weigh) -> list: # of modules
     model = getattr(self.learn.model, '_orig_mod', self.learn.model)
     if self.representation is None:
         model = getattr(model, 'network', model)  # of a `PretrainingModel`
-        if hasattr(model, 'combiner') and len(list(model.combiner.parameters())): return [model.combiner]
-        if not hasattr(model, 'pools'):
+        late = [model.late_means] if hasattr(model, 'late_means') else []
+        if hasattr(model, 'combiner') and len(list(model.combiner.parameters())): return [model.combiner, *late]
+        if not hasattr(model, 'pools') and not late:
             raise ValueError(
                 f"a {type(model).__name__} has no poolings: name the modules whose outputs all heads read, Weigh(...,"
                 " representation=['trunk']), or compare gradients at='parameters'")
-        return list(model.pools.values())
+        return [*getattr(model, 'pools', {}).values(), *late]
     known = dict(model.named_modules())
     names = [self.representation] if isinstance(self.representation, str) else list(self.representation)
     for n in names:

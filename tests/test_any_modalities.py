@@ -37,17 +37,21 @@ FEW = settings(max_examples=max(6, settings.default.max_examples//4))
 
 
 @lru_cache(maxsize=128)
-def network(kinds, fusion='hierarchical', combiner='concat'):
+def network(kinds, fusion='hierarchical', combiner='concat', late_fusion=False):
     "A tiny network without dropout for pairs (modality, width); a width of 0 is tokens"
     encoders = {m: FeaturesConfig(w, 4, w % 3) if w else TokensConfig(BERT) for m, w in kinds}
     config = HICCAPConfig(modalities=encoders, width=8, heads=2, head_widths=(8,), fusion=fusion, combiner=combiner,
-                          **CALM)
-    return HICCAP(config, TASKS, seed=0)
+                          late_fusion=late_fusion, **CALM)
+    model = HICCAP(config, TASKS, seed=0)
+    if late_fusion:  # heads start at zero; from there nothing below them would matter
+        for h in model.heads.values(): torch.nn.init.normal_(h[-1].weight, generator=torch.Generator().manual_seed(1))
+    return model
 
 
 modality_sets = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 5)), min_size=1, max_size=5,
                          unique_by=lambda o: o[0]).map(tuple)
-designs = st.sampled_from([('hierarchical', 'concat'), ('parallel', 'gmu')])
+designs = st.sampled_from([(*parts, late) for parts in (('hierarchical', 'concat'), ('parallel', 'gmu'))
+                           for late in (False, True)])
 
 
 def values(n, width, g):
@@ -57,19 +61,23 @@ def values(n, width, g):
 
 
 @st.composite
-def cases(draw):
+def cases(draw, kinds=modality_sets):
     "Kinds of modalities, and one to four clips of them, each of which may lack any"
-    kinds = draw(modality_sets)
+    kinds = draw(kinds)
     g = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     clips = [Clip(f'c{i}', **{m: values(draw(st.integers(0, 4)), w, g) for m, w in kinds})
              for i in range(draw(st.integers(1, 4)))]
+    if ('text', 0) in kinds and draw(st.booleans()):  # the end of some texts is context
+        for c in clips:
+            n = 0 if c.text is None else len(c.text)
+            if n: c.segments = (torch.arange(n) >= draw(st.integers(0, n))).long()
     return kinds, clips
 
 
 def inputs_of(kinds, clips):
     "Their batch, of the network's modalities alone"
     x, _ = collate(clips, TASKS, modalities=tuple(m for m, _ in kinds))
-    return {k: v for k, v in x.items() if any(k in (m, f'{m}_mask') for m, _ in kinds)}
+    return {k: v for k, v in x.items() if any(k in (m, f'{m}_mask', f'{m}_segments') for m, _ in kinds)}
 
 
 def loosened(draw, kinds, inputs):
@@ -82,10 +90,13 @@ def loosened(draw, kinds, inputs):
         shape = (len(mask), L, w) if w else (len(mask), L)
         y, real = torch.full(shape, fill if w else 7), torch.zeros(shape[:2], dtype=torch.bool)
         if not w: y = y.long()
+        second = torch.ones(shape[:2], dtype=torch.long)
         for i, n in enumerate(mask.sum(1).tolist()):
             at = torch.tensor(sorted(draw(st.permutations(range(L)))[:n]), dtype=torch.long)
             if n: y[i, at], real[i, at] = x[i][mask[i]], True
+            if n and f'{m}_segments' in inputs: second[i, at] = inputs[f'{m}_segments'][i][mask[i]]
         out[m], out[f'{m}_mask'] = y, real
+        if f'{m}_segments' in inputs: out[f'{m}_segments'] = second
     return out
 
 
@@ -119,6 +130,30 @@ def test_padding_says_nothing(data, case, design, packed):
     close(expected, got)
     zero = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
     close(zero | grads, zero | more, 2e-4)
+
+
+@proof
+@given(st.data(), cases(st.just((('text', 0), ('face', 3)))), st.booleans())
+def test_late_fusion_reads_captions_apart_whatever_the_padding(data, case, packed):
+    kinds, clips = case
+    model, x = network(kinds, late_fusion=True), inputs_of(kinds, clips)
+    expected, grads = learnt(model, x)
+    got, more = learnt(model, loosened(data.draw, kinds, x), packed)
+    close(expected, got)
+    zero = {k: torch.zeros_like(p) for k, p in model.named_parameters()}
+    close(zero | grads, zero | more, 2e-4)
+    with torch.no_grad():
+        states, rows = model.encode_packed(x)
+        means, padded = model.means(states, rows, x), rows['text'].unpack(states['text'])
+    names = model.late_means.names
+    for i, c in enumerate(clips):
+        found = dict(zip(names, means[i].split(model.config.width)))
+        n = 0 if c.text is None else len(c.text)
+        second = torch.zeros(n, dtype=torch.bool) if c.segments is None or not n else c.segments > 0
+        if second.any(): assert torch.allclose(found['second text'], padded[i, :n][second].mean(0), atol=1e-5)
+        else: assert torch.equal(found['second text'], model.late_means.no_second.detach())
+        if n and not second.all(): assert torch.allclose(found['text'], padded[i, :n][~second].mean(0), atol=1e-5)
+        if not n: assert torch.allclose(found['text'], model.absent['text'].detach())
 
 
 @proof

@@ -82,6 +82,21 @@ def test_folds_share_no_video_and_test_every_clip_once(rows, seed, n):
     assert [t.ids for _, t in again] == [t.ids for _, t in folds]
 
 
+@given(st.integers(0, 999), st.integers(0, 2), st.sampled_from([.15, .2, .5]), st.floats(.25, .75))
+def test_labels_that_follow_from_others_are_spread_over_the_parts(draw, seed, share, positive):
+    "Videos of one clip, three labels, and one that is yes where the first two differ"
+    y = (np.random.default_rng(draw).random((3, 240)) < positive).astype(int)
+    names = 'a', 'b', 'c', 'differ'
+    labels = [dict(zip(names, (a, b, c, a ^ b))) for a, b, c in y.T.tolist()]
+    ds = ClipDataset.from_clips([Clip(f'v{i}', labels=o) for i, o in enumerate(labels)], [Task(k) for k in names])
+    rest, part = split_by_video(ds, share, seed)
+    assert abs(len(part)/len(ds) - share) < .05
+    for k in names:
+        for c in (0, 1):
+            whole, found = (int((o.targets(Task(k)) == c).sum()) for o in (ds, part))
+            assert .5*share*whole < found < 2*share*whole
+
+
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=60), st.floats(.1, .9))
 def test_a_subset_of_a_subset_is_those_clips(rows, share):
     ds = ClipDataset.from_clips(

@@ -82,6 +82,20 @@ def test_the_original_with_all_it_does_otherwise(tmp_path):
     assert export_onnx(model, tmp_path/'upstream.onnx') < 1e-4
 
 
+@pytest.mark.parametrize('kind', ['bert', 'roberta'])
+def test_late_fusion_reads_captions_apart_also_where_the_encoder_does_not(tmp_path, kind):
+    text = dict(BERT, config=BERT['config'] | dict(model_type=kind, max_position_embeddings=66, pad_token_id=1))
+    model = network(text=text, late_fusion=True)
+    for h in model.heads.values(): torch.nn.init.normal_(h[-1].weight)
+    assert export_onnx(model, tmp_path/'late.onnx') < 1e-4
+    onnx, plain = OnnxModel(tmp_path/'late.onnx'), [Clip('a', [5, 6, 7, 8, 9]), Clip('b', [4])]
+    captioned = [Clip('a', [5, 6, 7, 8, 9], segments=[0, 0, 1, 1, 1]), Clip('b', [4])]
+    got, without = (onnx(collate(c, TASKS)[0])['gory'] for c in (captioned, plain))
+    with torch.inference_mode(): expected = model(collate(captioned, TASKS, 'left')[0])['gory']
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
+    assert np.abs(got - without)[0].max() > 1e-3
+
+
 def test_text_as_vectors(tmp_path):
     assert export_onnx(network(text=dict(kind='features', width=5, layers=0)), tmp_path/'vectors.onnx') < 1e-4
     with pytest.raises(FileExistsError, match='overwrite'): export_onnx(network(), tmp_path/'vectors.onnx')
@@ -90,7 +104,7 @@ def test_text_as_vectors(tmp_path):
 def test_an_export_that_differs_is_none(exported, tmp_path, monkeypatch):
     models, onnx, path = exported
     assert largest_difference(models, onnx) < 1e-4 < largest_difference([network(2), network(1)], onnx)
-    monkeypatch.setattr('hiccap.export._program', lambda _: Other(path))
+    monkeypatch.setattr('hiccap.export._program', lambda *_: Other(path))
     with pytest.raises(ExportError, match='differs from the trained one'):
         export_onnx([network(2), network(1)], tmp_path/'wrong.onnx')
     assert not list(tmp_path.iterdir())

@@ -253,6 +253,19 @@ def test_heads_of_pairs_read_the_vectors_of_the_exchange():
     assert (x['pooled_from'].numpy() != np.arange(12)[:, None]).any(1)[plan.stream == 0].any()
     assert (x['pooled_from'].numpy() != np.arange(12)[:, None]).any(1)[plan.stream == 2].any()
 
+@pytest.mark.parametrize('contrast', ['before', 'after'])
+def test_labelled_rows_get_late_fusion_next_to_other_rows(contrast):
+    ss = [Stream('labels', data(6, 3)), PretextStream('matching', data(6, 4), Matching()),
+          PretextStream('contrast', data(6, 5), Contrastive())]
+    x, y, plan, m = a_batch(ss)
+    x['text_segments'] = (torch.rand(x['text'].shape, generator=torch.Generator().manual_seed(0)) < .5).long()
+    network = HICCAP(config(late_fusion=True), [Task('t')], seed=0)
+    for h in network.heads.values(): torch.nn.init.normal_(h[-1].weight)
+    model = PretrainingModel(network, m.tasks, contrast=contrast, contrasts=['contrastive']).eval()
+    rows = torch.as_tensor(plan.stream == 0)
+    alone = {k: v[rows] for k, v in x.items() if k not in ('pooled_from', 'contrast')}
+    assert rows.sum() > 1 and torch.allclose(model(x)['t'][rows], network.eval()(alone)['t'], atol=1e-5)
+
 def test_contrastive_streams_take_part_together_and_do_not_compare_their_clips():
     ss = [PretextStream(f's{i}', data(8, 5, 0.), Contrastive()) for i in range(2)]  # the same clips in both
     x, y, plan, m = a_batch(ss, 8)

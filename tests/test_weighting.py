@@ -6,7 +6,7 @@ import math
 import sys
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -1121,6 +1121,15 @@ def test_the_representation_of_a_network_is_what_its_heads_read():
     learn.model.combiner = torch.nn.Linear(2, 2)
     cb.learn = learn
     assert cb.shared_modules() == [learn.model.combiner]
+
+
+def test_late_fusion_is_part_of_the_representation():
+    cb = Weigh('mgda')
+    learn = net_learner([cb], lambda: HICCAP(replace(CONFIG, late_fusion=True), TASKS, seed=0))
+    assert cb.shared_modules() == [*learn.model.pools.values(), learn.model.late_means]
+    before = learn.model.late['task_gory'].weight.detach().clone()
+    quiet(learn)  # `check_graph` refuses a representation past which a parameter is reached by two tasks
+    assert not torch.equal(before, learn.model.late['task_gory'].weight) and not cb.failed
 
 
 def test_each_batch_has_a_row_for_each_task_in_the_history():

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'CLASS_WEIGHTS', 'RIDGE_STRENGTHS', 'EMPTY', 'WORDS', 'FROZEN', 'FROZEN_TEXTLESS', 'FINE_TUNED',
            'CONSTANT', 'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS', 'fit_linear', 'linear_baseline',
-           'Predictions', 'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values',
-           'text_kind', 'clip_features', 'standardised', 'baseline_predictions']
+           'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values', 'text_kind',
+           'clip_features', 'standardised', 'baseline_predictions']
 
 # %% ../nbs/27_baselines.ipynb #c7137183
 import itertools
-from dataclasses import dataclass, field
 import torch, numpy as np
 from scipy import sparse
 from sklearn.dummy import DummyClassifier
@@ -23,7 +22,8 @@ from .records import words_of
 from .encoders import TokenEncoder
 from sklearn.linear_model import LogisticRegression, Ridge
 from .tasks import check_tasks, is_labelled
-from .metrics import Thresholds, choose_thresholds, count_scores, criterion_of
+from .calibration import Predictions, calibrated_predictions
+from .metrics import choose_thresholds, count_scores, criterion_of, merits
 from .number_scores import number_scores
 
 # %% ../nbs/27_baselines.ipynb #eb13a124
@@ -70,14 +70,6 @@ def linear_baseline(
 STRENGTHS, CLASS_WEIGHTS = (1., .1, 10., 100.), (None, 'balanced')
 RIDGE_STRENGTHS = 1., .01, .03, .1, .3, 3., 10., 100. # of ridge regression, which has no class weights to choose
 
-@dataclass
-class Predictions:
-    "What a model predicts for clips"
-    probs: dict                 # task name -> (N, C) probabilities, or (N, 1) numbers of a regression task
-    predicted: dict             # task name -> (N,) classes or numbers
-    thresholds: Thresholds      # that chose the classes
-    chosen: dict = field(default_factory=dict) # task name -> what else was chosen on the validation clips
-
 def _number_score(p, y, task, score):
     "The score of predicted numbers, the lowest of all where it is undefined, and less the mean squared error"
     value = number_scores(p, y, np.ones((1, len(y))), task)[criterion_of(task, score)][0]
@@ -87,26 +79,28 @@ def validation_score(
     p,                   # (N, C) probabilities of the validation clips, or (N, 1) numbers
     y,                   # (N,) their labels; `IGNORE`, or NaN of a regression task, where unknown
     task,                # the task
-    score: str='macro_f1'# one of `CRITERIA`
+    score: str='macro_f1'# the operating point
 ) -> tuple: # the score at the threshold that is best for it, and the mean log likelihood, or of numbers -error²
-    "How good a setting is, for a comparison with others; raises `ValueError` for an unknown score"
+    """How good a setting is for an operating point, for a comparison with others: its score, or what `merits` has for a
+    cost and for a precision that is not reached; raises `ValueError` for an unknown operating point"""
     thresholds = choose_thresholds({task.name: p}, {task.name: y}, [task], score=score)
     k = is_labelled(y)
     if task.is_regression: return _number_score(p[k, 0], y[k], task, score)
     predicted = thresholds.predict({task.name: p})[task.name][k]
-    found = count_scores(confusion_matrix(y[k], predicted, labels=range(task.n_classes)))
-    value = found[criterion_of(task, score)]
+    counts = confusion_matrix(y[k], predicted, labels=range(task.n_classes))
+    if task.n_classes == 2: value = merits(counts, score)[0]
+    else: value = count_scores(counts)[criterion_of(task, score)]
     likelihood = np.log(np.maximum(p[k, y[k]], 1e-9)).mean()
-    return round(float(value[1] if np.ndim(value) else value), 12), float(likelihood)
+    return round(float(value), 12), float(likelihood)
 
 # %% ../nbs/27_baselines.ipynb #5f0c9a13
 def tuned_linear(
     variants: list,      # to choose from: (dict of settings, (N, F) features of training, validation and test clips)
     train, valid,        # the training and validation clips
-    score: str='macro_f1', # one of `CRITERIA`
+    score: str='macro_f1', # the operating point
     strengths=STRENGTHS  # inverse strengths of the penalty
 ) -> Predictions: # of the test clips
-    "Logistic or ridge regression for each task, with settings and threshold chosen on the validation clips"
+    "Logistic or ridge regression for each task, with settings, temperature and threshold from the validation clips"
     y, y_valid = as_numpy(train.labels), as_numpy(valid.labels)
     def settings_of(weights, strengths): return [(dict(kept, C=C, class_weight=w), parts)
                                                  for kept, parts in variants for w in weights for C in strengths]
@@ -122,8 +116,7 @@ def tuned_linear(
             if best is None or value > best[0]: best = value, p, predict, T, dict(kept, validation=value[0])
         _, on_valid[t.name], predict, T, chosen[t.name] = best
         probs[t.name] = predict(T)
-    thresholds = choose_thresholds(on_valid, y_valid, train.tasks, score=score)
-    return Predictions(probs, thresholds.predict(probs), thresholds, chosen)
+    return calibrated_predictions(on_valid, y_valid, probs, train.tasks, score, chosen)
 
 # %% ../nbs/27_baselines.ipynb #c5e8ddc5
 EMPTY = '∅'  # what a missing text counts as
@@ -238,8 +231,7 @@ def _constant(train, valid, test, score):
         return np.bincount(y, minlength=t.n_classes)/max(len(y), 1)
     answers = {t.name: answer(t) for t in train.tasks}
     def of(ds): return {k: np.tile(v, (len(ds), 1)) for k, v in answers.items()}
-    thresholds = choose_thresholds(of(valid), as_numpy(valid.labels), train.tasks, score=score)
-    return Predictions(of(test), thresholds.predict(of(test)), thresholds)
+    return calibrated_predictions(of(valid), as_numpy(valid.labels), of(test), train.tasks, score)
 
 WORD_STRENGTHS = 1., .3, 3., 10.  # inverse strengths of the penalty on words
 SECOND_WEIGHTS = 1., .3           # factors of the counts of captions or context
@@ -266,7 +258,7 @@ def baseline_predictions(
     train, valid, test,    # clips
     tokenizer=None,        # of their text
     encoder: TokenEncoder=None, # of their text as training starts; None if it is untrained
-    score: str='macro_f1', # one of `CRITERIA`: validation score that chooses settings and thresholds
+    score: str='macro_f1', # the operating point, by which settings and thresholds are chosen on validation clips
     models=('words', 'frozen') # which simple models, besides the class frequencies
 ) -> dict: # name -> `Predictions` of the test clips
     "Predictions of the simple models that the clips have something for; no label of a test clip is read"

@@ -22,20 +22,28 @@ def _column(values, known):
     exact = [float(f'{v:.9g}') if isinstance(v, float) else v for v in np.asarray(values).tolist()]
     return pd.Series([v if k else pd.NA for v, k in zip(exact, known)], dtype=object)
 
+def _probability_columns(name, probs): return {f'{name}{c}': v for c, v in enumerate(np.asarray(probs).T)}
+
 def probability_table(
     models: dict, # name -> `Predictions`, or any object with `probs` and `predicted`
     ds            # the clips that were predicted, with their labels
 ): # a data frame
     """A row for each model, clip and task. `truth` is missing for a clip without a label, `p3` for a task of 3 classes.
-    A regression task has its prediction in `predicted` and in `p0`, its only column"""
+    `p0` and so on are calibrated, `raw0` and so on are not. A regression task has its prediction in `predicted` and in
+    `p0`, its only column"""
     parts = []
     for name, p in models.items():
         for t in ds.tasks:
             y, known = ds.targets(t).numpy(), is_labelled(ds.targets(t)).numpy()
             columns = dict(model=name, clip=ds.ids, video=ds.groups, task=t.name, truth=_column(y, known),
                            predicted=_column(p.predicted[t.name], np.ones(len(y), bool)))
-            parts.append(pd.DataFrame(columns | {f'p{c}': v for c, v in enumerate(np.asarray(p.probs[t.name]).T)}))
-    return pd.concat(parts, ignore_index=True)
+            columns |= _probability_columns('p', p.probs[t.name])
+            raw = getattr(p, 'raw', None)
+            if raw is not None and not t.is_regression: columns |= _probability_columns('raw', raw[t.name])
+            parts.append(pd.DataFrame(columns))
+    table = pd.concat(parts, ignore_index=True)
+    last = [k for k in table if k.startswith('raw')]
+    return table[[k for k in table if k not in last] + last]
 
 def write_probabilities(
     folder, # of the run

@@ -733,8 +733,10 @@ def test_names_of_scores_and_how_many_samples_are_drawn():
                       exact_match='exact match', hamming='Hamming score', mean_macro_f1='mean macro F1')
     of_numbers = dict(pearson='Pearson', mae='MAE', r2='R²', mean_pearson='mean Pearson', acc7='Acc-7',
                       acc2='Acc-2 (negative or not)', acc2_nonzero='Acc-2 (without 0)')
-    assert of_classes.items() | of_numbers.items() <= SCORE_NAMES.items()
-    assert {k for k in SCORE_NAMES if k not in of_classes | of_numbers} == {
+    of_probabilities = dict(brier='Brier score', log_loss='log loss', ece='ECE', rms_error='debiased RMS error')
+    named = of_classes | of_numbers | of_probabilities
+    assert named.items() <= SCORE_NAMES.items()
+    assert {k for k in SCORE_NAMES if k not in named} == {
         f'acc{n}' for n in (3, 4, 5, 6, 8, 9, 10, 11)}
     for f in (evaluate, score_task, compare_scores):
         arguments = signature(f).parameters

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRETEXT_TASKS', 'EXAMPLE', 'pretext_of', 'StreamSpec', 'PretrainRun', 'run_policy', 'read_streams', 'run_streams',
-           'run_mixture', 'pretraining_network', 'run_pretraining_learner', 'PretrainResult', 'PretrainRecipe',
-           'notes_of', 'plot_validation', 'plot_pretraining', 'contributions_markdown', 'pretrain_run', 'write_example']
+           'run_mixture', 'pretraining_network', 'sized_run', 'run_pretraining_learner', 'PretrainResult',
+           'PretrainRecipe', 'notes_of', 'plot_validation', 'plot_pretraining', 'contributions_markdown',
+           'pretrain_run', 'write_example']
 
 # %% ../nbs/56_pretraining_runs.ipynb #73ba3330
 import json, time
@@ -23,21 +24,22 @@ from .feedback import plot_mixture
 from .mixture import Mixture, Stream
 
 from .policies import policy
-from .predictions import probability_table, write_probabilities
+from .predictions import NETWORK, probability_table, write_probabilities
 from .pretraining import Contrastive, Matching, PretextStream, pretraining_learner
-from .reports import (comparison_rows, comparison_section, data_section, headline, headline_markdown,
-                            nonfinite_markdown, plot_strategy, save_plots, settings_section,
-                            strategy_markdown, write_sections)
+from .reports import (calibration_section, comparison_rows, comparison_section, data_section, headline,
+                            headline_markdown, nonfinite_markdown, operating_section, plot_calibration_of,
+                            plot_strategy, save_plots, settings_section, strategy_markdown, write_sections)
 from .resuming import Checkpoint
 from .run_data import read_features_once, read_splits, tokenizer_for
+from .run_videos import extracted_clips
 from .run_folders import WORK, RunRecipe, data_digests
 from .runs import SMALL_NETWORK, Clips, Composed, Network, Training, checked, default_of, named, setting
 from .seen import parts_of_videos, write_records
 from .splits import check_classes, check_scored, standardised_parts
 from .synthetic import synthetic_clips, write_synthetic
 from .tracking import check_trackers, tracked
-from .training import (build_model, compare_folds, cpu_threads, fit_run, in_precision, predict_test,
-                             run_callbacks, score_folds, shortened, table_of)
+from .training import (build_model, calibrate_folds, compare_folds, cpu_threads, fit_run, in_precision,
+                             predict_test, run_callbacks, score_folds, shortened, table_of)
 
 # %% ../nbs/56_pretraining_runs.ipynb #af5634ac
 PRETEXT_TASKS = dict(matching=Matching, contrastive=Contrastive)
@@ -182,7 +184,7 @@ def read_streams(
                               if k in ('video', 'audio', 'modalities')})
     out, known, sides = {}, {}, {}
     for s in run.streams:
-        clips, labelled = s.clips, s.pretext is None
+        clips, labelled = extracted_clips(s.clips), s.pretext is None
         key = json.dumps([s.to_dict()['clips'], labelled], sort_keys=True)
         if key not in known:
             file = (clips.data, clips.valid, clips.test, clips.valid_share, clips.test_share, clips.split_seed,
@@ -264,6 +266,13 @@ def pretraining_network(
     return build_model(network, [s.dataset for s in streams], run.training.seed, verbose=verbose)
 
 # %% ../nbs/56_pretraining_runs.ipynb #c5a4f6ac
+def sized_run(
+    run: PretrainRun, # what is run
+    parts: dict       # of `read_streams`
+) -> PretrainRun:
+    "The run with the settings of its recipe, for the training clips of all its streams, where it gives none"
+    return replace(run, training=run.training.sized(sum(len(train) for train, *_ in parts.values())))
+
 def run_pretraining_learner(
     run: PretrainRun, # what is run
     parts: dict,      # of `read_streams`
@@ -271,6 +280,7 @@ def run_pretraining_learner(
     log=print         # gets each line of progress; the progress bar is shown for `print` only
 ):
     "The `PretrainingLearner` of a run"
+    run = sized_run(run, parts)
     t, streams = run.training, run_streams(run, parts)
     mixture, network = run_mixture(run, streams), pretraining_network(run, streams)
     learn = pretraining_learner(mixture, network, {n: p[1] for n, p in parts.items()}, run.steps, run.passes,
@@ -286,6 +296,7 @@ class PretrainResult:
     scores: dict   # stream name -> (`Scores` on its test clips, name -> `Scores` of the simple models)
     contributions: object # data frame: what each stream gave
     differences: dict # stream name -> what `compare_folds` gives
+    calibration: dict # stream name -> what `calibrate_folds` gives
 
 class PretrainRecipe(RunRecipe):
     "A pretraining run"
@@ -294,12 +305,13 @@ class PretrainRecipe(RunRecipe):
         files = [s.clips.data for s in self.run.streams if s.clips.data != 'synthetic']
         self.tokenizer = tokenizer_for(self.run.network, files[0] if files else 'synthetic')
         self.parts = read_streams(self.run, self.tokenizer)
+        self.sized = sized_run(self.run, self.parts)
         return {f'{n} {k}': v for n, p in self.parts.items() for k, v in data_digests(p).items()}
 
 # %% ../nbs/56_pretraining_runs.ipynb #rp00000b
 @patch
 def train(self:PretrainRecipe):
-    run, out = self.run, self.folder
+    run, out = self.sized, self.folder
     self.learn = run_pretraining_learner(run, self.parts, out, self.log)
     self.write_config(self.learn.dls.train.mixture.tasks)
     write_records(out, [(s.clips, [self.parts[s.name]]) for s in run.streams], run.network.init)
@@ -317,7 +329,7 @@ def log_mixture(self:PretrainRecipe):
     for s in mix.streams: self.log(f"{s.name}: {s.n} clips in training for {', '.join(t.name for t in s.tasks)}")
     for n in notes_of(self.parts): self.log(f'  {shortened(n)}')
     self.log(f"{sum(p.numel() for p in self.learn.network.parameters())/1e6:.1f}M parameters,"
-             f" {self.run.training.epochs} epochs of {dl.steps} steps of {mix.bs} rows, policy"
+             f" {self.sized.training.epochs} epochs of {dl.steps} steps of {mix.bs} rows, policy"
              f" {type(mix.policy).__name__}")
 
 def notes_of(
@@ -329,14 +341,15 @@ def notes_of(
 # %% ../nbs/56_pretraining_runs.ipynb #rp00000c
 @patch
 def score(self:PretrainRecipe):
-    t, network = self.run.training, self.run.network
+    t, network = self.sized.training, self.run.network
     with cpu_threads(t.threads):
         self.predicted = {s.name: predict_test(self.learn, self.parts[s.name], self.tokenizer, network, t)
                           for s in self.run.streams if s.pretext is None}
     self.feedback = self.learn.mixture_feedback
-    differences = {n: compare_folds([p], t.threshold_score) for n, p in self.predicted.items()}
+    differences = {n: compare_folds([p], t.operating_point) for n, p in self.predicted.items()}
     self.result = PretrainResult(self.out, {n: score_folds([p]) for n, p in self.predicted.items()},
-                                 self.feedback.contributions(), differences)
+                                 self.feedback.contributions(), differences,
+                                 {n: calibrate_folds([p]) for n, p in self.predicted.items()})
 
 @patch
 def write(self:PretrainRecipe):
@@ -350,7 +363,7 @@ def write(self:PretrainRecipe):
         write_probabilities(out, pd.concat([probability_table(p.models(), p.test).assign(stream=n)
                                             for n, p in self.predicted.items()]))
     self.seconds = dict(total=time.perf_counter() - self.started, training=self.saved.seconds)
-    plot_pretraining(out, learn, self.feedback, scores)
+    plot_pretraining(out, learn, self.feedback, scores, self.result.calibration)
     write_sections(out/'report.md', self.report())
     write_json(
         out/'metrics.json',
@@ -358,6 +371,8 @@ def write(self:PretrainRecipe):
              beside={n: {k: v.to_dict() for k, v in o.items()} for n, (_, o) in scores.items()},
              differences=self.result.differences,
              thresholds={n: p.thresholds.values for n, p in self.predicted.items()},
+             temperatures={n: p.temperatures.values for n, p in self.predicted.items()},
+             calibration={n: {k: c.to_dict() for k, c in of.items()} for n, of in self.result.calibration.items()},
              simple={n: {k: o.chosen for k, o in p.simple.items()} for n, p in self.predicted.items()},
              contributions=self.result.contributions.reset_index().to_dict('records'), validation=self.feedback.valid,
              seconds=self.seconds, not_finite=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
@@ -382,7 +397,8 @@ def plot_pretraining(
     folder,   # for the plots
     learn,    # after its fit
     feedback, # its `MixtureFeedback`
-    scores    # stream name -> (`Scores`, …)
+    scores,   # stream name -> (`Scores`, …)
+    calibration # stream name -> what `calibrate_folds` gives
 ):
     "Draw the shares of the streams, the losses, the gradients and the scores"
     fig = plot_mixture(feedback.history(), smooth=max(1, len(feedback.records)//100))
@@ -392,6 +408,7 @@ def plot_pretraining(
                 validation=lambda ax: plot_validation(feedback, ax))
     for name, (s, _) in scores.items(): draw[f'scores_{name}'] = lambda ax, s=s: s.plot('macro_f1', ax)
     save_plots(folder, **draw)
+    for name, of in calibration.items(): plot_calibration_of(of[NETWORK], folder/f'reliability_{name}.png')
     plot_strategy(learn, folder)
 
 # %% ../nbs/56_pretraining_runs.ipynb #rp00000e
@@ -422,7 +439,7 @@ def report(self:PretrainRecipe) -> list: # of sections, each a list of paragraph
          *strategy_markdown(self.folder), *nonfinite_markdown([learn.nan_detector.counts])],
         self.scores_markdown(),
         data_section(notes_of(self.parts)),
-        settings_section(self.run)]
+        settings_section(self.sized)]
 
 @patch
 def scores_markdown(self:PretrainRecipe) -> list: # of paragraphs
@@ -433,8 +450,10 @@ def scores_markdown(self:PretrainRecipe) -> list: # of paragraphs
              ' thresholds are chosen on validation clips.']
     for n, (s, others) in self.result.scores.items():
         parts += [f'### {n}', f'{s.n_rows} clips of {s.n_groups} videos.', headline_markdown(headline(s, others)),
+                  *operating_section(s, others),
                   *comparison_section(comparison_rows(s, others, self.result.differences[n])),
-                  f'![scores](scores_{n}.png)']
+                  f'![scores](scores_{n}.png)',
+                  *calibration_section(self.result.calibration[n], f'#### Calibration of {n}', f'reliability_{n}.png')]
     return parts
 
 # %% ../nbs/56_pretraining_runs.ipynb #rp000010

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .basics import digest, put_back, read_json_dict, versions, whole_folder, write_json
 from .distributed import is_main, on_main, run_on_all
 from .runs import Run
+from .run_videos import videos_digest
 from .sources import find_sources
 from .clips import column_stamps
 from .digests import file_digest, folder_digests, one_look
@@ -111,7 +112,9 @@ def source_digests(
     sections = {'': run.clips} if isinstance(run, Run) else {f'{s.name} ': s.clips for s in run.streams}
     paths = {name + role: path for name, clips in sections.items() for role, path in _paths_of(clips).items()
              if path and str(path) != 'synthetic'}
-    with one_look(): return {name: _source_digest(Path(path)) for name, path in paths.items()}
+    with one_look():
+        videos = {f'{name}videos': videos_digest(o) for name, o in sections.items() if o.video_column}
+        return {name: _source_digest(Path(path)) for name, path in paths.items()} | videos
 
 def _paths_of(clips):
     "role -> path of what a section of clips reads"
@@ -264,6 +267,8 @@ class Recipe:
 # %% ../nbs/53_run_folders.ipynb #93f6cad7
 class RunRecipe(Recipe):
     "A run in a folder that is whole at the end; a subclass has `read_data`, `train`, `score` and `write`"
+    extraction = None # how its features were made, of `kept_recipe`
+
     def __init__(self,
         run,                   # a `Run` or a `PretrainRun`
         out,                   # folder of the run
@@ -317,6 +322,8 @@ def write_config(self:RunRecipe,
 ):
     "Write `config.json` and the tokenizer"
     write_json(self.folder/'config.json',
-               {self.run.kind: self.run.to_dict(), 'versions': versions(), 'tasks': [t.to_dict() for t in tasks],
-                'data': self.digests, 'sources': self.sources})
+               {self.run.kind: self.run.to_dict(defaults=True), 'versions': versions(),
+                'tasks': [t.to_dict() for t in tasks],
+                'data': self.digests, 'sources': self.sources,
+                **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')

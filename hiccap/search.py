@@ -29,6 +29,7 @@ from .clips import MODALITIES
 from .model import HICCAPConfig
 from .network_config import named_encoders
 from .reports import save_plots
+from .run_videos import extracted_clips
 from .run_data import read_features_once, read_splits, tokenizer_for
 from .run_folders import changed_data, changed_settings, data_digests, differences
 from .runs import Run, read_yaml
@@ -213,7 +214,7 @@ def run_trial(
     write=lambda line: None # gets each line of progress
 ) -> Outcome:
     "Train once on the training clips and score on the validation clips"
-    training = run.but(affinity=0).training
+    training = run.but(affinity=0).training.sized(len(train))
     with TemporaryDirectory(prefix='hiccap_trial_') as folder:
         model = build_model(run.network, train, training.seed, run.clips.max_length, verbose=False)
         learn = run_learner(training, train, valid, model, folder, write)
@@ -247,8 +248,8 @@ def open_study(
 def _earlier(was):
     "What a message adds about a search of version 0.1.0, whose `search.json` has no versions"
     if not was or 'versions' in was: return ''
-    return (". Version 0.1.0 began it, with threshold_score f1 and a split by its seed: resume it with"
-            " 'threshold_score: f1' if its seed is 0, else with that version, because any other seed splits in another"
+    return (". Version 0.1.0 began it, with operating_point f1 and a split by its seed: resume it with"
+            " 'operating_point: f1' if its seed is 0, else with that version, because any other seed splits in another"
             " way now")
 
 def _open_folder(out, search):
@@ -439,9 +440,10 @@ class _ClipReader:
                            run.training.monitor], sort_keys=True)
 
     def _read(self, run):
-        tokenizer = tokenizer_for(run.network, run.clips.data, run.clips.features)
-        (*clips, _), = read_splits(run.clips, tokenizer, run.network, training=run.training)
-        read_features_once(clips, run.clips)
+        found = extracted_clips(run.clips, run.network.cache)
+        tokenizer = tokenizer_for(run.network, found.data, found.features)
+        (*clips, _), = read_splits(found, tokenizer, run.network, training=run.training)
+        read_features_once(clips, found)
         parts = {part: (d['clips'], d['videos'], d['labels']) for part, d in data_digests(clips).items()}
         self.parts = self.parts or parts
         if odd := [part for part in parts if self.parts[part] != parts[part]]:

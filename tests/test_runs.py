@@ -13,7 +13,7 @@ from hiccap.inference import load_run
 from hiccap.pretraining_runs import PretrainRun
 from hiccap.resuming import load_state, save_state
 from hiccap.run_folders import is_same_data, is_same_run, partial_folder
-from hiccap.runs import Clips, Network, Run, Training, flatten, read_yaml, set_field
+from hiccap.runs import EARLIER, Clips, Network, Run, Training, flatten, read_yaml, set_field
 from hiccap.search import Search
 from hiccap.training import train_run
 
@@ -28,6 +28,8 @@ FLAT = dict(
     checkpoint_every=0,
     threads=1,
 )
+# the same run today, with the defaults of then
+THEN = {**EARLIER, **FLAT, 'config': TINY_NETWORK | dict(head_dropout=.3)}
 MIXTURE = """
 streams:
 - {name: labels, data: few.csv, labels: [said], own_numbering: true}
@@ -99,7 +101,8 @@ def test_any_run_comes_back_from_each_form(values):
               json.loads(json.dumps(run.to_dict()))):
         assert Run.from_dict(d) == run
     assert flatten(Run, run.to_dict()) == run.to_flat()
-    assert Run().but(**values) == run and is_same_run(dict(run=json.loads(json.dumps(run.to_flat()))), run, '', False)
+    assert Run().but(**values) == run and is_same_run(
+        dict(run=json.loads(json.dumps(run.to_flat(defaults=True)))), run, '', False)
 
 
 @pytest.mark.parametrize('d, message', [
@@ -132,16 +135,23 @@ def test_grids_and_searches_take_flat_and_dotted_names():
 
 
 def make_old(folder, kind='run'):
-    """Rewrite what changed in a folder: flat settings, none that version 0.1.0 did not have, and the old name of
-    predicted classes in finished folds"""
+    """Rewrite what changed in a folder: flat settings, none that version 0.1.0 did not have, no temperatures, and the
+    old name of predicted classes in finished folds"""
     path = Path(folder)/'config.json'
     config = json.loads(path.read_text())
     assert 'training' in config[kind]
-    flat = {k: v for k, v in flatten(Run, config[kind]).items() if k not in ('threshold_score', 'split_seed')}
+    flat = {**Run.flat().to_flat(defaults=True), **EARLIER}  # defaults were left out
+    flat = {k: v for k, v in flatten(Run, config[kind]).items()
+            if v != flat.get(k) and k not in ('operating_point', 'split_seed', 'standardise')}
+    flat['config'].pop('head_dropout')
     path.write_text(json.dumps({**config, kind: flat, 'versions': config['versions'] | dict(hiccap='0.1.0')}))
+    if (metrics := Path(folder)/'metrics.json').is_file():
+        kept = {k: v for k, v in json.loads(metrics.read_text()).items() if k not in ('temperatures', 'calibration')}
+        metrics.write_text(json.dumps(kept))
     for finished in Path(folder).glob('checkpoints/*/finished'):
         state = load_state(finished)
         state['verdicts'] = state.pop('predicted')  # the key of earlier versions
+        for o in (state, *state['simple'].values()): del o['temperatures'], o['raw']
         save_state(finished, state)
 
 
@@ -155,13 +165,13 @@ def stop_at(text):
 def old(tmp_path_factory):
     "A finished run of the previous version"
     out = tmp_path_factory.mktemp('old')/'run'
-    train_run(Run.flat(**FLAT, threshold_score='f1'), out, write=lambda line: None)
+    train_run(Run.flat(**THEN, threshold_score='f1'), out, write=lambda line: None)
     make_old(out)
     return out
 
 
 def test_a_finished_run_of_the_previous_version_is_read(old, tmp_path, capsys):
-    run = Run.flat(**FLAT, threshold_score='f1')
+    run = Run.flat(**THEN, threshold_score='f1')
     assert 'epochs' in json.loads((old/'config.json').read_text())['run']
     assert load_run(old).run == run
     assert read_finished(old).config == {
@@ -175,7 +185,7 @@ def test_a_finished_run_of_the_previous_version_is_read(old, tmp_path, capsys):
 
 @pytest.mark.parametrize('folds, at', [(0, 'epoch 2/2'), (2, 'Fold 2')])
 def test_an_interrupted_run_of_the_previous_version_is_resumed(old, tmp_path, folds, at):
-    run = Run.flat(**FLAT, folds=folds, threshold_score='f1')
+    run = Run.flat(**THEN, folds=folds, threshold_score='f1')
     whole = old
     if folds: train_run(run, whole := tmp_path/'whole', write=lambda line: None)
     with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'cut', write=stop_at(at))
@@ -193,12 +203,12 @@ def test_settings_that_version_0_1_0_did_not_have_are_what_it_did():
     def read(cls, d, version):
         return cls.from_config({cls.kind: d, 'versions': dict(hiccap=version)}, 'config.json')
     run = read(Run, {**FLAT, 'seed': 3}, '0.1.0')
-    assert (run.clips.split_seed, run.training.seed, run.training.threshold_score) == (3, 3, 'f1')
+    assert (run.clips.split_seed, run.training.seed, run.training.operating_point) == (3, 3, 'f1')
     for text in (MIXTURE, SECTIONED):
         run = read(PretrainRun, yaml.safe_load(text), '0.1.0')
-        assert [s.clips.split_seed for s in run.streams] == [2, 2] and run.training.threshold_score == 'f1'
+        assert [s.clips.split_seed for s in run.streams] == [2, 2] and run.training.operating_point == 'f1'
     run = read(Run, {**FLAT, 'seed': 3}, '0.2.0')
-    assert (run.clips.split_seed, run.training.threshold_score) == (0, 'macro_f1')
+    assert (run.clips.split_seed, run.training.operating_point) == (0, 'macro_f1')
     odd = dict(versions=dict(hiccap='0.1.0'), data=dict(test=dict(clips='a')))
     with pytest.raises(ValueError, match='version 0.1.0, which splits in another way'):
         is_same_data(odd, dict(test=dict(clips='b')), 'out', False)

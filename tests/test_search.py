@@ -19,6 +19,7 @@ import hiccap.cli as cli
 import hiccap.search as module
 from hiccap.comparison import expand
 from hiccap.run_data import read_splits, tokenizer_for
+from hiccap.runs import EARLIER
 from hiccap.search import Outcome, Search, best_trial, distributions, plot_trials, run_search
 from hiccap.synthetic import synthetic_clips, write_synthetic
 
@@ -131,15 +132,17 @@ def test_another_search_and_other_clips_are_refused(quick, tmp_path):
 
 
 @pytest.mark.parametrize('seed, message', [
-    (0, "its threshold_score is 'f1', here it is 'macro_f1'.*resume it with 'threshold_score: f1'"),
+    (0, "its operating_point is 'f1', here it is 'macro_f1'.*resume it with 'operating_point: f1'"),
     (3, 'its split_seed is 3, here it is 0.*any other seed splits in another way now'),
 ])
 def test_a_search_of_the_earlier_version_is_resumed_or_refused_with_a_reason(quick, tmp_path, seed, message):
-    base = {**BASE, 'threshold_score': 'f1', **(dict(seed=seed) if seed else {})}
+    base = {**EARLIER, **BASE, 'config': BASE['config'] | dict(head_dropout=.3), 'threshold_score': 'f1',
+            **(dict(seed=seed) if seed else {})}
     whole = run_search(Search(base, SPACE), tmp_path/'whole', 3, write=lambda s: None)
     run_search(Search(base, SPACE), tmp_path/'s', 2, write=lambda s: None)
     now = json.loads((tmp_path/'s'/'search.json').read_text())
-    old = dict(run={k: v for k, v in base.items() if k != 'threshold_score'}, search=now['search'], clips=now['clips'])
+    then = {k: v for k, v in base.items() if k not in ('threshold_score', 'standardise')} | dict(config=BASE['config'])
+    old = dict(run=then, search=now['search'], clips=now['clips'])
     (tmp_path/'s'/'search.json').write_text(json.dumps(old))
     with pytest.raises(FileExistsError, match=message):
         run_search(Search({k: v for k, v in base.items() if k != 'threshold_score'}, SPACE), tmp_path/'s', 3)

@@ -11,16 +11,18 @@ from sklearn.metrics import f1_score
 from hiccap import training
 from hiccap.baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS, Predictions
 from hiccap.checkpoints import save_model
-from hiccap.clips import ClipDataset, as_numpy
+from hiccap.clips import Clip, ClipDataset, as_numpy
 from hiccap.encoders import TokensConfig, text_backbone
 from hiccap.mean_pooling import MeanPooled
+from hiccap.calibration import fit_temperatures
 from hiccap.metrics import Thresholds, choose_thresholds, compare_scores, evaluate
 from hiccap.predictions import NETWORK, PROBABILITIES, read_probabilities
 from hiccap.reports import comparison_rows, comparison_section, headline, headline_markdown
 from hiccap.run_data import read_splits
-from hiccap.runs import Run
+from hiccap.runs import EARLIER_HEADS, Network, Run
 from hiccap.tasks import IGNORE, Task
 from hiccap.training import (
+    HEAD_DROPOUT,
     Fold, FoldRecipe, Predicted, build_model, compare_folds, fit_run, models_of_folds, predict_test, prediction_table,
     probabilities, run_learner, score_folds, starting_encoder, table_of, train_run, without_labels)
 
@@ -52,7 +54,7 @@ def bits(d): return {k: v.tobytes() for k, v in d.items()}
 
 def decided(fold):
     "All that a fold chose and predicted, to the bit"
-    return {k: (bits(p.probs), bits(p.predicted), p.thresholds, getattr(p, 'chosen', None))
+    return {k: (bits(p.probs), bits(p.predicted), p.thresholds, p.temperatures, getattr(p, 'chosen', None))
             for k, p in fold.models().items()}
 
 
@@ -87,7 +89,9 @@ def test_labels_of_validation_clips_do_choose(parts, fold, tmp_path):
     train, valid, test = parts
     run = SMALL.but(simple_models=('words', 'fine_tuned'))
     again = FoldRecipe(run, (train, with_labels(valid, permuted), test), 1, tmp_path, log=silent)()
-    for name in (NETWORK, WORDS, FINE_TUNED): assert again.models()[name].thresholds != fold.models()[name].thresholds
+    for name in (NETWORK, WORDS, FINE_TUNED):
+        for what in ('thresholds', 'temperatures'):
+            assert getattr(again.models()[name], what) != getattr(fold.models()[name], what)
 
 
 @pytest.fixture(scope='module')
@@ -98,16 +102,18 @@ def learn(parts, tmp_path_factory):
     return learn
 
 
-@pytest.mark.parametrize('score', ['macro_f1', 'f1', 'accuracy'])
+@pytest.mark.parametrize('score', ['macro_f1', 'f1', 'accuracy', 'precision=0.6', 'recall=0.9', 'cost=5:1'])
 def test_thresholds_of_the_network_are_those_of_validation_clips(parts, learn, score):
     found = predict_test(learn, parts, network=SMALL.network,
-                         training=replace(SMALL.training, threshold_score=score, simple_models=()))
-    p, y = probabilities(learn, parts[1])
-    assert found.thresholds == choose_thresholds(p, y, parts[1].tasks, score=score)
-    assert found.thresholds != choose_thresholds(*probabilities(learn, parts[2]), parts[1].tasks, score=score)
+                         training=replace(SMALL.training, operating_point=score, simple_models=()))
+    (p, y), (p_test, y_test) = (probabilities(learn, o) for o in parts[1:])
+    fitted = fit_temperatures(p, y, parts[1].tasks)
+    assert found.temperatures == fitted != fit_temperatures(p_test, y_test, parts[1].tasks)
+    assert found.thresholds == choose_thresholds(fitted.apply(p), y, parts[1].tasks, score=score)
+    assert found.thresholds != choose_thresholds(fitted.apply(p_test), y_test, parts[1].tasks, score=score)
     assert bits(found.predicted) == bits(found.thresholds.predict(found.probs))
-    assert bits(found.probs) == bits(probabilities(learn, parts[2])[0])
-    assert found.simple[CONSTANT].thresholds.score == score
+    assert bits(found.raw) == bits(p_test) and bits(found.probs) == bits(fitted.apply(p_test))
+    assert found.simple[CONSTANT].thresholds.score == score and found.simple[CONSTANT].temperatures.values
     assert found.sizes == dict(zip(('training', 'validation', 'test'), map(len, parts)))
 
 
@@ -118,7 +124,7 @@ def test_simple_models_are_tuned_by_the_score_of_the_run(parts, learn, monkeypat
         assert all((y == IGNORE).all() for y in test.labels.values())
         return {}
     monkeypatch.setattr(training, 'baseline_predictions', spy)
-    t = replace(SMALL.training, threshold_score='accuracy', simple_models=('words',))
+    t = replace(SMALL.training, operating_point='accuracy', simple_models=('words',))
     predict_test(learn, parts, training=t)
     assert asked == [(parts[0], parts[1], 'accuracy', ('words',))]
 
@@ -268,8 +274,8 @@ def test_probabilities_of_all_models_are_kept(finished):
     table = pd.read_csv(folder/PROBABILITIES)
     assert table.columns.tolist()[:6] == ['model', 'clip', 'video', 'task', 'truth', 'predicted']
     assert set(table.fold) == {1, 2}
-    exact = kept[NETWORK]['said'].probs.astype(np.float32)
-    assert (exact == np.concatenate([f.probs['said'] for f in result.folds])).all()
+    raw = table[(table.model == NETWORK) & (table.task == 'said')][['raw0', 'raw1']].to_numpy(np.float32)
+    assert (raw == np.concatenate([f.raw['said'] for f in result.folds])).all()
 
 
 def test_kept_predictions_give_the_reported_scores_and_differences(finished):
@@ -366,3 +372,20 @@ def test_a_run_that_is_killed_in_its_simple_model_resumes(tmp_path):
 def test_a_frozen_encoder_is_not_fine_tuned(tmp_path):
     with pytest.raises(ValueError, match='leave one of the two out'):
         train_run(SMALL.but(freeze_text=True, simple_models=('fine_tuned',)), tmp_path/'run', write=silent)
+
+
+def test_a_run_has_one_hidden_layer_and_standardised_features_unless_it_starts_from_other_weights(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [Clip(f'v{i}_0', face=(rng.normal(size=(3, 5))*40 + 7).astype('float32'), labels=dict(a=i % 2))
+             for i in range(8)]
+    ds = ClipDataset.from_clips(clips, [Task('a')])
+    small = dict(width=16, heads=2, modalities=dict(face=dict(kind='features', width=5, hidden=4, layers=1)))
+    model = build_model(Network(config=small), ds, verbose=False)
+    assert (model.config.head_widths, model.config.head_dropout) == ((16,), HEAD_DROPOUT)
+    found = torch.cat([model.encoders['face'].standardise(c.face) for c in ds])
+    assert found.mean().abs() < .01 and abs(found.std() - 1) < .05
+    as_before = build_model(Network(config=small | EARLIER_HEADS, standardise='none'), ds, verbose=False)
+    assert as_before.config.head_widths == (200, 40) and as_before.encoders['face'].standardise is None
+    save_model(as_before, tmp_path/'model')
+    again = build_model(Network(init=str(tmp_path/'model')), ds, verbose=False)
+    assert again.config.head_widths == (200, 40) and again.encoders['face'].standardise is None

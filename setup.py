@@ -16,7 +16,8 @@ setup(
     packages=find_packages(include=['hiccap', 'hiccap.*']), include_package_data=True,
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={k: cfg[f'{k}_requirements'].split() for k in ('dev', 'export', 'video', 'wheels')},
+    extras_require={k: cfg[f'{k}_requirements'].split()
+                    for k in ('dev', 'export', 'ray', 'video', 'wheels', 'speech', 'ocr')},
     long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else '',
     long_description_content_type='text/markdown',
     entry_points={'console_scripts': cfg.get('console_scripts', '').split(),

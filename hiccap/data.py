@@ -17,9 +17,9 @@ __all__ = ['digest', 'NpyFile', 'npy_header', 'MODALITIES', 'DataError', 'check_
            'declared_classes', 'declared_labels', 'Labels', 'read_labels', 'SPECIAL', 'PARTS', 'RELEASED_FIELDS',
            'unique_names', 'read_json', 'join_wordpieces', 'released_labels', 'several_ids', 'read_comic_mischief',
            'text_modalities', 'cell_text', 'Found', 'Fields', 'check_columns', 'case_note', 'ungrouped_note',
-           'previous_texts', 'check_label_columns', 'read_table', 'is_released', 'shared_data', 'label_kinds',
-           'assign_videos', 'split_by_video', 'folds_by_video', 'class_counts', 'check_classes', 'check_scored',
-           'with_tasks', 'standardised_parts']
+           'previous_texts', 'video_names', 'numbered_note', 'check_label_columns', 'read_table', 'is_released',
+           'shared_data', 'label_kinds', 'assign_videos', 'split_by_video', 'folds_by_video', 'class_counts',
+           'check_classes', 'check_scored', 'with_tasks', 'standardised_parts']
 
 # %% ../nbs/13a_data.ipynb #c8dea86d
 from .basics import digest
@@ -44,11 +44,12 @@ _all_ = ['digest', 'NpyFile', 'npy_header', 'MODALITIES', 'DataError', 'check_mo
          'FeatureColumn', 'SecondsColumn', 'FeatureSources', 'open_features', 'feature_columns', 'encoder_path',
          'get_tokenizer', 'longest_text', 'encode_texts', 'empty_note', 'tokenizer_digest', 'QUOTES', 'FORMATS',
          'TABLES', 'readable', 'text_of', 'csv_rows', 'Repeated', 'json_object', 'json_entries', 'lines_error',
-         'not_an_object', 'json_lines', 'table_format', 'Record', 'Unstored', 'Table', 'open_table', 'MISSING_WORDS',
-         'NO_YES', 'MANY', 'is_missing', 'check_text', 'tidy_text', 'class_name', 'written_classes', 'class_keys',
-         'usual_spelling', 'declared_classes', 'declared_labels', 'Labels', 'read_labels', 'SPECIAL', 'PARTS',
-         'RELEASED_FIELDS', 'unique_names', 'read_json', 'join_wordpieces', 'released_labels', 'several_ids',
-         'read_comic_mischief', 'text_modalities', 'cell_text', 'Found', 'Fields', 'check_columns', 'case_note',
-         'ungrouped_note', 'previous_texts', 'check_label_columns', 'read_table', 'is_released', 'shared_data',
-         'label_kinds', 'assign_videos', 'split_by_video', 'folds_by_video', 'class_counts', 'check_classes',
-         'check_scored', 'with_tasks', 'standardised_parts']
+         'not_an_object', 'json_lines', 'table_format', 'Record', 'Unstored', 'Table', 'open_table',
+         'MISSING_WORDS', 'NO_YES', 'MANY', 'is_missing', 'check_text', 'tidy_text', 'class_name',
+         'written_classes', 'class_keys', 'usual_spelling', 'declared_classes', 'declared_labels', 'Labels',
+         'read_labels', 'SPECIAL', 'PARTS', 'RELEASED_FIELDS', 'unique_names', 'read_json', 'join_wordpieces',
+         'released_labels', 'several_ids', 'read_comic_mischief', 'text_modalities', 'cell_text', 'Found', 'Fields',
+         'check_columns', 'case_note', 'ungrouped_note', 'previous_texts', 'video_names', 'numbered_note',
+         'check_label_columns', 'read_table', 'is_released', 'shared_data', 'label_kinds', 'assign_videos',
+         'split_by_video', 'folds_by_video', 'class_counts', 'check_classes', 'check_scored', 'with_tasks',
+         'standardised_parts']

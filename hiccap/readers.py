@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'PARTS', 'RELEASED_FIELDS', 'unique_names', 'read_json', 'join_wordpieces', 'released_labels',
            'several_ids', 'read_comic_mischief', 'text_modalities', 'cell_text', 'Found', 'Fields', 'check_columns',
-           'case_note', 'ungrouped_note', 'previous_texts', 'check_label_columns', 'read_table', 'is_released']
+           'case_note', 'ungrouped_note', 'previous_texts', 'video_names', 'numbered_note', 'check_label_columns',
+           'read_table', 'is_released']
 
 # %% ../nbs/12_readers.ipynb #4780c654
 import json, warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -226,6 +228,7 @@ class Found(NamedTuple):
     part: int|None      # 0 training, 1 validation, 2 test; None if no column says
     others: tuple       # the texts of further columns
     seconds: tuple      # when the clip begins and ends; empty if no columns say
+    video: str|None     # path of the video file; None if no column names it
     problems: list      # of (code of a finding, `DataError`)
 
 @dataclass(frozen=True)
@@ -238,11 +241,12 @@ class Fields:
     split: str=None    # column that says train, validation or test
     others: tuple=()   # columns of further texts
     seconds: tuple=()  # columns of the second at which a clip begins, and at which it ends
+    video: str=None    # column of the paths of video files, which name the clips if the table lacks a column `id`
 
     def wanted(self):
         "The columns that must be there, but for the text"
-        some = self.captions, self.group, self.split, *self.others, *self.seconds
-        return [*self.id, *(o for o in some if o is not None)]
+        some = self.captions, self.group, self.split, *self.others, *self.seconds, self.video
+        return [*(() if self.video and self.id == ('id',) else self.id), *(o for o in some if o is not None)]
 
     def needed_text(self, features, columns):
         "The column of the text, if it must be there: a table of labels for features needs none, unless one is misspelt"
@@ -253,7 +257,9 @@ class Fields:
 @patch
 def _id_of(self:Fields, r, cell):
     "The id of a record; None if it cannot be used, which `cell` notes"
-    if r.id is None:
+    if r.id is None and self.video and self.id == ('id',) and 'id' not in r.values:
+        id = Path(cell(self.video) or '').stem or None
+    elif r.id is None:
         parts = [cell(f, 'id-bad') for f in self.id]
         id = None if None in parts else '_'.join(parts)
     else:
@@ -311,6 +317,9 @@ def read(self:Fields,
     if group in MISSING_WORDS: group = None
     if self.group is not None and group is None:
         cell.problem('group-missing', f'column {self.group!r} is empty', 'Name the video or dialogue of every clip')
+    video = cell(self.video)
+    if self.video is not None and not video:
+        cell.problem('field-kind', f'column {self.video!r} is empty', 'Name the video file')
     if self.split is not None:
         word = cell(self.split)
         part = PARTS.get((word or '').strip().lower())
@@ -318,7 +327,7 @@ def read(self:Fields,
             cell.problem('split-invalid', f'column {self.split!r} holds {word!r}, which is none of train, validation'
                          ' and test', 'Say in which part each clip is')
     return Found(id, text, captions, group, part, tuple(cell(o) for o in self.others), cell.span(self.seconds),
-                 cell.problems)
+                 video, cell.problems)
 
 # %% ../nbs/12_readers.ipynb #ddf83696
 def check_columns(
@@ -379,6 +388,27 @@ def previous_texts(
         before.append(t or '')
     return out
 
+# %% ../nbs/12_readers.ipynb #17b53b48
+def video_names(
+    rows,     # `Found` of each row
+    cut: bool # the clips are parts of their videos
+) -> list: # a name for each row
+    "The video of each row: as a column says, else by its file, else by its id"
+    names = {}
+    def of_file(o): return names.setdefault(o.video, Path(o.video).stem if cut else o.id)
+    return [o.group or (of_file(o) if o.video else video_of(o.id)) for o in rows]
+
+def numbered_note(
+    groups, # the video of each clip, as its file tells
+    ids     # of the clips
+) -> list: # one sentence, or none
+    "A warning if the ids name fewer videos than there are files"
+    several = Counter(map(video_of, ids))
+    name, n = several.most_common(1)[0]
+    if len(several) >= len(set(groups)): return []
+    return [f"WARNING: {n} files have names like parts of one recording ({name!r}), and each is split as a video of its"
+            " own. If they are parts of one, name the column of the recording with --group"]
+
 # %% ../nbs/12_readers.ipynb #85a20eca
 class _Rows:
     "What a table says, a list for each field; raises the first `DataError`"
@@ -429,6 +459,13 @@ def _checked_rows(table, fields, declared, features, path):
     if table.columns is None: check(rows.seen, [c for c in fields.wanted() if not (rows.keyed and c in fields.id)])
     return rows
 
+def _other_words(rows, text, words):
+    "Give clips the words that their table lacks a column for; a note if there are none"
+    if text in rows.seen: return []
+    if words is None: return [f'the column {text!r} is not there, so no clip has text: name it with --text']
+    rows.found = [o._replace(text=words.get(o.id)) for o in rows.found]
+    return []
+
 def _text_columns(rows, second, others, tokenizer, ids, max_length, too_long, path):
     "The columns of all texts of a table, and notes"
     columns, notes = encode_texts(rows.column('text'), second, tokenizer, ids, max_length, too_long, path)
@@ -466,7 +503,9 @@ def read_table(
     raw_quotes: bool=False, # quotation marks in CSV and TSV are text; by default they enclose cells
     classes: dict=None,     # label column -> its classes, if they should not be found from the labels
     texts=(),               # further columns of text, each a modality of its own: `screen=ocr`, or a dict
-    seconds=()              # two columns, when a clip begins and ends in its video: features are cut from the video's
+    seconds=(),             # two columns, when a clip begins and ends in its video: features are cut from the video's
+    video: str=None,        # column of the paths of video files, which name the clips if the table lacks a column `id`
+    words: dict=None        # clip id -> text, for a table that lacks a column of texts
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
     if captions and context:
@@ -477,20 +516,21 @@ def read_table(
     except ValueError as e: raise DataError(str(e), file=path) from None
     others, group = text_modalities(texts, path), group or group_column(path)
     fields = Fields((id,) if isinstance(id, str) else tuple(id), text, captions, group, split, tuple(others.values()),
-                    tuple(seconds))
+                    tuple(seconds), video)
     check_label_columns([*declared], fields, path)
-    rows, no_text = _checked_rows(table, fields, declared, features, path), []
-    if text not in rows.seen: no_text = [f'the column {text!r} is not there, so no clip has text: name it with --text']
+    rows = _checked_rows(table, fields, declared, words if features is None else features, path)
+    no_text = _other_words(rows, text, words)
     ids = rows.column('id')
     _check_twice(ids, rows.at, path)
-    groups = [g or video_of(o) for o, g in zip(ids, rows.column('group'))]
+    groups = video_names(rows.found, bool(seconds))
     second = previous_texts(rows.column('text'), groups, context) if context else rows.column('captions')
     columns, notes = _text_columns(rows, second, others, get_tokenizer(tokenizer), ids, max_length, too_long, path)
     read = read_labels(rows.labels, ids, path, rows.at, tasks, declared, separator)
     if read.problems: raise read.problems[0]
     if seconds: more, missing = _cut_features(features, groups, rows.column('seconds'), ids, columns, path)
     else: more, missing = _feature_columns(features, ids, columns, path)
-    about_groups = case_note(groups) if group else ungrouped_note(groups, ids)
+    by_file = numbered_note if video and not seconds else ungrouped_note
+    about_groups = case_note(groups) if group else by_file(groups, ids)
     notes = [*table.notes, *read.notes, *about_groups, *(no_text or notes), *missing]
     return ClipDataset(ids, columns | more, read.numbers, read.tasks, groups, Path(path).name, notes,
                        rows.column('part') if split else None)

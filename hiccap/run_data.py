@@ -7,6 +7,7 @@ __all__ = ['tokenizer_for', 'feature_folder', 'feature_modalities', 'read_clips'
 
 # %% ../nbs/52_run_data.ipynb #9a6e0c6a
 from pathlib import Path
+from .basics import counted
 from .clips import ClipDataset, DataError
 from .encoders import encoder_config, encoder_path
 from .network_config import named_encoders
@@ -20,6 +21,7 @@ from .synthetic import synthetic_clips, synthetic_tokenizer
 from .text import encode_texts, tokenizer_digest
 from .column_statistics import ColumnStatistics
 from .features import FeatureSources, open_features
+from .run_videos import extracted_words
 from .sources import BASE, find_sources
 
 # %% ../nbs/52_run_data.ipynb #b44c0a6b
@@ -100,12 +102,25 @@ def _read_file(clips, path, tokenizer, tasks, features, labelled):
         raise DataError(
             'a table does not say which of its columns are labels', file=path, fix='Name them with --labels')
     labels = [] if not labelled else list(clips.labels) if clips.labels or clips.tasks else None
-    return read_table(
+    words, reasons = extracted_words(clips) if clips.video_column else (None, [])
+    ds = read_table(
         path, tokenizer, labels, clips.text, list(clips.id), clips.group if labelled or clips.context else None,
         clips.captions, clips.context,
         tasks if labelled else None, features, clips.max_length, split=clips.split if labelled else None,
         separator=clips.separator, raw_quotes=clips.raw_quotes, classes=clips.tasks if labelled else None,
-        texts=clips.texts, seconds=clips.seconds)
+        texts=clips.texts, seconds=clips.seconds, video=clips.video_column, words=words)
+    return ds if words is None else _without_failed(ds, words, ds.groups if clips.seconds else ds.ids, reasons)
+
+def _without_failed(ds, extracted, videos, reasons):
+    "The clips whose video could be extracted, with a note on the others"
+    keep = [i for i, o in enumerate(videos) if o in extracted]
+    if len(keep) == len(ds): return ds
+    lost = [ds.ids[i] for i in range(len(ds)) if videos[i] not in extracted]
+    out = ds.subset(keep)
+    if ds.parts is not None: out.parts = [ds.parts[i] for i in keep]
+    out.notes = [*ds.notes, f"WARNING: {counted(len(lost), 'clip is', 'clips are')} left out, as their videos could not"
+                            f" be extracted: {', '.join(lost)} ({'; '.join(reasons)})"]
+    return out
 
 # %% ../nbs/52_run_data.ipynb #rd000003
 def _read_packed(clips, path, tokenizer, tasks, features, labelled):
@@ -138,7 +153,8 @@ def _no_shared_videos(a, b, own_numbering):
     if own_numbering: b.groups = [f'{b.name}: {g}' for g in b.groups]
     if both := sorted(set(a.groups) & set(b.groups)):
         raise DataError(
-            f"{len(both)} videos of {a.name} are in it too, the first {both[0]!r}", file=b.name,
+            f"{counted(len(both), 'video')} of {a.name} {'is' if len(both) == 1 else 'are'} in it too, the first"
+            f" {both[0]!r}", file=b.name,
             fix='Split by video; or say --own-numbering if every file numbers its videos on its own')
 
 def _parts_of_init(clips, network, whole, other):

@@ -13,6 +13,7 @@ from hiccap.baselines import (
     standardised, tuned_linear, validation_score, word_counts)
 from hiccap.clips import Clip, ClipDataset
 from hiccap.encoders import TokenEncoder, TokensConfig
+from hiccap.calibration import fit_temperatures
 from hiccap.metrics import choose_thresholds
 from hiccap.records import words_of
 from hiccap.synthetic import synthetic_clips
@@ -213,7 +214,7 @@ def test_settings_are_those_that_are_best_on_validation(score, classes, seed):
     assert np.isclose(found.chosen['funny']['validation'], best[0][0])
     # learnt from the labelled training clips only
     model = LogisticRegression(C=best[1], class_weight=best[2], max_iter=1000).fit(X, y)
-    assert np.allclose(found.probs['funny'], model.predict_proba(T))
+    assert np.allclose(found.raw['funny'], model.predict_proba(T))
 
 
 def score_of(y, v, score, classes):
@@ -285,7 +286,7 @@ def test_validation_score_ignores_unlabelled_clips_and_prefers_likelihood_of_equ
     assert validation_score(*more, FUNNY) == validation_score(p, y, FUNNY)
     assert criterion_of(Task('a', 3), 'f1') == 'macro_f1' and criterion_of(FUNNY, 'f1') == 'f1'
     assert criterion_of(Task('a', 3), 'accuracy') == 'accuracy'
-    with pytest.raises(ValueError, match='thresholds are chosen by'): validation_score(p, y, FUNNY, 'auroc')
+    with pytest.raises(ValueError, match='unknown operating point'): validation_score(p, y, FUNNY, 'auroc')
 
 
 def test_a_prediction_does_not_depend_on_the_other_test_clips():
@@ -329,12 +330,14 @@ def test_class_frequencies():
     train, valid, test = (ClipDataset([f'{k}{i}' for i in range(len(v))], {}, dict(funny=v), [FUNNY])
                           for k, v in y.items())
     found = baseline_predictions(train, valid, test)[CONSTANT]
-    assert (found.probs['funny'] == [.75, .25]).all() and found.predicted['funny'].tolist() == [1, 1]
+    assert (found.raw['funny'] == [.75, .25]).all() and found.predicted['funny'].tolist() == [1, 1]
     frequencies, y_valid = dict(funny=np.tile([.75, .25], (4, 1))), dict(funny=np.array(y['valid']))
-    assert found.thresholds == choose_thresholds(frequencies, y_valid, [FUNNY])
+    fitted = fit_temperatures(frequencies, y_valid, [FUNNY])
+    assert found.temperatures == fitted and (found.probs['funny'] == fitted.apply(frequencies)['funny'][:2]).all()
+    assert found.thresholds == choose_thresholds(found.temperatures.apply(frequencies), y_valid, [FUNNY])
     three = ClipDataset(['a', 'b', 'c'], {}, dict(mood=[2, 2, 0]), [Task('mood', 3)])
     found = baseline_predictions(three, three, three.subset([0]))[CONSTANT]
-    assert np.allclose(found.probs['mood'], [[1/3, 0, 2/3]]) and found.predicted['mood'].tolist() == [2]
+    assert np.allclose(found.raw['mood'], [[1/3, 0, 2/3]]) and found.predicted['mood'].tolist() == [2]
 
 
 def test_fit_linear_says_what_is_wrong():

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from hiccap.video_encoders import (
 from hiccap.video_sources import find_videos
 
 LENGTH = .3  # seconds of an event
+NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
+KILLS = 20 if NIGHTLY else 3
 
 
 class Dying(VideoEncoder):
@@ -244,6 +247,32 @@ def test_the_number_of_processes_does_not_show(videos, alone, tmp_path):
     assert tree(tmp_path/'two') == tree(alone)
 
 
+@pytest.mark.hard
+def test_ray_gives_the_bytes_of_one_process_though_an_actor_dies(videos, alone, tmp_path):
+    pytest.importorskip('ray', reason='Ray is not installed: pip install "hiccap[ray]"')
+    from hiccap.ray_extraction import ray_engine
+    died, broken = tmp_path/'died', tmp_path/'videos/broken.mp4'
+
+    class DyingOnce(PictureEncoder):
+        "Ends the process of the first actor that comes to the third picture"
+        def push(self, block):
+            if not died.exists():
+                died.touch()
+                os._exit(9)
+            super().push(block)
+    shutil.copytree(videos, tmp_path/'videos')
+    broken.write_text('not a video')
+    done = extract(tmp_path/'videos/*.mp4', tmp_path/'out', [DyingOnce(), SpectrumEncoder()], jobs=2,
+                   engine=ray_engine())
+    assert died.exists() and (done.extracted, list(done.failures)) == (6, [str(broken)])
+    assert 'cannot be read as video' in done.failures[str(broken)]
+    got, want = tree(tmp_path/'out'), tree(alone)
+    for files in (got, want):
+        for name in ('clips.csv', 'extraction.json', 'report.md'): files.pop(name)  # they name the folder of the videos
+    assert got == want
+    assert extract(tmp_path/'videos/*.mp4', tmp_path/'out', [DyingOnce(), SpectrumEncoder()]).kept == 6
+
+
 def children(pid):
     "Ids of the processes that a process has started"
     return [int(o) for p in Path(f'/proc/{pid}/task').glob('*/children') for o in p.read_text().split()]
@@ -255,27 +284,35 @@ def runs(pid):
     except FileNotFoundError: return False
 
 
+@pytest.mark.hard
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='processes are looked up in /proc')
-def test_a_run_killed_three_times_gives_the_folder_of_a_run_left_alone(videos, alone, tmp_path):
+def test_a_run_killed_again_and_again_gives_the_folder_of_a_run_left_alone(videos, alone, tmp_path):
+    if NIGHTLY:
+        videos, alone = tmp_path/'many', tmp_path/'alone'
+        write_synthetic_videos(videos, n=5*KILLS, seconds=2, size=32)
+        extract(videos/'*.mp4', alone)
+    total = len(list(videos.glob('*.mp4')))
     out, records = tmp_path/'features', lambda: len(list((tmp_path/'features/videos').glob('*.json')))
-    for n, jobs in ((1, 1), (2, 1), (3, 2)):
+    for kill in range(KILLS):
+        n, jobs = records() + 1, 2 if kill % 3 == 2 else 1
         args, kwargs = command(videos/'*.mp4', '--out', out, '--jobs', jobs, stdout=-3, stderr=-3)
         run, until, own = subprocess.Popen(args, **kwargs), time.monotonic() + 60, []
         while records() < n and run.poll() is None and time.monotonic() < until: time.sleep(.002)
         own = children(run.pid)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        assert n <= records() < 6, 'the run was killed too late to test anything'
+        assert n <= records() < total, 'the run was killed too late to test anything'
         assert not (out/'clips.csv').exists() and len(own) >= jobs - 1
         while any(map(runs, own)) and time.monotonic() < until: time.sleep(.01)
         left = [o for o in own if runs(o)]
         for o in left: os.kill(o, signal.SIGKILL)
         assert not left, 'its processes did not end with it'
-    (out/'picture/.clip_0005.npy.0123abcd.part').write_bytes(b'half')  # as a kill within a write leaves it
-    (out/'picture/clip_0005_7.npy').write_bytes(b'half')
+    last = f'clip_{total - 1:04d}'
+    (out/f'picture/.{last}.npy.0123abcd.part').write_bytes(b'half')  # as a kill within a write leaves it
+    (out/f'picture/{last}_7.npy').write_bytes(b'half')
     times = {p: p.stat().st_mtime_ns for p in (out/'videos').glob('*.json')}
     done = extract(videos/'*.mp4', out)
-    assert done.kept == len(times) and done.extracted == 6 - len(times)
+    assert done.kept == len(times) and done.extracted == total - len(times)
     assert {p: p.stat().st_mtime_ns for p in times} == times
     assert tree(out) == tree(alone)
 
@@ -402,6 +439,47 @@ def test_a_clip_that_would_be_called_as_another_video_is_a_failure(tmp_path):
     assert [o['id'] for o in table(tmp_path/'out')] == ['talk_2']
 
 
+def test_a_cache_gives_the_same_folder_and_decodes_a_content_once(videos, alone, tmp_path):
+    for name in ('one', 'two'): (tmp_path/name).mkdir()
+    cache = tmp_path/'cache'
+    cache.mkdir()
+    extract(videos/'*.mp4', tmp_path/'one/features', cache=cache, jobs=2)
+    assert tree(tmp_path/'one/features') == tree(alone)
+    (tmp_path/'two/again.mp4').write_bytes((videos/'clip_0003.mp4').read_bytes())
+    made = {p: p.stat().st_mtime_ns for p in cache.rglob('videos/*.json')}
+    assert len(made) == 6
+    extract(tmp_path/'two/again.mp4', tmp_path/'two/features', cache=cache)
+    assert {p: p.stat().st_mtime_ns for p in cache.rglob('videos/*.json')} == made
+    for name in ('picture', 'spectrum'):
+        for end in ('', '_times'):
+            a, b = tmp_path/f'two/features/{name}/again{end}.npy', alone/f'{name}/clip_0003{end}.npy'
+            assert a.read_bytes() == b.read_bytes()
+    assert table(tmp_path/'two/features')[0]['text'] == table(alone)[3]['text']
+    (cache/'picture'/next(cache.glob('picture/*_times.npy')).name).unlink()  # a damaged cache is made again
+    extract(videos/'*.mp4', tmp_path/'three', cache=cache)
+    assert tree(tmp_path/'three') == tree(alone)
+
+
+def test_windows_from_a_cache_do_not_take_the_name_of_another_video(tmp_path):
+    for name, seconds in (('talk', 6), ('talk_2', 3)): talk_video(tmp_path/f'{name}.mp4', seconds, every=3, loud=2.5)
+    (tmp_path/'cache').mkdir()
+    done = extract(tmp_path/'*.mp4', tmp_path/'out', window=3, cache=tmp_path/'cache')
+    assert "would be called 'talk_2'" in done.failures[str(tmp_path/'talk.mp4')]
+    assert [o['id'] for o in table(tmp_path/'out')] == ['talk_2']
+    done = extract(tmp_path/'talk.mp4', tmp_path/'alone', window=3, cache=tmp_path/'cache')
+    assert [o['id'] for o in table(tmp_path/'alone')] == ['talk_1', 'talk_2']
+
+
+def test_the_report_keeps_the_speed_of_the_call_that_extracted(videos, tmp_path):
+    def speed(): return [o for o in (tmp_path/'out/report.md').read_text().split('\n') if 'video per hour' in o]
+    extract(videos/'clip_000[01].mp4', tmp_path/'out')
+    first, = speed()
+    extract(videos/'clip_000[01].mp4', tmp_path/'out')
+    again, = speed()
+    assert first.startswith('2 videos extracted, 0 kept') and again.startswith('0 videos extracted, 2 kept')
+    assert first.partition('Last')[2] == again.partition('Last')[2]
+
+
 def test_another_list_of_videos_counts_those_left_out(videos, tmp_path):
     extract(videos/'clip_000[01].mp4', tmp_path/'out')
     extract(videos/'clip_000[12].mp4', tmp_path/'out')
@@ -452,6 +530,13 @@ def models(tmp_path_factory):
             wav2vec2=(tf.Wav2Vec2Model(tf.Wav2Vec2Config(
                 **small, conv_dim=(8, 8), conv_stride=(20, 16), conv_kernel=(20, 16), num_conv_pos_embeddings=4,
                 num_conv_pos_embedding_groups=2)), tf.Wav2Vec2FeatureExtractor()),
+            videomae=(tf.VideoMAEModel(tf.VideoMAEConfig(num_frames=16, **image)), tf.VideoMAEImageProcessor(
+                size=dict(shortest_edge=32), crop_size=square)),
+            clap=(tf.ClapModel(tf.ClapConfig(
+                      text_config=dict(vocab_size=50, **small), projection_dim=8,
+                      audio_config=dict(patch_embeds_hidden_size=8, depths=[1, 1], num_attention_heads=[2, 2],
+                                        hidden_size=16))),
+                  tf.ClapFeatureExtractor(truncation='rand_trunc')),
             ast=(tf.ASTModel(tf.ASTConfig(**small, num_mel_bins=32)), tf.ASTFeatureExtractor(num_mel_bins=32)))
     for name, (model, processor) in made.items():
         model.save_pretrained(folder/name)
@@ -460,31 +545,69 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name, width, kind', [('clip', 8, 'video'), ('siglip', 16, 'video'), ('vit', 16, 'video'),
-                                               ('wav2vec2', 16, 'audio'), ('ast', 16, 'audio')])
+                                               ('wav2vec2', 16, 'audio'), ('ast', 16, 'audio'), ('clap', 8, 'audio')])
 def test_models_of_transformers(models, tmp_path, name, width, kind):
     event_video(tmp_path/'a.mp4', 2., seconds=4)
-    encoder = make_video_encoder(f'hf:{models/name}')
+    encoder, whole = make_video_encoder(f'hf:{models/name}'), name in ('ast', 'clap')  # one row for a piece
     assert (encoder.name, encoder.width, encoder.request.kind) == (name, width, kind)
     (a,), _ = encode_video(tmp_path/'a.mp4', encoder)
     (b,), _ = encode_video(tmp_path/'a.mp4', make_video_encoder(f'hf:{models/name}'))
     assert a.values.tobytes() == b.values.tobytes() and a.version == b.version and a.values.dtype == np.float32
-    assert a.values.shape == ({'video': 8, 'audio': 4}[kind] if name != 'ast' else 1, width)
+    assert a.values.shape == ({'video': 8, 'audio': 4}[kind] if not whole else 1, width)
     assert (a.seconds[1:, 0] == a.seconds[:-1, 1]).all() and a.seconds[0, 0] == 0
-    if name != 'ast':  # the rows of the event differ from the first, those before it hardly do
+    if not whole:  # the rows of the event differ from the first, those before it hardly do
         away = np.abs(a.values - a.values[0]).max(1)
         assert away[a.seconds[:, 0] == 2].min() > 2*away[a.seconds[:, 1] < 1.9].max()
 
 
-@pytest.mark.parametrize('name, block', [('vit', 3), ('wav2vec2', 5000), ('ast', 100_001)])
+@pytest.mark.parametrize('name, block', [('vit', 3), ('wav2vec2', 5000), ('ast', 100_001), ('clap', 77_777)])
 def test_blocks_do_not_show_in_models(models, tmp_path, name, block):
-    talk_video(tmp_path/'a.mp4', seconds=23)
+    talk_video(tmp_path/'a.mp4', seconds=20.5 if name == 'clap' else 23)  # CLAP cuts longer pieces at random
     encoder = make_video_encoder(f'hf:{models/name}')
     (want,), _ = encode_video(tmp_path/'a.mp4', encoder)
     request = type(encoder.request)(**{**vars(encoder.request), 'block': block})
     encoder.start()
     for b in decode(tmp_path/'a.mp4', request): encoder.push(b)
     assert encoder.finish().values.tobytes() == want.values.tobytes()
-    assert len(want) == dict(vit=46, wav2vec2=23, ast=3)[name]
+    assert len(want) == dict(vit=46, wav2vec2=23, ast=3, clap=3)[name]
+
+
+def test_video_models_see_stacks_of_pictures(models, tmp_path):
+    event_video(tmp_path/'a.mp4', 4.2, seconds=4.5, fps=8)
+    encoder = make_video_encoder(f'hf:{models}/videomae')
+    (track,), _ = encode_video(tmp_path/'a.mp4', encoder)
+    assert track.seconds.tolist() == [[0, 2], [2, 4], [4, 4.5]]
+    frames = np.concatenate([b.frames for b in decode(tmp_path/'a.mp4', encoder.request)])
+    for k, part in enumerate((range(16), range(16, 32), [32, 33, 34] + [35]*13)):
+        x = encoder.processor(list(frames[list(part)]), return_tensors='pt', input_data_format='channels_last')
+        np.testing.assert_allclose(track.values[k], encoder.positions(x)[0].mean(0).numpy(), atol=1e-5)
+    request = type(encoder.request)(**{**vars(encoder.request), 'block': 5})
+    encoder.start()
+    for b in decode(tmp_path/'a.mp4', request): encoder.push(b)
+    assert encoder.finish().values.tobytes() == track.values.tobytes()
+
+
+def test_rate_and_pooling_are_configuration(models, tmp_path):
+    event_video(tmp_path/'a.mp4', 2., seconds=4)
+    def made(name):
+        encoder = make_video_encoder(f'hf:{models}/{name}')
+        return encoder, encode_video(tmp_path/'a.mp4', encoder)[0][0]
+    (plain, twice), (slow, once), (other, first) = (made(f'vit{o}') for o in ('', '@fps=1', '@pool=first,fps=1'))
+    assert once.seconds.tolist() == [[k, k + 1] for k in range(4)] and len(twice) == 8
+    np.testing.assert_allclose(once.values, twice.values[::2], atol=1e-5)
+    assert slow.settings()['request']['fps'] == 1 and other.version != plain.version
+    frames = np.concatenate([b.frames for b in decode(tmp_path/'a.mp4', slow.request)])
+    x = plain.processor(images=list(frames), return_tensors='pt', input_data_format='channels_last')
+    np.testing.assert_allclose(first.values, plain.positions(x)[:, 0].numpy(), atol=1e-5)
+    (_, seconds), (half, halves) = made('wav2vec2'), made('wav2vec2@row=.5')
+    assert halves.seconds[:7].tolist() == [[k/2, k/2 + .5] for k in range(7)] and half.settings()['row'] == .5
+    assert len(halves) == 8  # a row of a second is the mean of two
+    np.testing.assert_allclose(halves.values.reshape(4, 2, -1).mean(1), seconds.values, atol=.1)
+    for name, says in (('vit@fps=0', 'fps must be over 0'), ('vit@pool=last', 'pool must be mean or first'),
+                       ('clip@pool=first', 'only mean'), ('wav2vec2@row=.3', 'part of 10 seconds'),
+                       ('ast@fps=1', "no option 'fps'; it has row"), ('vit@fps=x', 'could not convert')):
+        with pytest.raises(ValueError, match=f'encoder hf:.*{name}.*{says}'): make_video_encoder(f'hf:{models}/{name}')
+    with pytest.raises(ValueError, match="no option 'fps'; it has none"): make_video_encoder('spectrum@fps=2')
 
 
 def test_a_network_from_a_package(tmp_path):
@@ -506,7 +629,6 @@ def test_a_lacking_package_is_one_line_that_says_what_to_install(videos, tmp_pat
 
 
 def test_models_in_a_folder_and_other_weights_are_refused(models, videos, tmp_path):
-    import shutil
     from safetensors.torch import load_file, save_file
     shutil.copytree(models/'vit', tmp_path/'vit')
     args = [videos/'clip_0000.mp4', videos/'clip_0001.mp4']

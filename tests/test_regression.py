@@ -550,6 +550,9 @@ def test_an_exported_network_gives_the_same_numbers(finished, capsys):
     got, classes = onnx.answer(inputs)
     assert np.allclose(got['mood'], probs['mood'][:20], atol=1e-4) and got['mood'].shape == (20, 1)
     assert np.array_equal(classes['funny'], predicted['funny'][:20])
+    assert np.allclose(got['funny'], probs['funny'][:20], atol=1e-4)  # calibrated
+    raw = run.mean_probabilities(ds)[0]['funny'][:20]
+    assert not np.allclose(raw, probs['funny'][:20], atol=1e-3)
     assert np.array_equal(classes['mood'], got['mood'][:, 0])
     other = load_run(finished/'run_1').models[0]
     two = mean_logits([m(inputs) for m in (run.models[0], other)])

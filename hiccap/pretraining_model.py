@@ -54,7 +54,8 @@ def forward(self:PretrainingModel,
     "Logits, and vectors for contrast"
     states = self.network.encode_unimodal(inputs)
     rows = inputs.get('contrast')
-    means = self.network.means(*self.network.pack_states(states), inputs)
+    late = self.network.config.late_fusion
+    means = self.network.means(*self.network.pack_states(states), inputs) if late else None
     if rows is None or not self.contrasts: return self._heads(self.network.fuse(states), inputs, means)
     if self.contrast == 'after':
         fused = self.network.fuse(states)

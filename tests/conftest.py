@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before PyTorch: networks as small as these only lose by more threads
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 TINY_NETWORK = dict(
@@ -36,3 +37,24 @@ def pytest_configure(config):
         'markers',
         'hard: what is done to whole programs: kills, damaged files, several processes; `-m hard` with the nightly'
         ' profile is the long form')
+
+
+@pytest.fixture
+def typed(capsys):
+    "Type a command: its status, output and errors"
+    import hiccap.cli
+    def command(name, *args):
+        try: status = getattr(hiccap.cli, name)([str(o) for o in args])
+        except SystemExit as e: status = e.code
+        got = capsys.readouterr()
+        return status or 0, got.out, got.err
+    return command
+
+
+def heard_in_blocks(encoder, x, size):
+    "The `Track` of an encoder of sound that gets samples in blocks of a size"
+    from hiccap.media import SoundBlock
+    encoder.start()
+    for k in range(0, len(x), size):
+        encoder.push(SoundBlock(x[k:k + size], k/encoder.request.rate, encoder.request))
+    return encoder.finish()

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings, strategies as st
 
 pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
 
+from conftest import heard_in_blocks
 from hiccap.extraction import ExtractionError, extract
 from hiccap.i3d import I3D, MIXED, I3DEncoder, I3DPictureEncoder, flow_input, load_i3d, rgb_input
 from hiccap.media import FrameBlock, FrameSampling, SoundBlock, decode
@@ -444,11 +445,7 @@ def test_nsfw_is_the_layer_under_the_rating(tmp_path):
 @given(st.integers(1, 2*RATE), st.integers(300, 20_000))
 def test_blocks_do_not_show_in_speech(n, block):
     x, encoder = np.random.default_rng(n).normal(0, .1, n).astype(np.float32), SpeechEncoder()
-    def encoded(size):
-        encoder.start()
-        for k in range(0, n, size): encoder.push(SoundBlock(x[k:k + size], k/RATE, encoder.request))
-        return encoder.finish()
-    a, b = encoded(n), encoded(block)
+    a, b = (heard_in_blocks(encoder, x, size) for size in (n, block))
     assert a.values.tobytes() == b.values.tobytes() and a.seconds.tobytes() == b.seconds.tobytes()
     assert len(a) == max(1, round(n/3840)) and a.seconds[0, 0] == 0 and a.seconds[-1, 1] == pytest.approx(n/RATE)
     assert (a.seconds[1:, 0] == a.seconds[:-1, 1]).all()

@@ -15,7 +15,6 @@ from hypothesis import given, settings, strategies as st
 from pyarrow import feather, parquet
 from safetensors.numpy import save_file
 
-import hiccap.cli
 from hiccap.checkpoints import load_model, save_model
 from hiccap.clips import Clip, ClipDataset, DataError
 from hiccap.column_statistics import ColumnStatistics
@@ -122,17 +121,6 @@ def write_table(path, ids=IDS, **columns):
         w.writerow(['id', *columns])
         for i, id in enumerate(ids): w.writerow([id, *(v[i] for v in columns.values())])
     return path
-
-
-@pytest.fixture
-def typed(capsys):
-    "Type a command: its status, output and errors"
-    def command(name, *args):
-        try: status = getattr(hiccap.cli, name)([str(o) for o in args])
-        except SystemExit as e: status = e.code
-        got = capsys.readouterr()
-        return status or 0, got.out, got.err
-    return command
 
 
 def train(typed, table, out, *args):

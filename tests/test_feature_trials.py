@@ -60,14 +60,8 @@ def tokenizer(tmp_path_factory):
 
 
 @pytest.fixture
-def command(capsys, tokenizer, tmp_path):
-    "Type a command: its status, output and errors"
-    def typed(name, *args):
-        try: status = getattr(hiccap.cli, name)([str(o) for o in args])
-        except SystemExit as e: status = e.code
-        got = capsys.readouterr()
-        return status or 0, got.out, got.err
-
+def command(typed, tokenizer, tmp_path):
+    "Type a command with the options of these tests: its status, output and errors"
     def run(name, table, features=None, *args):
         features = features if isinstance(features, list) or features is None else [features]
         given = [] if features is None else ['--features', *features]

@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
 
+from conftest import heard_in_blocks
 from hiccap.extraction import ExtractionError, extract, read_record
 from hiccap.media import SoundBlock, SoundSampling
 from hiccap.screen_text import ScreenText, join_lines, same_line
@@ -169,11 +170,7 @@ def test_voices_are_found_where_they_are(tmp_path):
 @given(st.integers(1, 5*RATE), st.integers(300, 40_000))
 def test_blocks_do_not_show_in_voices(n, block):
     x, encoder = np.random.default_rng(n).normal(0, .1, n).astype(np.float32), VoiceEncoder()
-    def encoded(size):
-        encoder.start()
-        for k in range(0, n, size): encoder.push(SoundBlock(x[k:k + size], k/RATE, encoder.request))
-        return encoder.finish()
-    a, b = encoded(n), encoded(block)
+    a, b = (heard_in_blocks(encoder, x, size) for size in (n, block))
     assert a.values.tobytes() == b.values.tobytes() and a.seconds.tobytes() == b.seconds.tobytes()
     assert len(a) == -(-n//512)
 

@@ -30,6 +30,10 @@ class TokensConfig:
     # folder or Hub name of trained weights, and of the fields that `config` does not give
     weights: str|None = None
 
+    def __post_init__(self):
+        if not isinstance(self.config, dict):
+            raise ValueError(f"config must be a dict of fields of the text encoder, got {self.config!r}")
+
 @dataclass(frozen=True)
 class FeaturesConfig:
     "A modality of feature vectors (B, L, `width`), read by a bidirectional LSTM; checks its sizes (`ValueError`)"
@@ -41,16 +45,14 @@ class FeaturesConfig:
     def __post_init__(self):
         if not isinstance(self.standardise, bool):
             raise ValueError(f"standardise must be True or False, got {self.standardise!r}")
-        sizes = self.width, self.hidden, self.layers + 1
-        if not all(isinstance(o, int) for o in sizes) or min(sizes) < 1:
+        sizes = self.width, self.hidden, self.layers
+        if not all(isinstance(o, int) for o in sizes) or min(*sizes[:2], self.layers + 1) < 1:
             raise ValueError(f"Not the sizes of an encoder: {self}. They must be whole numbers, width and hidden at"
                              " least 1, layers at least 0")
 
 # %% ../nbs/22_encoders.ipynb #3a6cd705
-def encoder_config(
-    value # a configuration or its dict, a width of feature vectors, or the folder or Hub name of a text model
-) -> TokensConfig|FeaturesConfig:
-    "The encoder configuration that `value` stands for; raises `ValueError` for anything else"
+def _encoder_config(value):
+    "The encoder configuration that `value` stands for; raises `ValueError`"
     if isinstance(value, (TokensConfig, FeaturesConfig)): return value
     if isinstance(value, str): return TokensConfig(weights=value)
     if isinstance(value, int) and not isinstance(value, bool): return FeaturesConfig(value)
@@ -59,7 +61,19 @@ def encoder_config(
         raise ValueError(
             f"An encoder is a width, a model's name, or a dict whose kind is {' or '.join(kinds)}, got {value!r}")
     cls, rest = kinds[value['kind']], {k: v for k, v in value.items() if k != 'kind'}
-    return cls(**check_keys(rest, [f.name for f in fields(cls)], f"A {value['kind']} encoder"))
+    check_keys(rest, [f.name for f in fields(cls)], f"A {value['kind']} encoder")
+    if cls is FeaturesConfig and 'width' not in rest:
+        raise ValueError(f"An encoder of features needs their width, and {value!r} has none. Add the number of columns"
+                         " of the vectors, such as width: 35")
+    return cls(**rest)
+
+def encoder_config(
+    value, # a configuration or its dict, a width of feature vectors, or the folder or Hub name of a text model
+    modality: str='' # that it reads, for the message
+) -> TokensConfig|FeaturesConfig:
+    "The encoder configuration that `value` stands for; raises `ValueError` for anything else"
+    try: return _encoder_config(value)
+    except ValueError as e: raise ValueError(f"{modality}: {e}" if modality else str(e)) from None
 
 # %% ../nbs/22_encoders.ipynb #c771efac
 class LSTM(nn.LSTM):

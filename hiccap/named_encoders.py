@@ -18,7 +18,7 @@ from .i3d import I3DEncoder, I3DPictureEncoder
 from .imports import quiet_imports
 from .media import FrameSampling, SoundSampling
 from .vggish import VGGishEncoder
-from .video_encoders import PictureEncoder, SpectrumEncoder, VideoEncoder
+from .video_encoders import PictureEncoder, SoundEncoder, SpectrumEncoder, VideoEncoder
 from .wheel_encoders import EfficientNetEncoder, NSFWEncoder, SpeechEncoder
 
 # %% ../nbs/14c_named_encoders.ipynb #2e8b7be6
@@ -125,7 +125,7 @@ class VideoModelEncoder(ImageModelEncoder):
         self.pictures, self.times = [], []
 
 # %% ../nbs/14c_named_encoders.ipynb #7a29a699
-class AudioModelEncoder(PretrainedEncoder):
+class AudioModelEncoder(SoundEncoder, PretrainedEncoder):
     "Vectors of an audio model of `transformers`: for each second, or for each piece where it has no time axis"
     piece, rest = 10, 1  # seconds: length of a piece, and the shortest that a network gets
     join = rest          # seconds: a shorter rest is joined to the piece before
@@ -141,13 +141,8 @@ class AudioModelEncoder(PretrainedEncoder):
         if getattr(processor, 'truncation', None) == 'rand_trunc': self.join = 0  # longer pieces are cut at random
         return SoundSampling(processor.sampling_rate)
 
-    def start(self):
-        super().start()
-        self.first, self.held = None, np.zeros(0, np.float32)
-
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held, rate = np.concatenate([self.held, block.samples]), self.request.rate
+    def encode_held(self):
+        rate = self.request.rate
         while len(self.held) >= (self.piece + self.join)*rate: self.encode(self.piece*rate)
 
     def end(self):
@@ -158,7 +153,8 @@ class AudioModelEncoder(PretrainedEncoder):
         x, rate = self.held[:n], self.request.rate
         for start, end, row in self.vectors(np.pad(x, (0, max(0, self.rest*rate - n))), n/rate):
             self.add(row, self.first + start, self.first + end)
-        self.held, self.first = self.held[n:].copy(), self.first + n/rate
+        self.drop(n)
+        self.first += n/rate
 
     def vectors(self, samples, length):
         "Rows of a piece of sound, the first `length` seconds of which are real: (from, to, vector)"

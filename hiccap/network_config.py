@@ -37,7 +37,7 @@ def _checked_encoders(modalities, short):
         raise ValueError(f"modalities must be a dict of names and encoders, got {modalities!r}")
     encoders = {**modalities, **short}
     if not encoders: raise ValueError("A network needs a modality: name one, such as modalities=dict(text='minilm')")
-    return {m: encoder_config(encoders[check_modality(m)]) for m in modality_order(encoders)}
+    return {m: encoder_config(encoders[check_modality(m)], m) for m in modality_order(encoders)}
 
 # %% ../nbs/22a_network_config.ipynb #dac8e6b1
 def pair_members(

@@ -449,9 +449,10 @@ def check_label_columns(
         raise DataError(f"column {twice!r} is named as a label twice", file=path, fix='Name it once')
 
 # %% ../nbs/12_readers.ipynb #5823f38f
-def _checked_rows(table, fields, declared, features, path):
+def _checked_rows(table, fields, declared, features, path, given=()):
     "What a table says of each clip; raises `DataError` for a column that is not there, and for no clip"
     def check(columns, wanted):
+        wanted = [c for c in wanted if c not in given or c in columns]
         check_columns([*wanted, *fields.needed_text(features, columns), *declared], columns, path, declared)
     if table.columns is not None: check(table.columns, fields.wanted())
     rows = _Rows(table, fields, declared)
@@ -459,12 +460,14 @@ def _checked_rows(table, fields, declared, features, path):
     if table.columns is None: check(rows.seen, [c for c in fields.wanted() if not (rows.keyed and c in fields.id)])
     return rows
 
-def _other_words(rows, text, words):
-    "Give clips the words that their table lacks a column for; a note if there are none"
-    if text in rows.seen: return []
-    if words is None: return [f'the column {text!r} is not there, so no clip has text: name it with --text']
-    rows.found = [o._replace(text=words.get(o.id)) for o in rows.found]
-    return []
+def _given_words(rows, fields, words):
+    "Give clips the texts of columns that their table lacks; a note if there are none"
+    for column in words.keys() - {*rows.seen}:
+        def others(o): return tuple(words[c].get(o.id) if c == column else v for c, v in zip(fields.others, o.others))
+        rows.found = [o._replace(others=others(o)) for o in rows.found]
+        if column == fields.text: rows.found = [o._replace(text=words[column].get(o.id)) for o in rows.found]
+    if fields.text in rows.seen or fields.text in words: return []
+    return [f'the column {fields.text!r} is not there, so no clip has text: name it with --text']
 
 def _text_columns(rows, second, others, tokenizer, ids, max_length, too_long, path):
     "The columns of all texts of a table, and notes"
@@ -505,7 +508,7 @@ def read_table(
     texts=(),               # further columns of text, each a modality of its own: `screen=ocr`, or a dict
     seconds=(),             # two columns, when a clip begins and ends in its video: features are cut from the video's
     video: str=None,        # column of the paths of video files, which name the clips if the table lacks a column `id`
-    words: dict=None        # clip id -> text, for a table that lacks a column of texts
+    words: dict=None        # column -> clip id -> text, for columns of texts that the table may lack
 ) -> ClipDataset:
     "Clips from a table with raw text and label columns. Raises `DataError`."
     if captions and context:
@@ -518,8 +521,8 @@ def read_table(
     fields = Fields((id,) if isinstance(id, str) else tuple(id), text, captions, group, split, tuple(others.values()),
                     tuple(seconds), video)
     check_label_columns([*declared], fields, path)
-    rows = _checked_rows(table, fields, declared, words if features is None else features, path)
-    no_text = _other_words(rows, text, words)
+    rows = _checked_rows(table, fields, declared, words if features is None else features, path, words or ())
+    no_text = _given_words(rows, fields, words or {})
     ids = rows.column('id')
     _check_twice(ids, rows.at, path)
     groups = video_names(rows.found, bool(seconds))

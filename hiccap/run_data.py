@@ -54,7 +54,7 @@ def feature_folder(
 ) -> FeatureSources|None:
     "The features of a run; where the configuration gives no width, it is the one that all arrays share"
     if not sources: return None
-    given = {m: encoder_config(e) for m, e in named_encoders(config).items()}
+    given = {m: encoder_config(e, m) for m, e in named_encoders(config).items()}
     return open_features(sources, {m: getattr(e, 'width', None) for m, e in given.items()}, non_finite)
 
 def feature_modalities(
@@ -109,7 +109,8 @@ def _read_file(clips, path, tokenizer, tasks, features, labelled):
         tasks if labelled else None, features, clips.max_length, split=clips.split if labelled else None,
         separator=clips.separator, raw_quotes=clips.raw_quotes, classes=clips.tasks if labelled else None,
         texts=clips.texts, seconds=clips.seconds, video=clips.video_column, words=words)
-    return ds if words is None else _without_failed(ds, words, ds.groups if clips.seconds else ds.ids, reasons)
+    if words is None: return ds
+    return _without_failed(ds, words['text'], ds.groups if clips.seconds else ds.ids, reasons)
 
 def _without_failed(ds, extracted, videos, reasons):
     "The clips whose video could be extracted, with a note on the others"

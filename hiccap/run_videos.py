@@ -19,6 +19,7 @@ from .extraction import (
 from .labels import declared_labels
 from .named_encoders import make_video_encoder
 from .readers import Fields, check_columns, video_names
+from .packed import is_packed
 from .runs import Clips, named
 from .sources import (
     EXTRACTED_TABLE, extraction_of, find_sources, group_column, parse_sources, read_extraction, source_texts)
@@ -34,7 +35,11 @@ def are_videos(
     "Whether all are video or sound files, or folders and patterns of them; raises `ValueError` for a mixture"
     def is_one(name):
         path = Path(name)
-        if path.is_dir(): return any(p.suffix.lower() in VIDEO_ENDINGS | SOUND_ENDINGS for p in path.rglob('*'))
+        if path.is_dir():
+            found = any(p.suffix.lower() in VIDEO_ENDINGS | SOUND_ENDINGS for p in path.rglob('*'))
+            if found or is_packed(path): return found
+            raise ValueError(f"the folder {path} holds no video or sound file and no packed clips; endings are"
+                             f" {', '.join(sorted(VIDEO_ENDINGS | SOUND_ENDINGS))}")
         return path.suffix.lower() in VIDEO_ENDINGS | SOUND_ENDINGS
     kinds = [is_one(o) for o in names]
     if len(names) > 1 and not all(kinds):
@@ -136,11 +141,13 @@ def extracted_clips(
 # %% ../nbs/51b_run_videos.ipynb #dc9d3f4c
 def extracted_words(
     clips: Clips # of `extracted_clips`
-) -> tuple: # id of a video -> its words, for those that could be extracted; why others could not
-    "The words of the videos of a run, and which of them could not be extracted"
+) -> tuple: # column -> id of a video -> its words, for those that could be extracted; why others could not
+    """The words of the videos of a run as the column `text`, and those in their pictures as `screen` if they were read;
+    and which videos could not be extracted"""
     folder = Path(parse_sources(clips.features)[0])
-    with open(folder/EXTRACTED_TABLE, newline='', encoding='utf-8') as f:
-        return {o['id']: o['text'] for o in csv.DictReader(f)}, list(read_extraction(folder)['failures'].values())
+    with open(folder/EXTRACTED_TABLE, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    columns = [o for o in ('text', SCREEN) if rows and o in rows[0]]
+    return {c: {o['id']: o[c] for o in rows} for c in columns}, list(read_extraction(folder)['failures'].values())
 
 def failed_videos(
     clips: Clips # of `extracted_clips`

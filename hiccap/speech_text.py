@@ -16,15 +16,15 @@ from .digests import file_digest
 from .encoder_weights import one_thread, weights_digest
 from .imports import load_extra, quiet_imports
 from .media import SoundSampling, decode
-from .video_encoders import RATE, VideoEncoder, encode_video
+from .video_encoders import RATE, SoundEncoder, encode_video
 from .wheel_encoders import onnx_session, package_file
 
 # %% ../nbs/14ca_speech_text.ipynb #44b24c6a
 VOICE_STEP, VOICE_BEFORE, VOICE_BATCH = 512, 64, 64  # samples of a row, samples before it that count too, rows at once
 
-class VoiceEncoder(VideoEncoder):
+class VoiceEncoder(SoundEncoder):
     "The probability of a voice, for each 32 ms"
-    name, width, request = 'voice', 1, SoundSampling(RATE)
+    name, width, request, silence = 'voice', 1, SoundSampling(RATE), VOICE_BEFORE
 
     def __init__(self):
         needed = 'speech', 'finding voices'
@@ -34,12 +34,9 @@ class VoiceEncoder(VideoEncoder):
 
     def start(self):
         super().start()
-        self.first, self.held = None, np.zeros(VOICE_BEFORE, np.float32)
         self.state = np.zeros((2, 1, 1, 128), np.float32)
 
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held = np.concatenate([self.held, block.samples])
+    def encode_held(self):
         while len(self.held) >= VOICE_BEFORE + VOICE_BATCH*VOICE_STEP: self.encode(VOICE_BATCH)
 
     def end(self):
@@ -56,7 +53,8 @@ class VoiceEncoder(VideoEncoder):
         for p in found:
             start = self.first + len(self.rows)*VOICE_STEP/RATE
             self.add([p], start, start + VOICE_STEP/RATE)
-        self.state, self.held = np.stack(state), self.held[n*VOICE_STEP:].copy()
+        self.state = np.stack(state)
+        self.drop(n*VOICE_STEP)
 
 # %% ../nbs/14ca_speech_text.ipynb #2fd832a0
 STARTS, ENDS = .5, .35                # probabilities

@@ -13,7 +13,7 @@ from torch import nn
 from .basics import digest
 from .encoder_weights import load_weights, one_thread, weights_digest, weights_file
 from .media import SoundSampling
-from .video_encoders import BANDS, BINS, FRAME, HOP, RATE, WINDOW, VideoEncoder, mel
+from .video_encoders import BANDS, BINS, FRAME, HOP, RATE, WINDOW, SoundEncoder, mel
 
 # %% ../nbs/14bb_vggish.ipynb #c947408c
 LOW, HIGH, OFFSET, FRAMES = 125., 7500., .01, 96  # Hz; added before the logarithm; frames of an example
@@ -59,7 +59,7 @@ VGGISH_WEIGHTS = ("the weights of the PyTorch port of VGGish (features.0.weight,
                   "vggish-10086976.pth of https://github.com/harritaylor/torchvggish")
 VGGISH_RECIPE = 'mono 16 kHz, log mel of 64 bands from 125 to 7500 Hz, 96 frames a row, no PCA'
 
-class VGGishEncoder(VideoEncoder):
+class VGGishEncoder(SoundEncoder):
     "VGGish features: a vector for each 0.96 s of sound"
     name, width, request, batch = 'vggish', 128, SoundSampling(RATE), 16
     step, needed = FRAMES*HOP, (FRAMES - 1)*HOP + FRAME  # samples from row to row, and of a row
@@ -73,13 +73,7 @@ class VGGishEncoder(VideoEncoder):
         self.details = dict(weights=weights_digest(self.model), model='VGGish', recipe=VGGISH_RECIPE)
         self.version = digest(self.details['weights'].encode(), VGGISH_RECIPE.encode())
 
-    def start(self):
-        super().start()
-        self.first, self.held = None, np.zeros(0, np.float32)
-
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held = np.concatenate([self.held, block.samples])
+    def encode_held(self):
         while len(self.held) >= (self.batch - 1)*self.step + self.needed: self.encode(self.batch)
 
     def end(self):
@@ -93,4 +87,4 @@ class VGGishEncoder(VideoEncoder):
         for row in values:
             start = self.first + len(self.rows)*self.step/RATE
             self.add(row, start, start + self.step/RATE)
-        self.held = self.held[n*self.step:].copy()
+        self.drop(n*self.step)

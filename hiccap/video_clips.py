@@ -17,7 +17,7 @@ from .basics import nearest_name
 from .media import MediaError, MediaWarning, SoundSampling, embedded_subtitles, read_subtitles, sidecar
 from .screen_text import ScreenText
 from .speech_text import SpeechText, VoiceEncoder, whisper_model
-from .video_encoders import VideoEncoder, encode_video, loudness
+from .video_encoders import SoundEncoder, encode_video, loudness
 
 # %% ../nbs/14d_video_clips.ipynb #8d3cb08e
 def sidecar_subtitles(
@@ -91,23 +91,17 @@ def video_texts(
 # %% ../nbs/14d_video_clips.ipynb #67baf3c5
 TENTH, UNDER, SILENT, PAUSE = .1, 30., -70., .3  # seconds; dB under loud parts; dB; seconds of the shortest pause
 
-class LoudnessEncoder(VideoEncoder):
+class LoudnessEncoder(SoundEncoder):
     "The loudness of each tenth of a second, in decibels"
     name, version, width, request = 'loudness', '1', 1, SoundSampling(16_000)
     samples = round(TENTH*16_000)
 
-    def start(self):
-        super().start()
-        self.first, self.held = None, np.zeros(0, np.float32)
-
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held = np.concatenate([self.held, block.samples])
+    def encode_held(self):
         whole = len(self.held)//self.samples
         for x in self.held[:whole*self.samples].reshape(-1, self.samples).astype(np.float64):
             start = self.first + len(self.rows)*TENTH
             self.add(loudness(x[None]), start, start + TENTH)
-        self.held = self.held[whole*self.samples:]
+        self.drop(whole*self.samples)
 
 def pauses(
     track # `Track` of `LoudnessEncoder`

@@ -6,7 +6,7 @@
 __all__ = ['SIZE', 'GRID', 'LUMA', 'PICTURE_COLUMNS', 'RATE', 'FRAME', 'HOP', 'BINS', 'BANDS', 'FLOOR', 'WINDOW',
            'SPECTRUM_COLUMNS', 'Track', 'VideoEncoder', 'encode_video', 'colour_histogram', 'colour_planes',
            'colour_moments', 'grid_means', 'edge_histogram', 'texture_histogram', 'PictureEncoder', 'mel',
-           'mel_filters', 'loudness', 'log_mels', 'SpectrumEncoder']
+           'mel_filters', 'loudness', 'log_mels', 'SoundEncoder', 'SpectrumEncoder']
 
 # %% ../nbs/14b_video_encoders.ipynb #d201fc4e
 import numpy as np
@@ -231,8 +231,33 @@ def log_mels(
     # einsum: a matrix product may round differently with another number of threads
     return 10*np.log10(np.maximum(np.einsum('nf,mf->nm', power, filters), FLOOR**2))
 
+# %% ../nbs/14b_video_encoders.ipynb #b340fba0
+class SoundEncoder(VideoEncoder):
+    "Base class of encoders of sound, which holds the samples that are not in a row yet"
+    silence = 0  # samples of silence before the first one of a video
+
+    def start(self):
+        super().start()
+        # `first`: seconds from the start of the video to the first sample; `pushed`: samples until now
+        self.first, self.pushed, self.held = None, 0, np.zeros(self.silence, np.float32)
+
+    def push(self, block):
+        if self.first is None: self.first = block.start
+        self.held, self.pushed = np.concatenate([self.held, block.samples]), self.pushed + len(block.samples)
+        self.encode_held()
+
+    def encode_held(self):
+        "Make the rows for which enough samples are held"
+        raise NotImplementedError
+
+    def drop(self,
+        n: int # samples
+    ):
+        "Forget the first samples that are held"
+        self.held = self.held[n:].copy()
+
 # %% ../nbs/14b_video_encoders.ipynb #1424ee03
-class SpectrumEncoder(VideoEncoder):
+class SpectrumEncoder(SoundEncoder):
     "A vector a second of loudness, spectrum and onsets"
     name, version, width = 'spectrum', '1', len(SPECTRUM_COLUMNS)
     request, columns = SoundSampling(RATE), SPECTRUM_COLUMNS
@@ -242,14 +267,11 @@ class SpectrumEncoder(VideoEncoder):
 
     def start(self):
         super().start()
-        self.first, self.held, self.done, self.n = None, np.zeros(0, np.float32), 0, 0  # done: frames that are in rows
-        self.before = None
+        self.done, self.before = 0, None  # frames that are in rows; what `described` keeps of the last one
 
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held, self.n = np.concatenate([self.held, block.samples]), self.n + len(block.samples)
+    def encode_held(self):
         # the frames of a second, and enough after them for another row
-        while self.n >= (self.until() + self.least - 1)*HOP + FRAME: self.row(self.until())
+        while self.pushed >= (self.until() + self.least - 1)*HOP + FRAME: self.row(self.until())
 
     def until(self):
         "The number of frames up to the end of the current second, from the start of the sound"
@@ -257,9 +279,9 @@ class SpectrumEncoder(VideoEncoder):
         return max(self.done + 1, int(np.ceil(((np.floor(middle) + 1 - self.first)*RATE - FRAME/2)/HOP - 1e-6)))
 
     def end(self):
-        if not self.n: return
+        if not self.pushed: return
         if len(self.held) < FRAME: self.held = np.pad(self.held, (0, FRAME - len(self.held)))
-        self.row(self.done + 1 + (len(self.held) - FRAME)//HOP, self.first + self.n/RATE)
+        self.row(self.done + 1 + (len(self.held) - FRAME)//HOP, self.first + self.pushed/RATE)
 
     def row(self, until, end=None):
         "The row of the frames up to `until`"
@@ -268,7 +290,8 @@ class SpectrumEncoder(VideoEncoder):
         middle = self.first + (self.done*HOP + FRAME/2)/RATE
         start = max(self.first, np.floor(middle))
         self.add(self.described(frames), start, np.floor(middle) + 1 if end is None else end)
-        self.held, self.done = self.held[k*HOP:].copy(), until
+        self.drop(k*HOP)
+        self.done = until
 
 # %% ../nbs/14b_video_encoders.ipynb #24be3bb0
 @patch

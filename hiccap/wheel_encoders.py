@@ -14,7 +14,7 @@ from .basics import digest
 from .encoder_weights import PictureModelEncoder, one_thread, weights_digest
 from .imports import load_extra
 from .media import FrameSampling, SoundSampling
-from .video_encoders import RATE, VideoEncoder
+from .video_encoders import RATE, SoundEncoder
 
 # %% ../nbs/14be_wheel_encoders.ipynb #352f79e1
 def package_file(
@@ -94,10 +94,10 @@ class NSFWEncoder(PictureModelEncoder):
 SPEECH_STEP, SPEECH_PIECE = 3840, 12_640  # samples from row to row, and of the piece that a row is computed from
 SPEECH_RECIPE = 'pieces of 12640 samples around rows of 3840, 16-bit scale, mel/10 + 2'
 
-class SpeechEncoder(VideoEncoder):
+class SpeechEncoder(SoundEncoder):
     "Google's speech embedding: a vector for each 0.24 s of sound"
     name, width, request = 'speech', 96, SoundSampling(RATE)
-    around = (SPEECH_PIECE - SPEECH_STEP)//2  # samples before and after a row
+    silence = (SPEECH_PIECE - SPEECH_STEP)//2  # samples before and after a row
 
     def __init__(self):
         needed = 'wheels', 'the encoder speech'
@@ -107,27 +107,21 @@ class SpeechEncoder(VideoEncoder):
         self.details = dict(weights=weights, model='speech_embedding', recipe=SPEECH_RECIPE)
         self.version = digest(weights.encode(), SPEECH_RECIPE.encode())
 
-    def start(self):
-        super().start()
-        self.first, self.samples, self.held = None, 0, np.zeros(self.around, np.float32)
-
-    def push(self, block):
-        if self.first is None: self.first = block.start
-        self.held, self.samples = np.concatenate([self.held, block.samples]), self.samples + len(block.samples)
+    def encode_held(self):
         while len(self.held) >= SPEECH_PIECE: self.encode()
 
     def encode(self, end=None):
         "The next row"
         start = self.first + len(self.rows)*SPEECH_STEP/RATE
         self.add(self.vector(self.held[:SPEECH_PIECE]), start, end or start + SPEECH_STEP/RATE)
-        self.held = self.held[SPEECH_STEP:].copy()
+        self.drop(SPEECH_STEP)
 
     def end(self):
-        if not self.samples: return
-        rows = max(1, round(self.samples/SPEECH_STEP))
+        if not self.pushed: return
+        rows = max(1, round(self.pushed/SPEECH_STEP))
         self.held = np.pad(self.held, (0, SPEECH_PIECE))
         while len(self.rows) < rows - 1: self.encode()
-        self.encode(self.first + self.samples/RATE)
+        self.encode(self.first + self.pushed/RATE)
 
     def vector(self, samples):
         "(96,) for a piece of sound"

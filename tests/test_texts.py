@@ -2,6 +2,7 @@
 import csv
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,17 @@ from hypothesis import given, settings, strategies as st
 pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
 
 from conftest import heard_in_blocks
+from hiccap.clips import DataError
 from hiccap.extraction import ExtractionError, extract, read_record
 from hiccap.media import SoundBlock, SoundSampling
+from hiccap.run_data import read_clips
+from hiccap.run_videos import extracted_clips
+from hiccap.runs import Clips
 from hiccap.screen_text import ScreenText, join_lines, same_line
 from hiccap.speech_text import (
     LONGEST, SpeechText, VoiceEncoder, sound_pieces, speech_pieces, voice_spans, whisper_model)
 from hiccap.synthetic_videos import write_video
+from hiccap.text import get_tokenizer
 from hiccap.video_clips import TextSource, cut_clips, make_text_source, video_texts
 from hiccap.video_encoders import RATE, Track, VideoEncoder, encode_video
 
@@ -307,14 +313,17 @@ def test_lines_last_from_their_first_to_their_last_picture(shown, random):
         assert not right or text == right[0]
 
 
+def screen_with(text):
+    "A picture with a line of text"
+    from PIL import Image, ImageDraw, ImageFont
+    image = Image.new('RGB', (320, 180), (30, 60, 90))
+    ImageDraw.Draw(image).text((20, 140), text, fill='white', font=ImageFont.load_default(22))
+    return np.asarray(image)
+
+
 @needs('ocr', 'rapidocr', 'onnxruntime')
 def test_text_on_the_screen_is_a_column_of_its_own(tmp_path):
-    from PIL import Image, ImageDraw, ImageFont
-    def picture(text):
-        image = Image.new('RGB', (320, 180), (30, 60, 90))
-        ImageDraw.Draw(image).text((20, 140), text, fill='white', font=ImageFont.load_default(22))
-        return np.asarray(image)
-    pictures = [picture(o) for o in ['', 'a cat on a shelf', 'a cat on a shelf', '', 'it falls off']]
+    pictures = [screen_with(o) for o in ['', 'a cat on a shelf', 'a cat on a shelf', '', 'it falls off']]
     cues = [(.2, .8, 'subtitle')]
     path = write_video(tmp_path/'a.mp4', pictures, range(5), captions=cues, fps=1)
     write_video(tmp_path/'b.mp4', pictures[:1], [0], fps=1)
@@ -367,3 +376,19 @@ def test_a_column_that_is_called_screen_is_refused(tmp_path):
     (tmp_path/'list.csv').write_text('path,screen\na.mp4,yes\n')
     with pytest.raises(ValueError, match="'screen' would get another meaning"):
         extract(tmp_path/'list.csv', tmp_path/'out', ['picture'])
+
+
+@needs('ocr', 'rapidocr', 'onnxruntime')
+def test_text_on_the_screen_of_videos_in_a_table_is_a_modality(tmp_path, monkeypatch):
+    monkeypatch.setenv('HICCAP_CACHE', str(tmp_path/'cache'))
+    for name, words in dict(a='a cat on a shelf', b='', c='it falls off').items():
+        write_video(tmp_path/f'{name}.mp4', [screen_with(words)]*2, range(2), fps=1)
+    (tmp_path/'clips.csv').write_text('id,path,funny\na,a.mp4,1\nb,b.mp4,0\nc,c.mp4,1\n')
+    clips = Clips(str(tmp_path/'clips.csv'), labels=('funny',), video_column='path', texts=('seen=screen',),
+                  extraction=dict(name='offline', text='ocr'))
+    clips = extracted_clips(clips, log=lambda line: None)
+    ds = read_clips(clips, clips.data, get_tokenizer('minilm'))
+    assert [get_tokenizer('minilm').decode(c.seen, skip_special_tokens=True) if c.seen is not None else ''
+            for c in ds] == ['a cat on a shelf', '', 'it falls off']
+    with pytest.raises(DataError, match="no column 'scren'"):
+        read_clips(replace(clips, texts=('seen=scren',)), clips.data, get_tokenizer('minilm'))

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'CLASS_WEIGHTS', 'RIDGE_STRENGTHS', 'EMPTY', 'WORDS', 'FROZEN', 'FROZEN_TEXTLESS', 'FINE_TUNED',
-           'CONSTANT', 'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS', 'fit_linear', 'linear_baseline',
-           'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values', 'text_kind',
-           'clip_features', 'standardised', 'baseline_predictions']
+           'LATE_FUSION', 'CONSTANT', 'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS', 'fit_linear',
+           'linear_baseline', 'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values',
+           'text_kind', 'clip_features', 'standardised', 'baseline_predictions']
 
 # %% ../nbs/27_baselines.ipynb #c7137183
 import itertools
 import torch, numpy as np
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import confusion_matrix
@@ -22,7 +23,7 @@ from .records import words_of
 from .encoders import TokenEncoder
 from sklearn.linear_model import LogisticRegression, Ridge
 from .tasks import check_tasks, is_labelled
-from .calibration import Predictions, calibrated_predictions
+from .calibration import Predictions, calibrated_predictions, fit_temperatures, logits_of
 from .metrics import choose_thresholds, count_scores, criterion_of, merits
 from .number_scores import number_scores
 
@@ -94,13 +95,8 @@ def validation_score(
     return round(float(value), 12), float(likelihood)
 
 # %% ../nbs/27_baselines.ipynb #5f0c9a13
-def tuned_linear(
-    variants: list,      # to choose from: (dict of settings, (N, F) features of training, validation and test clips)
-    train, valid,        # the training and validation clips
-    score: str='macro_f1', # the operating point
-    strengths=STRENGTHS  # inverse strengths of the penalty
-) -> Predictions: # of the test clips
-    "Logistic or ridge regression for each task, with settings, temperature and threshold from the validation clips"
+def _tuned(variants, train, valid, score, strengths):
+    "Probabilities of the validation and of the test clips, and the chosen settings, task name -> each"
     y, y_valid = as_numpy(train.labels), as_numpy(valid.labels)
     def settings_of(weights, strengths): return [(dict(kept, C=C, class_weight=w), parts)
                                                  for kept, parts in variants for w in weights for C in strengths]
@@ -116,7 +112,17 @@ def tuned_linear(
             if best is None or value > best[0]: best = value, p, predict, T, dict(kept, validation=value[0])
         _, on_valid[t.name], predict, T, chosen[t.name] = best
         probs[t.name] = predict(T)
-    return calibrated_predictions(on_valid, y_valid, probs, train.tasks, score, chosen)
+    return on_valid, probs, chosen
+
+def tuned_linear(
+    variants: list,      # to choose from: (dict of settings, (N, F) features of training, validation and test clips)
+    train, valid,        # the training and validation clips
+    score: str='macro_f1', # the operating point
+    strengths=STRENGTHS  # inverse strengths of the penalty
+) -> Predictions: # of the test clips
+    "Logistic or ridge regression for each task, with settings, temperature and threshold from the validation clips"
+    on_valid, probs, chosen = _tuned(variants, train, valid, score, strengths)
+    return calibrated_predictions(on_valid, as_numpy(valid.labels), probs, train.tasks, score, chosen)
 
 # %% ../nbs/27_baselines.ipynb #c5e8ddc5
 EMPTY = '∅'  # what a missing text counts as
@@ -221,6 +227,7 @@ WORDS = 'words + logistic regression'
 FROZEN = 'frozen features + logistic regression'
 FROZEN_TEXTLESS = 'frozen features without text + logistic regression'
 FINE_TUNED = 'fine-tuned encoder + linear layer'  # trained in `hiccap.training`
+LATE_FUSION = 'late fusion of single modalities'
 CONSTANT = 'class frequencies'
 
 def _constant(train, valid, test, score):
@@ -253,6 +260,39 @@ def _word_variants(parts, tokenizer, dense):
         variants.append(({k: w for k, w, _ in more}, [sparse.hstack(o).tocsr() for o in zip(*blocks)]))
     return variants
 
+# %% ../nbs/27_baselines.ipynb #650fa13e
+def _single_modalities(parts, tokenizer, dense):
+    "name -> variants of settings and strengths to choose from, for the words and for the features of each modality"
+    out = {}
+    if text_kind(parts[0]) == 'tokens': out['words'] = _word_variants(parts, tokenizer, [{}]*len(parts)), WORD_STRENGTHS
+    for k in dense[0]:
+        if k == 'second text': continue
+        names = ['text', 'second text'] if k == 'text' and 'second text' in dense[0] else [k]
+        out[k] = [({}, standardised([{n: o[n] for n in names} for o in dense]))], STRENGTHS
+    return out
+
+def _fused_numbers(each, y):
+    "The sums of predicted numbers of validation and test clips, on the line that fits the validation labels best"
+    (v, t), k = (sum(o) for o in zip(*each)), is_labelled(y)
+    if k.any() and np.ptp(v[k]) > 0: slope, level = np.polyfit(v[k, 0], y[k], 1)
+    else: slope, level = 1/len(each), 0.
+    return slope*v + level, slope*t + level
+
+def _late_fusion(sources, train, valid, score):
+    "Predictions of the test clips by the sum of the log-odds, or of the numbers, of a model for each source"
+    found = {k: _tuned(variants, train, valid, score, strengths) for k, (variants, strengths) in sources.items()}
+    y, sides = as_numpy(valid.labels), ({}, {})
+    temperatures = [fit_temperatures(on_valid, y, train.tasks).values for on_valid, *_ in found.values()]
+    for t in train.tasks:
+        each = [(on_valid[t.name], probs[t.name]) for on_valid, probs, _ in found.values()]
+        if t.is_regression: fused = _fused_numbers(each, y[t.name])
+        else: fused = [softmax(sum(logits_of(p)/of[t.name] for p, of in zip(o, temperatures)), axis=1)
+                       for o in zip(*each)]
+        for side, p in zip(sides, fused): side[t.name] = p
+    chosen = {t.name: {f'{k}: {name}': v for k, o in found.items() for name, v in o[2][t.name].items()}
+              for t in train.tasks}
+    return calibrated_predictions(sides[0], y, sides[1], train.tasks, score, chosen)
+
 # %% ../nbs/27_baselines.ipynb #5f0c9a20
 def baseline_predictions(
     train, valid, test,    # clips
@@ -263,9 +303,11 @@ def baseline_predictions(
 ) -> dict: # name -> `Predictions` of the test clips
     "Predictions of the simple models that the clips have something for; no label of a test clip is read"
     parts, out, kind = (train, valid, test), {}, text_kind(train)
-    dense = clip_features(parts, encoder if 'frozen' in models else None)
+    dense = clip_features(parts, encoder if {'frozen', 'late_fusion'} & set(models) else None)
     if 'words' in models and kind == 'tokens':
         out[WORDS] = tuned_linear(_word_variants(parts, tokenizer, dense), train, valid, score, WORD_STRENGTHS)
+    if 'late_fusion' in models and (sources := _single_modalities(parts, tokenizer, dense)):
+        out[LATE_FUSION] = _late_fusion(sources, train, valid, score)
     if 'frozen' in models and dense[0]:
         name = FROZEN_TEXTLESS if kind == 'tokens' and encoder is None else FROZEN
         out[name] = tuned_linear([({}, standardised(dense))], train, valid, score)

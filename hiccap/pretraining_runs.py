@@ -305,13 +305,13 @@ class PretrainRecipe(RunRecipe):
         files = [s.clips.data for s in self.run.streams if s.clips.data != 'synthetic']
         self.tokenizer = tokenizer_for(self.run.network, files[0] if files else 'synthetic')
         self.parts = read_streams(self.run, self.tokenizer)
-        self.sized = sized_run(self.run, self.parts)
         return {f'{n} {k}': v for n, p in self.parts.items() for k, v in data_digests(p).items()}
 
 # %% ../nbs/56_pretraining_runs.ipynb #rp00000b
 @patch
 def train(self:PretrainRecipe):
-    run, out = self.sized, self.folder
+    run = self.sized = self.with_recipe(sum(len(train) for train, *_ in self.parts.values()))
+    out = self.folder
     self.learn = run_pretraining_learner(run, self.parts, out, self.log)
     self.write_config(self.learn.dls.train.mixture.tasks)
     write_records(out, [(s.clips, [self.parts[s.name]]) for s in run.streams], run.network.init)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GUIDE', 'NONFINITE', 'NOTHING_CHANGED',
-           'save_figure', 'save_plots', 'plot_strategy', 'plot_training', 'plot_scores_of', 'headline',
+           'save_figure', 'save_plots', 'plot_strategy', 'plot_training', 'plot_scores_of', 'report_scores', 'headline',
            'headline_markdown', 'comparison_rows', 'comparison_section', 'table_guide', 'operating_section',
            'scores_section', 'plot_calibration_of', 'calibration_section', 'fold_table', 'folds_section',
            'nonfinite_markdown', 'kept_markdown', 'tracker_markdown', 'strategy_markdown', 'training_section',
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
-from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS
+from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
 from .basics import counted, markdown_table, versions
 from .calibration import Calibration, calibration_table
 from .clips import as_numpy
@@ -80,6 +80,13 @@ def plot_scores_of(
         if names: save_figure(folder/f'{file}.png', draw, (2.6*len(names), 2.8), len(names))
 
 # %% ../nbs/54_reports.ipynb #0241d302
+def report_scores(
+    task # a `Task`
+) -> tuple: # names of scores
+    "The scores with which a report opens: three of a classification task, all of a regression task"
+    if task.is_regression: return headline_scores(task)
+    return ('f1' if task.n_classes == 2 else 'weighted_f1'), 'macro_f1', 'auroc'
+
 def headline(
     scores,      # a `Scores`
     others: dict # name -> `Scores` of another model on the same clips
@@ -90,8 +97,7 @@ def headline(
     others = {k: o for k, o in others.items() if k != CONSTANT}
     rows = []
     for name, s in scores.tasks.items():
-        first = 'f1' if s.task.n_classes == 2 else 'weighted_f1'
-        for k in headline_scores(s.task) if s.task.is_regression else (first, 'macro_f1', 'auroc'):
+        for k in report_scores(s.task):
             low, high = s.intervals.get(k, (np.nan, np.nan))
             baseline, trivial = best_trivial(s, k) or ('', np.nan)
             same = {o: other.tasks[name] for o, other in others.items()}
@@ -173,6 +179,8 @@ SIMPLE_MODELS = {  # name of a simple model -> what it reads
                      ' so its states are left out; numbers are predicted by ridge regression',
     FINE_TUNED: 'the text encoder of the network, trained in the same way as the network, with mean states and mean'
                 ' projected features in one linear layer for each task',
+    LATE_FUSION: 'a linear model for the words and one for the features of each modality, each trained on its own; the'
+                 ' prediction is the sum of their calibrated log-odds, or of their numbers',
     CONSTANT: 'the frequencies of the classes, or the mean of the numbers, in the training clips, for every clip'}
 
 # %% ../nbs/54_reports.ipynb #57fadf52

@@ -10,13 +10,14 @@ __all__ = ['WORK', 'WRITTEN', 'check_folder', 'partial_folder', 'holds_work', 'n
 # %% ../nbs/53_run_folders.ipynb #977c344f
 import json, os, shutil, time
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
 from fastcore.basics import patch
 from .basics import digest, put_back, read_json_dict, versions, whole_folder, write_json
 from .distributed import is_main, on_main, run_on_all
-from .runs import Run
+from .runs import RECIPES, Run
 from .run_videos import videos_digest
 from .sources import find_sources
 from .clips import column_stamps
@@ -268,6 +269,7 @@ class Recipe:
 class RunRecipe(Recipe):
     "A run in a folder that is whole at the end; a subclass has `read_data`, `train`, `score` and `write`"
     extraction = None # how its features were made, of `kept_recipe`
+    used = None       # the settings of the recipe, of `with_recipe`
 
     def __init__(self,
         run,                   # a `Run` or a `PretrainRun`
@@ -324,6 +326,16 @@ def write_config(self:RunRecipe,
     write_json(self.folder/'config.json',
                {self.run.kind: self.run.to_dict(defaults=True), 'versions': versions(),
                 'tasks': [t.to_dict() for t in tasks],
-                'data': self.digests, 'sources': self.sources,
+                **(dict(used=self.used) if self.used else {}), 'data': self.digests, 'sources': self.sources,
                 **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')
+
+@patch
+def with_recipe(self:RunRecipe,
+    n: int # training clips
+): # a run of the same kind
+    """The run with the settings of its recipe where it gives none. A run that is resumed has those that it began with,
+    also where another version has other recipes"""
+    training = self.run.training.sized(n)
+    self.used = self.begun.get('used') or {k: getattr(training, k) for k in RECIPES['large']}
+    return replace(self.run, training=replace(training, **self.used))

@@ -9,7 +9,8 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from hiccap import baselines
 from hiccap.baselines import (
-    CONSTANT, FROZEN, FROZEN_TEXTLESS, WORDS, baseline_predictions, clip_features, criterion_of, fit_linear,
+    CONSTANT, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS, baseline_predictions, clip_features, criterion_of,
+    fit_linear,
     standardised, tuned_linear, validation_score, word_counts)
 from hiccap.clips import Clip, ClipDataset
 from hiccap.encoders import TokenEncoder, TokensConfig
@@ -353,3 +354,44 @@ def test_settings_are_plain_values():
         for chosen in asdict(p)['chosen'].values():
             assert all(v is None or isinstance(v, (str, float)) for v in chosen.values())
     assert set(baselines.STRENGTHS) and baselines.CLASS_WEIGHTS == (None, 'balanced')
+
+
+def linear_parts(kinds=('a', 'b'), n=(200, 80, 200), regression=False):
+    "Clips of two modalities, each of which says a part of the label, and noise by a third name"
+    rng, parts = np.random.default_rng(0), []
+    for part, size in zip(('train', 'valid', 'test'), n):
+        z = rng.standard_normal((size, 2))
+        y = z.sum(1) if regression else (z.sum(1) + .5*rng.standard_normal(size) > 0).astype(int)
+        clips = []
+        for i in range(size):
+            x = {m: torch.tensor(v + .1*rng.standard_normal((3, 2)), dtype=torch.float32)
+                 for m, v in zip('ab', z[i])}
+            x = {m: v for m, v in x.items() if m in kinds}
+            if 'noise' in kinds: x['noise'] = torch.tensor(rng.standard_normal((3, 40)), dtype=torch.float32)
+            clips.append(Clip(f'{part}{i}', labels=dict(y=float(y[i]) if regression else int(y[i])), **x))
+        task = Task('y', kind='regression') if regression else Task('y', 2)
+        parts.append(ClipDataset.from_clips(clips, [task]))
+    return parts
+
+
+def late(parts): return baseline_predictions(*parts, models=('late_fusion',))[LATE_FUSION]
+
+
+def test_late_fusion_knows_what_the_modalities_know_together():
+    y = linear_parts()[2].targets('y').numpy()
+    right = {k: (late(linear_parts(k)).predicted['y'] == y).mean() for k in (('a',), ('b',), ('a', 'b'))}
+    assert right['a', 'b'] > max(right['a',], right['b',]) + .08
+
+
+def test_a_modality_of_noise_says_little_in_late_fusion():
+    y = linear_parts()[2].targets('y').numpy()
+    kinds = ('a', 'b', 'noise')
+    with_noise = (late(linear_parts(kinds)).predicted['y'] == linear_parts(kinds)[2].targets('y').numpy()).mean()
+    assert with_noise > (late(linear_parts()).predicted['y'] == y).mean() - .05
+
+
+def test_late_fusion_adds_numbers_up():
+    both, alone = linear_parts(regression=True), linear_parts(('a',), regression=True)
+    y = both[2].targets('y').numpy()
+    error = [np.mean((late(o).predicted['y'] - y)**2) for o in (both, alone)]
+    assert error[0] < .1 < .8 < error[1]

@@ -1,0 +1,142 @@
+"""Which model predicts real clips best: all runs of the study "What works on real data".
+
+    python benchmarks/what_works.py --data ../shared/data --out what_works --jobs 2
+
+It writes the subsets and the synthetic clips, trains every run that is not finished (`--only meld` for some), each as
+`hiccap_train` would with its defaults, and with `--keep nbs/results/what_works` it keeps the probabilities of all
+models for all test clips. The study computes every figure from these.
+"""
+import argparse, gzip, io, json, shutil
+from pathlib import Path
+import numpy as np
+import pandas as pd
+from hiccap.comparison import run_grid
+from hiccap.runs import Clips, Network, Run, Training
+
+SEEDS = range(5)
+LABELS = 'Sentiment:negative,neutral,positive', 'Emotion:anger,disgust,fear,joy,neutral,sadness,surprise'
+MELD = dict(own_numbering=True, labels=LABELS, text='Utterance', id=('Dialogue_ID', 'Utterance_ID'),
+            group='Dialogue_ID')
+TYPES = 'mature', 'gory', 'slapstick', 'sarcasm'
+WIDTHS = dict(a=32, b=24, c=16)              # columns of the synthetic modalities
+KNOWN = dict(dominant=dict(a=2.5, b=.8, c=.8), noise=dict(a=1.5, b=0., c=0.)) # log-odds for a deviation of each
+SHOWN = dict(dominant=('a', 'bc', 'ab', 'ac', 'abc'), noise=('a', 'ab', 'abc'))
+
+
+def some_groups(table, group, n, draw):
+    "Whole groups of a table, in random order, until there are n rows"
+    names = np.random.default_rng([draw, n]).permutation(table[group].unique())
+    sizes = table[group].value_counts()[names].cumsum()
+    return table[table[group].isin(names[:int((sizes < n).sum()) + 1])]
+
+
+def meld_subset(data, out, n, draw):
+    "A table of about n utterances of MELD's training dialogues"
+    path = out/f'meld_{n}_{draw}.csv'
+    table = pd.read_csv(data/'meld'/'train.csv', dtype=str, keep_default_na=False)
+    some_groups(table, 'Dialogue_ID', n, draw).to_csv(path, index=False)
+    return path
+
+
+def sentence(words):
+    "The text that was cut into pieces of words, in lower case: one of the two vocabularies has no capitals"
+    return ' '.join(o for o in words if o not in ('[CLS]', '[SEP]')).replace(' ##', '').lower()
+
+
+def comic_table(data, out, n=None, draw=0):
+    """A table of the comic-mischief clips with their words only: without token ids, of which there are two kinds, and
+    without captions, which one kind of clips has; both say something about the label"""
+    clips = json.loads((data/'comic_mischief_val.json').read_text())
+    rows = [dict(id=id, video=id.rpartition('_')[0] if '_' in id[-4:] else id.rpartition('.')[0],
+                 text=sentence(o['words']), comic=o['label'], **{t: o[t].index(1) for t in TYPES})
+            for id, o in clips.items()]
+    table = pd.DataFrame(rows)
+    assert table.video.nunique() == 109
+    path = out/('comic.csv' if n is None else f'comic_{n}_{draw}.csv')
+    (table if n is None else some_groups(table, 'video', n, draw)).to_csv(path, index=False)
+    return path
+
+
+def modal_clips(out, kind, draw, n=700, n_test=1300):
+    "Synthetic clips of three modalities, of which each says a known part of the label: a training and a test table"
+    rng, folder = np.random.default_rng([draw, list(KNOWN).index(kind)]), out/f'{kind}_{draw}'
+    z, names = rng.standard_normal((n + n_test, 3)), [f'{kind}{draw}-{i}' for i in range(n + n_test)]
+    y = rng.random(n + n_test) < 1/(1 + np.exp(-z@list(KNOWN[kind].values())))
+    for m, width, level in zip(WIDTHS, WIDTHS.values(), z.T):
+        (folder/m).mkdir(parents=True, exist_ok=True)
+        direction = rng.standard_normal(width)
+        direction /= np.linalg.norm(direction)
+        for id, v in zip(names, level):
+            x = rng.standard_normal((int(rng.integers(4, 31)), width))
+            x[rng.permutation(len(x))[:max(len(x)//3, 2)]] += 2*v*direction
+            np.save(folder/m/f'{id}.npy', x.astype(np.float32))
+    table = pd.DataFrame(dict(id=names, video=names, label=y.astype(int)))
+    table[:n].to_csv(folder/'train.csv', index=False)
+    table[n:].to_csv(folder/'test.csv', index=False)
+    return folder
+
+
+def text_run(seed, **clips):
+    "A run with the defaults, with the text encoder that a package holds"
+    return Run(Clips(**{k: str(v) if isinstance(v, Path) else v for k, v in clips.items()}), Network(encoder='minilm'),
+               Training(seed=seed, simple_models=('full',)))
+
+
+def experiments(data, out, only):
+    "name -> run, of all that was asked for; writes the tables"
+    dev, found = data/'meld'/'dev.csv', {}
+    def wanted(name): return not only or name in only
+    for s in SEEDS:
+        if wanted('meld'): found[f'meld.{s}'] = text_run(s, data=data/'meld'/'train.csv', test=dev, context=2, **MELD)
+        for n in (100, 250, 700):
+            if wanted(f'meld_{n}'):
+                found[f'meld_{n}.{s}'] = text_run(s, data=meld_subset(data, out, n, s), test=dev, context=2, **MELD)
+        for n in (None, 200):
+            if wanted(name := f'comic_{n}' if n else 'comic'):
+                found[f'{name}.{s}'] = text_run(s, data=comic_table(data, out, n, s), labels=('comic', *TYPES), folds=5,
+                                                group='video')
+        for kind, subsets in SHOWN.items():
+            if not wanted(kind): continue
+            folder = modal_clips(out, kind, s)
+            for shown in subsets:
+                clips = Clips(str(folder/'train.csv'), test=str(folder/'test.csv'), labels=('label:0,1',),
+                              features=tuple(f'{m}={folder/m}' for m in shown), group='video')
+                found[f'{kind}_{shown}.{s}'] = Run(clips, Network(), Training(seed=s, simple_models=('full',)))
+    return found
+
+
+def keep(runs, out, into):
+    "Keep the probabilities of all models, five digits each, and what the runs took, in a folder"
+    about = json.loads((into/'about.json').read_text()) if (into/'about.json').is_file() else {}
+    into.mkdir(parents=True, exist_ok=True)
+    for name in runs:
+        table = pd.read_csv(out/name/'probabilities.csv', dtype=str, keep_default_na=False)
+        numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
+        table = table[['model', *(['fold'] if 'fold' in table else []), 'clip', 'video', 'task', 'truth', 'predicted',
+                       *numbers]]
+        for c in numbers: table[c] = [f'{float(v):.5f}' if v else '' for v in table[c]]
+        buffer = io.BytesIO()
+        with gzip.GzipFile(fileobj=buffer, mode='wb', mtime=0) as f: f.write(table.to_csv(index=False).encode())
+        (into/name).mkdir(exist_ok=True)
+        (into/name/'probabilities.csv.gz').write_bytes(buffer.getvalue())
+        metrics, config = (json.loads((out/name/f'{k}.json').read_text()) for k in ('metrics', 'config'))
+        about[name] = dict(seconds=metrics['seconds'], clips=metrics['clips'], versions=config['versions'])
+    (into/'about.json').write_text(json.dumps(dict(sorted(about.items())), indent=1))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', type=Path, required=True, help='folder of meld/ and comic_mischief_val.json')
+    p.add_argument('--out', type=Path, required=True, help='folder for tables and runs')
+    p.add_argument('--jobs', type=int, default=1, help='runs at once')
+    p.add_argument('--only', nargs='+', help='names, such as meld, meld_100, comic, dominant')
+    p.add_argument('--keep', type=Path, help='folder that gets the probabilities')
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    runs = experiments(args.data, args.out, args.only)
+    status = run_grid(runs, args.out/'runs', args.jobs)
+    if failed := [k for k, v in status.items() if v]: raise SystemExit(f"failed: {', '.join(failed)}")
+    if args.keep: keep(runs, args.out/'runs', args.keep)
+
+
+if __name__ == '__main__': main()

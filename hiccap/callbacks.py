@@ -194,8 +194,10 @@ class KeepBest(Callback):
         folder=None,               # where `save_model` writes each new best; None keeps it in memory only
         overwrite: bool=False,     # replace a model that `folder` holds before the fit
         restore: bool=True,        # the best weights after the fit
-        reset: bool=True           # forget the best of an earlier fit; False where this fit continues it
+        reset: bool=True,          # forget the best of an earlier fit; False where this fit continues it
+        after: float=0.            # share of the fit's epochs, from 0 to below 1, none of which is kept
     ):
+        if not 0 <= after < 1: raise ValueError(f"after must be at least 0 and below 1, got {after!r}")
         if better is None: better = 'lower' if lower_is_better(monitor) else 'higher'
         if better not in ('lower', 'higher'): raise ValueError(f"better must be 'lower' or 'higher', got {better!r}")
         store_attr()
@@ -259,6 +261,7 @@ def _last_scores(recorder):
 def after_epoch(self: KeepBest):
     score = _last_scores(self.learn.recorder).get(self.monitor)
     self.scores.append(None if score is None else float(score))
+    if self.after and (self.learn.epoch + 1)/self.learn.n_epoch <= self.after: return
     if not self.is_better(self.scores[-1]): return
     self.best, self.best_epoch = self.scores[-1], self.learn.epoch
     self.weights = {k: v.detach().to('cpu', copy=True) for k, v in self.learn.model.state_dict().items()}

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from .affinity import MeasureAffinity, write_affinity
-from .basics import counted, write_json
+from .basics import counted, plain, write_json
 from .callbacks import AddRegularizer, ClipGradients, KeepBest, ProgressLines, StepRecorder
 from .checkpoints import CheckpointError, init_from, save_model, saved_config
 from .distributed import is_main, on_main
@@ -120,7 +120,7 @@ def _network_config(network, sets, base):
         if width % heads == 0: given['width'] = width
     if not network.init and given.get('head', 'mlp') == 'mlp':
         given = dict(head_widths=(given.get('width', HICCAPConfig.width),), head_dropout=HEAD_DROPOUT) | given
-    encoders, names = {m: encoder_config(e) for m, e in encoders.items()}, network.standardise
+    encoders, names = {m: encoder_config(e, m) for m, e in encoders.items()}, network.standardise
     if names == ('all',):
         names = () if network.init else [m for m in of_clips if isinstance(encoders[m], FeaturesConfig)]
     return HICCAPConfig.from_dict(dict(modalities=_standardised(encoders, names), **given))
@@ -189,7 +189,8 @@ def run_learner(
     dls = clip_dls(train, valid, training.bs, tasks, training.seed, num_workers=training.workers)
     # the default stands for the main score of all tasks, whatever their kinds
     monitor = mean_score_name(tasks) if training.monitor == 'macro_f1' else training.monitor
-    cbs = [*run_callbacks(training, log), KeepBest(monitor),
+    schedule = strategy_part('modalities', training.modalities)
+    cbs = [*run_callbacks(training, log), KeepBest(monitor, after=schedule.settled),
            AddRegularizer(Regularizer(training.regularizer, training.strength))]
     if training.affinity: cbs.append(MeasureAffinity(training.affinity))
     learn = hiccap_learner(dls, model, MultiTaskLoss(tasks, label_smoothing=training.label_smoothing), cbs=cbs,
@@ -239,7 +240,7 @@ def with_frozen_text(
 def _names_weights(network):
     "Whether settings name trained weights of a text encoder"
     own = named_encoders(network.config).get('text')
-    own = None if own is None else encoder_config(own)
+    own = None if own is None else encoder_config(own, 'text')
     return bool(network.encoder or isinstance(own, TokensConfig) and own.weights)
 
 def starting_encoder(
@@ -606,7 +607,7 @@ def label_lines(
 @patch
 def train(self:TrainRecipe):
     first, several = self.splits[0], bool(self.run.clips.folds)
-    self.sized = replace(self.run, training=self.run.training.sized(len(first[0])))
+    self.sized = self.with_recipe(len(first[0]))
     self.notes = list(dict.fromkeys(n for ds in first for n in ds.notes))
     self.write_config(first[0].tasks)
     write_records(self.folder, [(self.run.clips, self.splits)], self.run.network.init)
@@ -636,16 +637,15 @@ def write(self:TrainRecipe):
     if affinity := affinity_of(folds): write_affinity(affinity, out)
     write_report(out, self.sized, folds, r.scores, r.others, self.notes, r.differences, r.calibration)
     seconds = dict(total=time.perf_counter() - self.started, training=[f.seconds for f in folds])
-    write_json(
-        out/'metrics.json',
-        dict(scores=r.scores.to_dict(), beside={k: v.to_dict() for k, v in r.others.items()},
-             differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
-             thresholds=[f.thresholds.values for f in folds],
-             temperatures=[f.temperatures.values for f in folds],
-             calibration={k: c.to_dict() for k, c in r.calibration.items()},
-             simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
-             not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
-             modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes))
+    found = dict(scores=r.scores.to_dict(), beside={k: v.to_dict() for k, v in r.others.items()},
+        differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
+        thresholds=[f.thresholds.values for f in folds],
+        temperatures=[f.temperatures.values for f in folds],
+        calibration={k: c.to_dict() for k, c in r.calibration.items()},
+        simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
+        not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
+        modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes)
+    write_json(out/'metrics.json', plain(found, finite=True))  # a score that is undefined may be infinite
 
 def modalities_of(
     sets # data sets

@@ -718,3 +718,11 @@ def test_hours_minutes_and_seconds():
     assert cb.left() == '3:05:07'  # half is done
     cb.learn.resumed_at = .25
     assert cb.left() == '6:10:14'  # of which half was done before this process began
+
+
+def test_epochs_before_a_share_of_the_fit_are_never_the_best():
+    learn = plain([keep := KeepBest(after=.5), kept := GivenScores([1., 2., 4., 3.])], 1, lr=.5)
+    learn.fit(4)
+    assert (keep.best, keep.best_epoch, keep.scores) == (3., 3, [1., 2., 4., 3.])
+    assert same_weights(learn.model.state_dict(), kept.after[3])
+    with pytest.raises(ValueError, match='below 1'): KeepBest(after=1.)

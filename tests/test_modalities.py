@@ -7,8 +7,8 @@ from hypothesis import given, strategies as st
 
 from hiccap.clips import MODALITIES, Clip, ClipDataset
 from hiccap.learner import ClipDL, clip_dls, hiccap_learner
-from hiccap.modalities import (ModalityDropout, ModalitySchedule, OneModality, ShowModalities, modality_schedule,
-                               present_in, show)
+from hiccap.modalities import (ModalityDropout, ModalitySchedule, OneModality, ShowModalities, TimeMasks,
+                               lengths_in, modality_schedule, present_in, show, show_runs)
 from hiccap.robustness import KINDS, SUBSETS, corrupted, corruption_scores, only, subset_scores
 from hiccap.encoders import FeaturesConfig, TokensConfig
 from hiccap.model import HICCAP, HICCAPConfig
@@ -66,6 +66,26 @@ def test_a_schedule_hides_only_what_is_there_and_never_all_of_it(made, rows, ste
     assert not (one & ~present).any() and (one.any(1) == present.any(1)).all()
     if name == 'one_at_a_time' and step % kw['every'] == 0: assert (one.sum(1) <= 1).all()
     if name == 'all' or name == 'one_at_a_time' and step % kw['every']: assert (one == present).all()
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 7)]*3), min_size=1, max_size=6), st.sampled_from(['left', 'right']),
+       st.integers(0, 99))
+def test_time_masks_hide_runs_of_what_is_there(ns, side, seed):
+    inputs = collate(list(clips(ns, seed)), (), side=side, modalities=MODALITIES)[0]
+    lengths = lengths_in(inputs)
+    assert (lengths == np.array(ns)).all()
+    made, rng = TimeMasks(p=1., after=.5), np.random.default_rng(seed)
+    assert made.runs(lengths, .49, rng) is None
+    runs = made.runs(lengths, .5, np.random.default_rng(seed))
+    assert (runs == made.runs(lengths, 1., np.random.default_rng(seed))).all()
+    out = show_runs(inputs, runs)
+    for j, m in enumerate(MODALITIES):
+        for i, (first, end, inside) in enumerate(runs[:, j].tolist()):
+            real, shown = inputs[f'{m}_mask'][i], out[f'{m}_mask'][i]
+            assert not (shown & ~real).any() and 0 <= first <= end <= ns[i][j]
+            wanted = np.array([(first <= k < end) == bool(inside) for k in range(ns[i][j])], bool)
+            if m == 'text' and len(wanted) > 2: wanted[[0, -1]] = wanted[1:-1].any()
+            assert (shown[real].numpy() == wanted).all()
 
 
 @pytest.fixture(scope='module')

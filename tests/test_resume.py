@@ -127,6 +127,7 @@ KINDS = dict(
     fp16=lambda: plain().to_fp16(init_scale=2.0**10, growth_interval=3),
     penalty=lambda: plain(cbs=[AddRegularizer(Regularizer('norm', 0.1))]),
     modalities=lambda: plain(cbs=[ShowModalities('dropout', 3)]),
+    time_masks=lambda: plain(cbs=[ShowModalities('time_masks', 3)]),
     **{n: lambda n=n: plain(cbs=[Weigh(n, representation=['norm'])])
        for n in (list(WEIGHTINGS) if NIGHTLY else ('dwa', 'famo', 'graddrop'))}
 )

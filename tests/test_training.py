@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 
 from hiccap import training
-from hiccap.baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, WORDS, Predictions
+from hiccap.baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS, Predictions
 from hiccap.checkpoints import save_model
 from hiccap.clips import Clip, ClipDataset, as_numpy
 from hiccap.encoders import TokensConfig, text_backbone
@@ -19,7 +19,7 @@ from hiccap.metrics import Thresholds, choose_thresholds, compare_scores, evalua
 from hiccap.predictions import NETWORK, PROBABILITIES, read_probabilities
 from hiccap.reports import comparison_rows, comparison_section, headline, headline_markdown
 from hiccap.run_data import read_splits
-from hiccap.runs import EARLIER_HEADS, Network, Run
+from hiccap.runs import EARLIER_HEADS, RECIPES, Network, Run
 from hiccap.tasks import IGNORE, Task
 from hiccap.training import (
     HEAD_DROPOUT,
@@ -69,7 +69,7 @@ class Poisoned(dict):
 
 @pytest.fixture(scope='module')
 def fold(parts, tmp_path_factory):
-    run = SMALL.but(simple_models=('words', 'frozen', 'fine_tuned'))
+    run = SMALL.but(simple_models='full')
     return FoldRecipe(run, parts, 1, tmp_path_factory.mktemp('fold'), log=silent)()
 
 
@@ -78,18 +78,18 @@ def test_nothing_is_chosen_on_test_clips(parts, fold, tmp_path, labels):
     train, valid, test = parts
     test = with_labels(test, permuted if labels == 'permuted' else lambda y: np.full_like(y, IGNORE))
     if labels == 'poisoned': test.labels = Poisoned()
-    run = SMALL.but(simple_models=('words', 'frozen', 'fine_tuned'))
+    run = SMALL.but(simple_models='full')
     again = FoldRecipe(run, (train, valid, test), 1, tmp_path, log=silent)()
     assert decided(again) == decided(fold) and again.best == fold.best
-    assert list(fold.models()) == [NETWORK, FINE_TUNED, WORDS, FROZEN_TEXTLESS, CONSTANT]
+    assert list(fold.models()) == [NETWORK, FINE_TUNED, WORDS, LATE_FUSION, FROZEN_TEXTLESS, CONSTANT]
 
 
 def test_labels_of_validation_clips_do_choose(parts, fold, tmp_path):
     "The test above would say nothing if no label decided anything"
     train, valid, test = parts
-    run = SMALL.but(simple_models=('words', 'fine_tuned'))
+    run = SMALL.but(simple_models=('words', 'late_fusion', 'fine_tuned'))
     again = FoldRecipe(run, (train, with_labels(valid, permuted), test), 1, tmp_path, log=silent)()
-    for name in (NETWORK, WORDS, FINE_TUNED):
+    for name in (NETWORK, WORDS, LATE_FUSION, FINE_TUNED):
         for what in ('thresholds', 'temperatures'):
             assert getattr(again.models()[name], what) != getattr(fold.models()[name], what)
 
@@ -100,6 +100,14 @@ def learn(parts, tmp_path_factory):
     learn = run_learner(SMALL.training, *parts[:2], model, tmp_path_factory.mktemp('learn'), silent)
     fit_run(learn, SMALL.training)
     return learn
+
+
+def test_a_run_with_time_masks_keeps_no_epoch_from_before_them(parts, tmp_path):
+    model = build_model(SMALL.network, parts[0], 0)
+    def after(modalities):
+        training = replace(SMALL.training, modalities=modalities)
+        return run_learner(training, *parts[:2], model, tmp_path, silent).keep_best.after
+    assert after(dict(name='time_masks', after=.2)) == .6 and after('subsets') == after('all') == 0
 
 
 @pytest.mark.parametrize('score', ['macro_f1', 'f1', 'accuracy', 'precision=0.6', 'recall=0.9', 'cost=5:1'])
@@ -367,6 +375,29 @@ def test_a_run_that_is_killed_in_its_simple_model_resumes(tmp_path):
     assert any('after step' in o and 'epoch 2' in o for o in lines) # the simple model
     for name in (PROBABILITIES, 'history.csv', 'model/model.safetensors'):
         assert (tmp_path/'cut'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes()
+
+
+def test_a_resumed_run_keeps_the_recipe_that_it_began_with(tmp_path, monkeypatch):
+    run = SMALL.but(epochs=None, bs=None, lr=None, encoder_lr=None, checkpoint_every=0, simple_models=(),
+                    synthetic=dict(n=60, scale=.1))
+    recipe = dict(epochs=2, bs=32, lr=1e-3, encoder_lr=1e-3)
+    monkeypatch.setitem(RECIPES, 'small', recipe)
+    def stop(line):
+        if 'epoch 1/2' in line: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'run', write=stop)
+    monkeypatch.setitem(RECIPES, 'small', recipe | dict(epochs=3, bs=16))  # that of another version
+    train_run(run, tmp_path/'run', write=silent, resume=True)
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['used'] == recipe
+    assert pd.read_csv(tmp_path/'run'/'history.csv').epoch.nunique() == 2
+
+
+def test_a_run_whose_validation_has_no_score_is_finished(tmp_path):
+    "One validation clip with a number has no correlation, so no epoch is the best"
+    run = SMALL.but(epochs=1, synthetic=dict(n=24, scale=.1, per_video=1, level=.5), valid_share=.1)
+    with pytest.warns(UserWarning, match='no best one'): train_run(run, tmp_path/'run', write=silent)
+    metrics = json.loads((tmp_path/'run'/'metrics.json').read_text())
+    assert metrics['clips'][0]['validation'] == 2 and metrics['kept'][0]['score'] is None
+    assert metrics['simple'][0][WORDS]['level']['validation'] is None
 
 
 def test_a_frozen_encoder_is_not_fine_tuned(tmp_path):

@@ -8,7 +8,7 @@ __all__ = ['LENGTHS', 'onnx_gates', 'TracedLSTM', 'mean_logits', 'calibrated_log
            'export_onnx']
 
 # %% ../nbs/61_export.ipynb #4e5a2868
-import copy, functools, importlib.util, itertools, json, logging, os, warnings
+import copy, functools, itertools, json, logging, os, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch
@@ -18,6 +18,7 @@ from . import __version__
 from .basics import check_new_file, one_line, whole_file
 from .metrics import Thresholds
 from .encoders import FeatureEncoder, TokenEncoder
+from .imports import load_extra
 from .model import HICCAP
 from .padding import batch_modalities, batch_size
 from .tasks import Task
@@ -175,15 +176,9 @@ def complete_inputs(
 class ExportError(ValueError):
     "A network that cannot be exported, or an exported file that cannot be used; the message says why and what to do"
 
-def _require(*packages):
-    "Raise `ExportError` for a missing package"
-    if missing := [p for p in packages if importlib.util.find_spec(p) is None]:
-        raise ExportError(f"exporting needs {' and '.join(missing)}: pip install 'hiccap[export]'")
-
 def _open_session(path, threads):
-    "An `onnxruntime.InferenceSession`; raises `ExportError`"
-    _require('onnxruntime')
-    import onnxruntime as ort
+    "An `onnxruntime.InferenceSession`; raises `ExportError`, and `ImportError` without the extra"
+    ort = load_extra('onnxruntime', 'export', 'an exported network')
     if not Path(path).is_file(): raise ExportError(f"{path} does not exist; give a file that hiccap_export wrote")
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
@@ -307,8 +302,9 @@ def export_onnx(
     tolerance: float=1e-4, # largest difference of a logit that is accepted
     temperatures: list=()  # a dict task -> temperature for each network; none without calibration
 ) -> float: # the largest difference found
-    "Write networks to an ONNX file after comparing it with them; raises `ExportError`, or `OSError` for the path"
-    _require('onnx', 'onnxscript', 'onnxruntime')
+    """Write networks to an ONNX file after comparing it with them; raises `ExportError`, `OSError` for the path, and
+    `ImportError` without the extra"""
+    for o in ('onnx', 'onnxscript', 'onnxruntime'): load_extra(o, 'export', 'exporting')
     models = [m.eval() for m in ([models] if isinstance(models, HICCAP) else models)]
     path = Path(os.path.realpath(path))
     if not models[0].tasks: raise ExportError('the network has no task: train it first, or give one with heads')

@@ -142,7 +142,7 @@ def __repr__(self:Seen):
     "One sentence or two for the reader of a score"
     if self.how is None:
         return (f"It cannot be checked whether the run was trained on these clips: it has no {VIDEOS} that can be read."
-                " An earlier version wrote the run, or the file was lost")
+                " An earlier version wrote the run, it was shared without it, or the file was lost")
     trained, chose, video, new = _numbers(self.how)
     n = len(self.how)
     if new == n:

@@ -31,9 +31,11 @@ def get_tokenizer(
     if not isinstance(tokenizer, (str, os.PathLike)): return tokenizer
     # here: it is slow to import, and only some data need it
     with quiet_imports(): from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(encoder_path(os.fspath(tokenizer)))
+    try: return AutoTokenizer.from_pretrained(encoder_path(os.fspath(tokenizer)), trust_remote_code=False)
     except (OSError, ValueError) as e:
-        raise DataError(f"no tokenizer there ({str(e).splitlines()[0]})", file=tokenizer,
+        why = str(e).splitlines()[0]
+        if 'trust_remote_code' in str(e): why = 'it is code of its own, which is not executed'
+        raise DataError(f"no tokenizer there ({why})", file=tokenizer,
                         fix='Give minilm, or the folder or hub name of a transformers model') from None
 
 def longest_text(

@@ -33,7 +33,9 @@ MODULES = dict(
     training='train_run',
     pretraining_runs='PretrainRun pretrain_run',
     comparison='compare_runs',
-    inference='load_run',
+    prediction_records='read_prediction_records',
+    review_page='write_review',
+    sharing='load_run Trained', # with the methods that save, share and load a run
 )
 
 # %% ../nbs/63_all.ipynb #8bacd2ab

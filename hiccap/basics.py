@@ -214,6 +214,7 @@ def whole_file(
     path # of the file, a `Path`
 ):
     "Yield a temporary file next to `path`; when the block ends it is on disk and takes the place of `path`"
+    path = Path(os.path.realpath(path))  # a link stays, and its file is replaced
     temp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
     os.close(os.open(temp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # with the permissions of any other new file
     try:
@@ -304,6 +305,8 @@ def check_new_file(
 ):
     "Raise `FileNotFoundError` or `FileExistsError` if a file may not be written"
     at = Path(path).resolve()
+    if Path(path).exists() and not (at.is_file() or at.is_dir()):
+        raise FileExistsError(f"{path} is not a file, so {what} cannot take its place: give the name of a file")
     if at.is_dir() or not at.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: give the name of {what} in a folder that exists")
     if at.exists() and not overwrite: raise FileExistsError(f"{path} exists; give another file, or --overwrite")

@@ -140,8 +140,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message):
         "End the process with exit status 2 and one line"
         wrong = message.partition('unrecognized arguments: ')[2].split()
-        near = [nearest(o.partition('=')[0], self._option_string_actions, .6) for o in wrong if o.startswith('-')]
-        near = list(filter(None, near))
+        known = {o.lstrip('-'): o for o in self._option_string_actions}  # the hyphens alone make short names similar
+        near = [nearest(o.partition('=')[0].lstrip('-'), known, .6) for o in wrong if o.startswith('-')]
+        near = [known[o] for o in near if o]
         hint = '; did you mean ' + ', '.join(near) + '?' if near else f'; {self.prog} --help lists all options'
         self.exit(2, f'{self.prog}: error: {message}{hint}\n')
 
@@ -250,7 +251,8 @@ def _add_features(p):
 def _use_parser(prog, doc, out, several=False):
     "A parser of the options that predicting, evaluating and calibrating share; `out` is the help of --out, if any"
     p = CommandParser(prog, doc)
-    p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
+    p.add_argument('folder', help='folder of a finished run, as hiccap_train, hiccap_demo and save_pretrained write it;'
+                                  ' or the name of a shared run on the Hugging Face Hub, such as owner/name')
     if several: p.add_argument('data', nargs='+', help=f'clips: {CLIPS_FILE}; or video files and folders of them')
     else: p.add_argument('data', help=f'clips: {CLIPS_FILE}')
     _add_features(p)
@@ -264,15 +266,24 @@ def _use_parser(prog, doc, out, several=False):
     add_run_options(p, only=(*Run.settings('column'), 'jobs', 'cache'))
     return p
 
-def _read_for(args, labelled):
-    "The trained run, the clips, and the videos that could not be extracted: path -> reason"
-    from hiccap.inference import load_run
-    trained, log = load_run(args.folder), lambda line: print(line, file=sys.stderr)
+def _locate_for(args):
+    "The trained run, where the clips are, and the videos that could not be extracted: path -> reason"
+    from hiccap.sharing import Trained
+    trained, log = Trained.from_pretrained(args.folder), lambda line: print(line, file=sys.stderr)
     clips, failures = trained.locate(args.data, args.features, log=log,
                                      **_given(args, (*Run.settings('column'), 'jobs', 'cache')))
+    return trained, clips, failures
+
+def _read_located(args, trained, clips, labelled):
+    "The clips, with their notes on standard error"
     ds = trained.read_located(clips, labelled, args.without)
-    for n in ds.notes: log(n)
-    return trained, ds, failures
+    for n in ds.notes: print(n, file=sys.stderr)
+    return ds
+
+def _read_for(args, labelled):
+    "The trained run, the clips, and the videos that could not be extracted: path -> reason"
+    trained, clips, failures = _locate_for(args)
+    return trained, _read_located(args, trained, clips, labelled), failures
 
 # %% ../nbs/62_cli.ipynb #cl000008
 def predict(
@@ -285,20 +296,55 @@ def predict(
         ' are more than two classes), calibrated, and predicted class, or the number of a regression task. A run that'
         ' hiccap_calibrate has calibrated also has the decision: pass, review or block. The features of videos'
         ' are extracted as those of the run were. Exit status 1 if a video could not be read; the others are'
-        ' predicted.',
-        '.csv file to write; standard output by default', several=True)
+        ' predicted. --json and --html write more: records for other programs, and pages on which a person reviews'
+        ' the predictions.',
+        '.csv file to write; by default standard output, unless --json or --html is given', several=True)
+    p.add_argument('--json', metavar='FILE', help='.jsonl file to write: a record for each clip, with its video file,'
+                   ' probabilities, thresholds, decisions and digests')
+    p.add_argument('--moments', action='store_true', help='with --json: also the moments that speak for and against'
+                   ' each prediction')
+    p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
+                   ' and the moments of each clip. Open its index.html')
     return _guarded(_predict, p.parse_args(argv))
 
 def _predict(args):
     from hiccap.training import prediction_table
-    if args.out: check_new_file(args.out, 'a .csv file', args.overwrite)
-    trained, ds, failures = _read_for(args, labelled=False)
+    _check_written(args)
+    trained, clips, failures = _locate_for(args)
+    ds = _read_located(args, trained, clips, labelled=False)
     probs, predicted = trained.answer(ds, args.bs, args.precision)
-    table = prediction_table(ds.ids, probs, predicted, trained.tasks, decisions=trained.decide(probs))
-    table.to_csv(args.out or sys.stdout, index=False)
+    if args.json or args.html: _write_records(args, trained, ds, clips, probs)
+    if args.out or not (args.json or args.html):
+        table = prediction_table(ds.ids, probs, predicted, trained.tasks, decisions=trained.decide(probs))
+        table.to_csv(args.out or sys.stdout, index=False)
     if args.out:
         print(f"{counted(len(table), 'prediction')} for {counted(len(ds), 'clip')}: {args.out}", file=sys.stderr)
     return int(bool(failures))
+
+# %% ../nbs/62_cli.ipynb #6b29cda8
+def _check_written(args):
+    "Raise an error if what `hiccap_predict` is to write may not be written"
+    from hiccap.review_page import check_review_folder
+    if args.moments and not args.json:
+        raise ValueError('--moments adds the moments to the file of --json: give --json too; --html has them always')
+    written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html) if o]
+    if len({*written}) < len(written):
+        raise ValueError('--out, --json and --html name one path twice: give each its own')
+    if args.out: check_new_file(args.out, 'a .csv file', args.overwrite)
+    if args.json: check_new_file(args.json, 'a .jsonl file', args.overwrite)
+    if args.html: check_review_folder(args.html, args.overwrite)
+
+def _write_records(args, trained, ds, clips, probs):
+    "Write the records and the pages of predictions"
+    from hiccap.clip_places import clip_places
+    from hiccap.prediction_records import prediction_records, write_prediction_records
+    from hiccap.review_page import write_review
+    explanations = trained.explain(ds) if args.moments or args.html else None
+    records = prediction_records(trained, ds, explanations, clip_places(clips), probs)
+    if args.json:
+        write_prediction_records(args.json, records, args.overwrite)
+        print(f"{counted(len(records), 'record')}: {args.json}", file=sys.stderr)
+    if args.html: print(f"Open {write_review(args.html, records, args.overwrite, clips=clips)}", file=sys.stderr)
 
 # %% ../nbs/62_cli.ipynb #7852e45c
 def evaluate(
@@ -316,19 +362,35 @@ def evaluate(
         help='also score every subset of the modalities, and modalities damaged to growing degrees: some 40 times the'
              ' work (needs --out)')
     p.add_argument(
+        '--moments', type=int, nargs='?', const=200, metavar='N',
+        help='also measure on N clips (default: 200) whether the moments of the run decide its predictions: each is'
+             ' predicted some hundred times without some of its words and seconds (needs --out)')
+    p.add_argument(
         '--only-unseen', action='store_true',
         help='leave out clips that the run was trained on, that chose its epoch, or whose video has such clips')
     add_run_options(p, only=('own_numbering',))
     return _guarded(_evaluate, p.parse_args(argv))
 
+# %% ../nbs/62_cli.ipynb #230014ba
+def _check_evaluation(args):
+    "Raise `ValueError` for options that need another one"
+    for name in ('robustness', 'moments'):
+        value = getattr(args, name)
+        if value not in (None, False) and not args.out:
+            raise ValueError(f'--{name} writes tables and plots: say where with --out')
+    if args.moments is not None and args.moments < 1:
+        raise ValueError(f'--moments is the number of clips, at least 1, got {args.moments}')
+
 def _evaluate(args):
     from hiccap.clips import as_numpy
     from hiccap.inference import write_evaluation
     from hiccap.metrics import evaluate
+    from hiccap.moments import check_explainable
     from hiccap.run_folders import check_folder
-    if args.robustness and not args.out: raise ValueError('--robustness writes tables and plots: say where with --out')
+    _check_evaluation(args)
     if args.out: check_folder(args.out, args.overwrite, 'evaluation')
     trained, ds, failures = _read_for(args, labelled=True)
+    for o in trained.models if args.moments else (): check_explainable(o)
     where = args.data, getattr(args, 'own_numbering', False)
     if args.only_unseen:
         ds = trained.unseen(ds, *where)
@@ -340,7 +402,7 @@ def _evaluate(args):
     scores = evaluate(probs, as_numpy(ds.labels), trained.tasks, trained.thresholds, predicted, ds.groups)
     if args.out:
         write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness,
-                         seen, raw)
+                         seen, raw, args.moments or 0, lambda line: print(line, file=sys.stderr))
         print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
     return int(bool(failures))
@@ -383,15 +445,15 @@ def export(
         'hiccap_export',
         'Write the network of a finished run as an ONNX file, with its tasks and thresholds, and check that the two'
         ' agree. Needs pip install \'hiccap[export]\'.')
-    p.add_argument('folder', help='folder of a finished run, as hiccap_train and hiccap_demo write it')
+    p.add_argument('folder', help='folder of a finished or shared run, or its name on the Hugging Face Hub')
     p.add_argument('out', help='.onnx file to write')
     p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
     return _guarded(_export, p.parse_args(argv))
 
 def _export(args):
     from hiccap.export import export_onnx
-    from hiccap.inference import load_run
-    trained = load_run(args.folder)
+    from hiccap.sharing import Trained
+    trained = Trained.from_pretrained(args.folder)
     found = export_onnx(trained.models, args.out, trained.thresholds, args.overwrite,
                         temperatures=[t.values for t in trained.temperatures])
     print(f"{args.out}: {', '.join(t.name for t in trained.tasks)}; its logits differ from the run's by at most"

@@ -301,7 +301,11 @@ def test_names_that_mean_something_else_are_refused(name):
 @pytest.mark.parametrize('make, says', [
     (lambda: HICCAPConfig(modalities={}), 'needs a modality'),
     (lambda: HICCAPConfig(modalities=['face']), 'must be a dict'),
-    (lambda: HICCAPConfig(modalities=dict(face='minilm', sound=-1)), 'at least 1'),
+    (lambda: HICCAPConfig(modalities=dict(face='minilm', sound=-1)), 'sound: .*at least 1'),
+    (lambda: HICCAPConfig(modalities=dict(face=dict(kind='features'))), 'face: An encoder of features .* width: 35'),
+    (lambda: HICCAPConfig(video=dict(kind='features', hidden=3)), 'video: An encoder of features needs their width'),
+    (lambda: HICCAPConfig(video=dict(kind='features', width=3, layers='2')), 'video: Not the sizes'),
+    (lambda: HICCAPConfig(text=dict(kind='tokens', config='bert')), 'text: config must be a dict'),
     (lambda: HICCAPConfig(modalities=dict(face=3), contexts=dict(face=('text',))), 'all other modalities'),
     (lambda: HICCAPConfig(modalites=dict(face=3)), "did you mean 'modalities'"),
     (lambda: ModalityDropout({'a face': .1}), 'cannot name'), (lambda: OneModality(()), 'must name')])

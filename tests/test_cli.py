@@ -348,6 +348,10 @@ def test_an_evaluation_with_modalities_away_and_damaged(trained, synthetic, tmp_
 
 @pytest.mark.parametrize('command, args, said', [
     ('train', ['clips.csv', '--feature', 'x', '--epoch', '1'], 'did you mean --features, --epochs?'),
+    ('train', ['clips.csv', '--widow', '3'],
+     'unrecognized arguments: --widow 3; hiccap_train --help lists all options'),
+    ('train', ['texts.csv', '--labels', 'funny', '--encoder', 'minilm', '--set', 'video={"kind": "features"}'],
+     "error: video: An encoder of features needs their width, and {'kind': 'features'} has none. Add the number"),
     ('train', ['--set', 'width=48', 'clips.csv'],
      "'clips.csv' is not name=value; clips and folders come before the options"),
     ('train', ['--resume', '--out', 'nowhere'], 'nowhere holds no interrupted run'),
@@ -359,8 +363,8 @@ def test_an_evaluation_with_modalities_away_and_damaged(trained, synthetic, tmp_
      'silent.csv: no training clip has text, video, audio or another modality'),
     ('train', ['texts.csv', '--labels', 'funny', '--features', 'uneven', '--encoder', 'minilm'],
      '8 columns where v0_0_rgb.npy has 12, and the two are added'),
-], ids=['misspelt', 'after-a-list', 'resume-nothing', 'no-folder', 'misnamed', 'empty-folder', 'silent',
-        'uneven-parts'])
+], ids=['misspelt', 'short-option', 'no-width', 'after-a-list', 'resume-nothing', 'no-folder', 'misnamed',
+        'empty-folder', 'silent', 'uneven-parts'])
 def test_what_a_hurried_person_does_wrong_is_one_line(tmp_path, monkeypatch, capsys, command, args, said):
     from hiccap import cli
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'NOTHING', 'MODALITY_SCHEDULES', 'show', 'check_modalities', 'ModalitySchedule', 'ModalityDropout',
-           'RandomSubset', 'OneModality', 'TimeMasks', 'show_runs', 'lengths_in', 'modality_schedule', 'ShowModalities']
+           'RandomSubset', 'OneModality', 'TimeMasks', 'show_runs', 'modality_schedule', 'ShowModalities']
 
 # %% ../nbs/45_modalities.ipynb #13a37e95
 from .imports import quiet_imports
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from .basics import check_whole, made_by_name, nearest_name
 from .clips import MODALITIES, check_modality
 from .distributed import all_gather_object, own_rows, part_of, world_size
-from .padding import batch_modalities, batch_size
+from .padding import batch_modalities, batch_size, lengths_in
 from .network_config import pairs_of
 from .pretext import ContrastTask, present_in  # noqa: F401 (others import present_in from here)
 from .tasks import is_labelled
@@ -174,15 +174,6 @@ def show_runs(
             keep = torch.where(n > 2, (keep | edge) & words, keep)
         out[f'{m}_mask'] = mask & keep
     return out
-
-def lengths_in(
-    inputs: dict,    # of a batch
-    names=MODALITIES # of M modalities
-) -> np.ndarray: # (B, M) int64
-    "How many positions each row has of each modality"
-    nothing = torch.zeros(batch_size(inputs), dtype=torch.long)
-    n = [x.sum(1).cpu() if (x := inputs.get(f'{m}_mask')) is not None else nothing for m in names]
-    return torch.stack(n, 1).numpy()
 
 # %% ../nbs/45_modalities.ipynb #0749ca0a
 MODALITY_SCHEDULES = dict(

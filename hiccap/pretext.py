@@ -13,7 +13,7 @@ from .basics import nearest_name
 from .clips import MODALITIES, modality_order
 from .mixture import Plan
 from .network_config import PAIRS, pair_members, pairs_of
-from .padding import batch_modalities, batch_size
+from .padding import batch_modalities, batch_size, lengths_in
 from .streams import Stream
 from .tasks import IGNORE, Task, is_labelled
 
@@ -87,9 +87,7 @@ def present_in(
     names=MODALITIES # of M modalities
 ) -> np.ndarray: # (B, M) bool
     "Which modalities each row has"
-    nothing = torch.zeros(batch_size(inputs), dtype=torch.bool)
-    has = [x.any(1).cpu() if (x := inputs.get(f'{m}_mask')) is not None else nothing for m in names]
-    return torch.stack(has, 1).numpy()
+    return lengths_in(inputs, names) > 0
 
 def keys_of(
     inputs: dict, # of a batch

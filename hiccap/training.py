@@ -638,13 +638,13 @@ def write(self:TrainRecipe):
     write_report(out, self.sized, folds, r.scores, r.others, self.notes, r.differences, r.calibration)
     seconds = dict(total=time.perf_counter() - self.started, training=[f.seconds for f in folds])
     found = dict(scores=r.scores.to_dict(), beside={k: v.to_dict() for k, v in r.others.items()},
-        differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
-        thresholds=[f.thresholds.values for f in folds],
-        temperatures=[f.temperatures.values for f in folds],
-        calibration={k: c.to_dict() for k, c in r.calibration.items()},
-        simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
-        not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
-        modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes)
+                 differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
+                 thresholds=[f.thresholds.values for f in folds],
+                 temperatures=[f.temperatures.values for f in folds],
+                 calibration={k: c.to_dict() for k, c in r.calibration.items()},
+                 simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
+                 not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
+                 modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes)
     write_json(out/'metrics.json', plain(found, finite=True))  # a score that is undefined may be infinite
 
 def modalities_of(

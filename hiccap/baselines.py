@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'CLASS_WEIGHTS', 'RIDGE_STRENGTHS', 'EMPTY', 'WORDS', 'FROZEN', 'FROZEN_TEXTLESS', 'FINE_TUNED',
-           'LATE_FUSION', 'CONSTANT', 'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS', 'fit_linear',
-           'linear_baseline', 'validation_score', 'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values',
-           'text_kind', 'clip_features', 'standardised', 'baseline_predictions']
+           'LATE_FUSION', 'DEEP_ALONE', 'CONSTANT', 'WORD_STRENGTHS', 'SECOND_WEIGHTS', 'FEATURE_WEIGHTS',
+           'LinearModel', 'fit_linear', 'linear_baseline', 'validation_score', 'TunedModel', 'tuned_models',
+           'tuned_linear', 'word_counts', 'tfidf_baseline', 'first_values', 'text_kind', 'clip_features',
+           'column_scaling', 'standardised', 'baseline_predictions']
 
 # %% ../nbs/27_baselines.ipynb #c7137183
 import itertools
+from dataclasses import dataclass
 import torch, numpy as np
 from scipy import sparse
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import confusion_matrix
@@ -28,19 +30,43 @@ from .metrics import choose_thresholds, count_scores, criterion_of, merits
 from .number_scores import number_scores
 
 # %% ../nbs/27_baselines.ipynb #eb13a124
+@dataclass(frozen=True)
+class LinearModel:
+    "A fitted linear model; called with (M, F) features, it gives (M, n_classes) probabilities, or (M, 1) numbers"
+    predict: object      # the function that a call calls
+    weight: np.ndarray   # (F, n_outputs) of each feature, in logits or in the unit of the numbers
+    level: np.ndarray    # (n_outputs,) logits or number of a clip whose features are all 0
+
+    def __call__(self, Z): return self.predict(Z)
+
 def _fit_ridge(X, y, C):
     "A ridge regression of standardised numbers, so that one strength means the same for labels of any unit"
     mean, deviation = y.mean(), y.std() or 1.
     model = Ridge(alpha=1/C).fit(X, (y - mean)/deviation)
-    return lambda Z: model.predict(Z)[:, None]*deviation + mean
+    return LinearModel(lambda Z: model.predict(Z)[:, None]*deviation + mean, model.coef_[:, None]*deviation,
+                       np.array([model.intercept_*deviation + mean]))
 
+def _linear_logits(model, X, n_classes):
+    """Weights and levels of a fitted classifier, for all classes. A class without a training clip gets the level of a
+    class that one more clip would have had"""
+    weight, level = np.zeros((X.shape[1], n_classes)), np.zeros(n_classes)
+    if isinstance(model, DummyClassifier): level[model.classes_] = np.log(model.class_prior_)
+    else:
+        at = model.classes_[-len(model.coef_):]  # of two classes, the second has all
+        weight[:, at], level[at] = model.coef_.T, model.intercept_
+    unseen = np.setdiff1d(range(n_classes), model.classes_)
+    seen = X @ weight[:, model.classes_] + level[model.classes_]
+    level[unseen] = logsumexp(seen, axis=1).mean() - np.log(X.shape[0] + 1)
+    return weight, level
+
+# %% ../nbs/27_baselines.ipynb #bas27001
 def fit_linear(
     X,                 # (N, F) features of the training clips, an array or a sparse matrix
     y,                 # (N,) their labels
     task,              # the task
     C: float=1.,       # inverse strength of the penalty
     class_weight=None  # `balanced` weights classes by their inverse frequencies; None weights clips equally
-): # function: (M, F) features -> (M, n_classes) probabilities, or (M, 1) numbers
+) -> LinearModel: # called with (M, F) features, it gives (M, n_classes) probabilities, or (M, 1) numbers
     "Fit a logistic regression, or a ridge regression of numbers, to the labelled clips; `ValueError` if there is none"
     y = np.asarray(y)
     k = is_labelled(y)
@@ -54,7 +80,7 @@ def fit_linear(
         P = np.zeros((Z.shape[0], task.n_classes))
         P[:, model.classes_] = model.predict_proba(Z)
         return P
-    return predict
+    return LinearModel(predict, *_linear_logits(model, X[k], task.n_classes))
 
 def linear_baseline(
     X,             # (N, F) features of the training clips, an array or a sparse matrix
@@ -95,24 +121,42 @@ def validation_score(
     return round(float(value), 12), float(likelihood)
 
 # %% ../nbs/27_baselines.ipynb #5f0c9a13
-def _tuned(variants, train, valid, score, strengths):
-    "Probabilities of the validation and of the test clips, and the chosen settings, task name -> each"
+@dataclass(frozen=True)
+class TunedModel:
+    "The model of a task that is best on the validation clips"
+    model: LinearModel     # the model
+    variant: int           # which variant of the features it reads
+    on_valid: np.ndarray   # (N, n_outputs) its probabilities of the validation clips, or its numbers
+    chosen: dict           # its settings, and its score on the validation clips
+
+def tuned_models(
+    variants: list, # to choose from: (dict of settings, features of the training and of the validation clips, ...)
+    train, valid,   # the training and validation clips
+    score: str='macro_f1', # the operating point
+    strengths=STRENGTHS    # inverse strengths of the penalty
+) -> dict: # task name -> `TunedModel`
+    "The best linear model of each task, with settings from the validation clips"
     y, y_valid = as_numpy(train.labels), as_numpy(valid.labels)
-    def settings_of(weights, strengths): return [(dict(kept, C=C, class_weight=w), parts)
-                                                 for kept, parts in variants for w in weights for C in strengths]
+    def settings_of(weights, strengths): return [(dict(kept, C=C, class_weight=w), n, parts) for n, (kept, parts)
+                                                 in enumerate(variants) for w in weights for C in strengths]
     of_classes, of_numbers = settings_of(CLASS_WEIGHTS, strengths), settings_of((None,), RIDGE_STRENGTHS)
-    probs, on_valid, chosen = {}, {}, {}
+    found = {}
     for t in train.tasks:
         known, best = y_valid[t.name][is_labelled(y_valid[t.name])], None
         settings = of_numbers if t.is_regression else of_classes
-        for kept, (X, V, T) in settings if len(set(known)) > 1 else settings[:1]:
-            predict = fit_linear(X, y[t.name], t, kept['C'], kept['class_weight'])
-            p = predict(V)
+        for kept, n, (X, V, *_) in settings if len(set(known)) > 1 else settings[:1]:
+            model = fit_linear(X, y[t.name], t, kept['C'], kept['class_weight'])
+            p = model(V)
             value = validation_score(p, y_valid[t.name], t, score) if len(known) else (np.nan, np.nan)
-            if best is None or value > best[0]: best = value, p, predict, T, dict(kept, validation=value[0])
-        _, on_valid[t.name], predict, T, chosen[t.name] = best
-        probs[t.name] = predict(T)
-    return on_valid, probs, chosen
+            if best is None or value > best[0]: best = value, model, n, p, dict(kept, validation=value[0])
+        found[t.name] = TunedModel(*best[1:])
+    return found
+
+def _tuned(variants, train, valid, score, strengths):
+    "Probabilities of the validation and of the test clips, and the chosen settings, task name -> each"
+    found = tuned_models(variants, train, valid, score, strengths)
+    probs = {k: o.model(variants[o.variant][1][2]) for k, o in found.items()}
+    return {k: o.on_valid for k, o in found.items()}, probs, {k: o.chosen for k, o in found.items()}
 
 def tuned_linear(
     variants: list,      # to choose from: (dict of settings, (N, F) features of training, validation and test clips)
@@ -208,18 +252,24 @@ def clip_features(
     return [{k: v for k, v in o.items() if not np.isnan(out[0][k]).all()} for o in out]
 
 # %% ../nbs/27_baselines.ipynb #2def8458
+def column_scaling(
+    x # (N, F) floats of the training clips, NaN where a clip lacks them
+) -> tuple: # (F,) means and (F,) scales, infinite where a column does not vary
+    "What brings the columns to the mean 0, and all of them together to about the length 1"
+    spread = np.nanstd(x, 0)
+    varies = spread > 1e-6*np.nanmax(np.abs(x), 0)  # in any unit: the network may get standardised columns
+    return np.nanmean(x, 0), np.where(varies, spread, np.inf)*np.sqrt(x.shape[1])
+
 def standardised(
     features # of `clip_features`, those of the training clips first
 ) -> list: # of (N, F) arrays, one for each part
     "Features of all modalities side by side, with the mean 0 and about the same length, and columns of what is missing"
     out = [[] for _ in features]
     for k, x in features[0].items():
-        spread = np.nanstd(x, 0)
-        varies = spread > 1e-6*np.nanmax(np.abs(x), 0)  # in any unit: the network may get standardised columns
-        scale = np.where(varies, spread, np.inf)*np.sqrt(x.shape[1])
+        centre, scale = column_scaling(x)
         for o, part in zip(out, features):
             lacks = np.isnan(part[k]).any(1, keepdims=True)
-            o += [np.where(lacks, 0, (part[k] - np.nanmean(x, 0))/scale), lacks.astype(np.float32)]
+            o += [np.where(lacks, 0, (part[k] - centre)/scale), lacks.astype(np.float32)]
     return [np.concatenate(o, 1) for o in out]
 
 # %% ../nbs/27_baselines.ipynb #f52985c8
@@ -228,6 +278,7 @@ FROZEN = 'frozen features + logistic regression'
 FROZEN_TEXTLESS = 'frozen features without text + logistic regression'
 FINE_TUNED = 'fine-tuned encoder + linear layer'  # trained in `hiccap.training`
 LATE_FUSION = 'late fusion of single modalities'
+DEEP_ALONE = 'network without its linear part' # no simple model; in tables next to them
 CONSTANT = 'class frequencies'
 
 def _constant(train, valid, test, score):

@@ -21,6 +21,7 @@ from .attention import PackedRows, compact, fill_absent
 from .encoders import FeatureEncoder, TokenEncoder, TokensConfig
 from .padding import batch_modalities, batch_size
 from .network_config import CONCATENATED, PAIRS, VARIANTS, HICCAPConfig
+from .linear_part import LinearPart
 from .fusion import FUSIONS, Branch, HierarchicalFusion, ParallelBranch, ParallelFusion
 from .pooling import (COMBINERS, POOLINGS, AttentionPool, Concatenation, GatedMultimodalUnit, MeanPool,
                             exp_weights, masked_softmax)
@@ -154,6 +155,7 @@ def _build(self: HICCAP, c: HICCAPConfig, pretrained: bool):
     self.pairs = nn.ModuleDict({p: pair_head(2*c.width, c) for p in c.pairs} if c.matching else {})
     self.projector = projector(c) if c.projection else None
     if c.late_fusion: self._build_late_fusion(c)
+    self.linear_part = LinearPart(c, self.tasks) if c.linear_part else None
 
 # %% ../nbs/23_model.ipynb #e728484b
 @patch
@@ -312,12 +314,22 @@ def match(self: HICCAP,
     return {p: head(torch.cat([pooled[m] for m in members[p]], 1)) for p, head in self.pairs.items()}
 
 @patch
+def add_linear(self: HICCAP,
+    inputs: dict, # of the batch
+    logits: dict  # of `classify`
+) -> dict: # the same, with the linear part added if the network has one that is fitted
+    "Logits of the deep part and of the linear part together"
+    if self.linear_part is None or not self.linear_part.fitted: return logits
+    read = {m: (*self.modality_input(inputs, m), inputs.get(f'{m}_segments')) for m in self.modalities}
+    return self.linear_part(read, logits, self.packed)
+
+@patch
 def forward(self: HICCAP,
     inputs: dict # of a batch
 ) -> dict:       # task -> (B, n_outputs of the task); also pair -> (B, 2) if the model has matching heads
     "Logits; of a regression task, the number in the label's unit"
     states, rows = self.encode_packed(inputs)
-    return self.classify(self.fuse_packed(states, rows), self.means(states, rows, inputs))
+    return self.add_linear(inputs, self.classify(self.fuse_packed(states, rows), self.means(states, rows, inputs)))
 
 # %% ../nbs/23_model.ipynb #mod00013
 @patch

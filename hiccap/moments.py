@@ -175,7 +175,9 @@ def _logits_of_some(model, inputs, keep):
         versions = {f'{m}_mask': o for m, o in keep.items()}
         if (s := inputs.get('text_segments')) is not None: versions['text_segments'] = s.expand(len(keep['text']), -1)
         means = model.means(states, rows, versions)
-    return model.classify(model.fuse_packed(states, rows), means)
+    n = len(next(iter(keep.values())))
+    read = {k: o.expand(n, *o.shape[1:]) for k, o in inputs.items()} | {f'{m}_mask': o for m, o in keep.items()}
+    return model.add_linear(read, model.classify(model.fuse_packed(states, rows), means))
 
 @torch.inference_mode()
 def kept_logits(

@@ -35,7 +35,7 @@ def _checked_encoders(modalities, short):
     "Name -> encoder configuration, in order; raises `ValueError`"
     if not isinstance(modalities, dict):
         raise ValueError(f"modalities must be a dict of names and encoders, got {modalities!r}")
-    encoders = {**modalities, **short}
+    encoders = {**modalities, **{m: e for m, e in short.items() if e is not None}}
     if not encoders: raise ValueError("A network needs a modality: name one, such as modalities=dict(text='minilm')")
     return {m: encoder_config(encoders[check_modality(m)], m) for m in modality_order(encoders)}
 
@@ -75,6 +75,7 @@ class HICCAPConfig:
     head: str = 'mlp'                 # kind of the heads; 'upstream' is the original's, without an activation
     head_widths: tuple = (200, 40)    # hidden widths of an 'mlp' head
     late_fusion: bool = False         # logits start as a linear layer over mean states, to which the heads add
+    linear_part: int = 0              # rows of the table of words of a linear part; 0 for no linear part
     matching: bool = False            # add a head per pair of modalities: do the two belong together?
     projection: int = 0               # width of a contrastive projection shared by the modalities; 0 for none
     dropout: float = 0.2              # dropout before the normalisations in encoders, fusion and pooling
@@ -97,8 +98,7 @@ class HICCAPConfig:
     ):
         check_keys(given, [*(f.name for f in fields(self)), *MODALITIES], 'HICCAPConfig')
         usual = dict(text=TokensConfig(), video=1024, audio=128) if modalities is None else modalities
-        short = {m: e for m, e in dict(text=text, video=video, audio=audio).items() if e is not None}
-        encoders = _checked_encoders(usual, short)
+        encoders = _checked_encoders(usual, dict(text=text, video=video, audio=audio))
         values = {f.name: given.get(f.name, f.default) for f in fields(self)}
         if values['contexts'] is None: values['contexts'] = default_contexts(encoders)
         for k, v in (values | dict(modalities=encoders)).items(): object.__setattr__(self, k, v)
@@ -140,6 +140,8 @@ def _check_config(c):
     if c.absent not in ('learned', 'as_given'):
         raise ValueError(f"absent must be 'learned' or 'as_given', got {c.absent!r}")
     quirks = [k for k in ('soft_mask', 'read_padding', 'recur_padding', 'pool_padding') if getattr(c, k)]
+    if c.linear_part < 0 or c.linear_part % 2:
+        raise ValueError(f"linear_part must be an even number of rows, or 0 for no linear part, got {c.linear_part}")
     if c.late_fusion and (quirks or c.absent == 'as_given'):
         raise ValueError('late_fusion takes means over real positions, and this network treats padding as the original'
                          f" does ({', '.join([*quirks, 'absent'][:2])}): leave one of the two out")

@@ -7,15 +7,16 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'save_figure', 'save_plots', 'plot_strategy', 'plot_training', 'plot_scores_of', 'report_scores', 'headline',
            'headline_markdown', 'comparison_rows', 'comparison_section', 'table_guide', 'operating_section',
            'scores_section', 'plot_calibration_of', 'calibration_section', 'fold_table', 'folds_section',
-           'nonfinite_markdown', 'kept_markdown', 'tracker_markdown', 'strategy_markdown', 'training_section',
-           'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections', 'write_report']
+           'parts_section', 'nonfinite_markdown', 'kept_markdown', 'tracker_markdown', 'strategy_markdown',
+           'training_section', 'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections',
+           'write_report']
 
 # %% ../nbs/54_reports.ipynb #5c823fe2
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
-from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
+from .baselines import CONSTANT, DEEP_ALONE, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
 from .basics import counted, markdown_table, versions
 from .calibration import Calibration, calibration_table
 from .clips import as_numpy
@@ -181,6 +182,8 @@ SIMPLE_MODELS = {  # name of a simple model -> what it reads
                 ' projected features in one linear layer for each task',
     LATE_FUSION: 'a linear model for the words and one for the features of each modality, each trained on its own; the'
                  ' prediction is the sum of their calibrated log-odds, or of their numbers',
+    DEEP_ALONE: 'the encoders, cross-attention and heads of the network, without the linear models that are added to'
+                ' their logits',
     CONSTANT: 'the frequencies of the classes, or the mean of the numbers, in the training clips, for every clip'}
 
 # %% ../nbs/54_reports.ipynb #57fadf52
@@ -325,6 +328,23 @@ def folds_section(
     "The scores of each fold"
     return ['### Each fold', fold_table(folds)] if len(folds) > 1 else []
 
+# %% ../nbs/54_reports.ipynb #rep54002
+def parts_section(
+    folds # list of `Fold`
+) -> list: # of paragraphs; none for a network without a linear part
+    "The weights of the deep part and of the linear models, one for each fold"
+    found = [f.linear for f in folds if f.linear]
+    if not found: return []
+    names = list(next(iter(found[0].values())))
+    def weight(o): return f"{o['weight'] if isinstance(o, dict) else o:.2f}"
+    rows = [[task, *(', '.join(weight(f[task][k]) if k in f[task] else '–' for f in found) for k in names)]
+            for task in found[0]]
+    head = ['task', 'deep part', *(f'linear model of {k}' for k in names[1:])]
+    return ['### Deep and linear part', 'The answer is a weighted sum of the logits of encoders, cross-attention and'
+            ' heads (the deep part) and of a linear model for each modality. The weights are those under which the'
+            ' labels of the validation clips are most likely, with a prior by which the deep part counts 0. A weight of'
+            ' 0 for the deep part says that these clips give no reason to use it.', markdown_table(head, rows)]
+
 # %% ../nbs/54_reports.ipynb #f23228dc
 NONFINITE = dict(  # what `NanDetector` counts -> how a reader sees it
     raised='errors', skipped='steps skipped', rolled_back='rollbacks',
@@ -454,6 +474,7 @@ def write_report(
     write_sections(Path(folder)/'report.md', [
         [f'# Training on `{run.clips.data}`', _scored(scores, len(folds))],
         scores_section(scores, others, differences),
+        parts_section(folds),
         folds_section(folds),
         calibration_section(calibration or {}),
         training_section(folder, run.training, folds),

@@ -197,6 +197,8 @@ class Network(Section):
     tokenizer: str=setting(None) # folder or name of the tokenizer; the encoder's by default
     config: dict=setting({})     # fields of the network's configuration that differ, such as width=384
     init: str=setting(None)      # model folder to start from
+    # rows of the table of words of the linear part, which is fitted after training; 0 for a network without one
+    linear_part: int=setting(2**16, least=0, pretraining=False)
     # modalities whose features are standardised, each column by its mean and deviation in the training clips: names,
     # `all`, or `none`. By default all, unless training starts from other weights, which know the features as they are
     standardise: tuple=setting(('all',), read=standardised_names)
@@ -430,6 +432,7 @@ def from_config(cls:Composed,
     "The run in the folder of a run, with the defaults of the version that wrote it; raises `ValueError`"
     d = flatten(cls, config[cls.kind], where)
     if 'recipe' not in d: d = EARLIER | d | dict(config=EARLIER_HEADS | d.get('config', {}))
+    if 'linear_part' in cls.settings(): d = dict(linear_part=0) | d
     if config.get('versions', {}).get('hiccap') == '0.1.0':
         split = dict(split_seed=d.get('seed', 0))
         d = dict(operating_point='f1') | ({} if 'streams' in d else split) | d

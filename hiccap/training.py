@@ -42,7 +42,8 @@ from .encoders import (FeaturesConfig, TokenEncoder, TokensConfig, encoder_confi
 from .mean_pooling import mean_pooled
 from .predictions import NETWORK, probability_table, write_probabilities
 from .learner import clip_dls, hiccap_learner, mean_score_name
-from .baselines import FINE_TUNED, baseline_predictions, first_values
+from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
+from .linear_fit import fit_linear_part
 from .calibration import Predictions, Temperatures, calibrated_predictions, compare_calibration
 from .metrics import Thresholds, compare_scores, criterion_of, evaluate
 from .column_statistics import ColumnStatistics
@@ -120,6 +121,7 @@ def _network_config(network, sets, base):
         if width % heads == 0: given['width'] = width
     if not network.init and given.get('head', 'mlp') == 'mlp':
         given = dict(head_widths=(given.get('width', HICCAPConfig.width),), head_dropout=HEAD_DROPOUT) | given
+    given = dict(linear_part=network.linear_part) | given
     encoders, names = {m: encoder_config(e, m) for m, e in encoders.items()}, network.standardise
     if names == ('all',):
         names = () if network.init else [m for m in of_clips if isinstance(encoders[m], FeaturesConfig)]
@@ -268,6 +270,7 @@ class Predicted:
     sizes: dict        # clips in training, validation and test
     temperatures: Temperatures = field(default=Temperatures(), kw_only=True) # by which probabilities were calibrated
     raw: dict = field(default=None, kw_only=True) # the probabilities before calibration; None if they were not
+    linear: dict = field(default=None, kw_only=True) # of `fit_linear_part`; None for a network without a linear part
 
     def models(self) -> dict: # name -> object with `probs`, `predicted` and `thresholds`
         "The predictions of the network and of the simple models"
@@ -309,12 +312,19 @@ def predict_test(
 ) -> Predicted:
     "The predictions of the network, and of the simple models that are trained now"
     (train, valid, test), score = parts, training.operating_point
-    found = trained_predictions(learn, *(seen or parts)[1:], score)
+    part = getattr(learn.model, 'linear_part', None)  # a model of pretraining has none
+    if part is not None: part.reset()
+    found, alone, linear = trained_predictions(learn, *(seen or parts)[1:], score), {}, None
+    if part is not None:
+        deep = probabilities(learn, (seen or parts)[1])[0]
+        alone = {DEEP_ALONE: replace(found, chosen={t.name: {} for t in train.tasks})}
+        linear = fit_linear_part(part, train, valid, deep, score)
+        found = trained_predictions(learn, valid, test, score)
     encoder = starting_encoder(network, train)
     simple = baseline_predictions(train, valid, without_labels(test), tokenizer, encoder, score, training.simple_models)
-    return Predicted(test, found.probs, found.predicted, found.thresholds, simple,
+    return Predicted(test, found.probs, found.predicted, found.thresholds, alone | simple,
                      dict(training=len(train), validation=len(valid), test=len(test)),
-                     temperatures=found.temperatures, raw=found.raw)
+                     temperatures=found.temperatures, raw=found.raw, linear=linear)
 
 # %% ../nbs/55_training.ipynb #63346d8e
 def _joined_folds(dicts, tasks): return {t.name: np.concatenate([d[t.name] for d in dicts]) for t in tasks}
@@ -643,6 +653,7 @@ def write(self:TrainRecipe):
                  temperatures=[f.temperatures.values for f in folds],
                  calibration={k: c.to_dict() for k, c in r.calibration.items()},
                  simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
+                 linear_part=[f.linear for f in folds],
                  not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
                  modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes)
     write_json(out/'metrics.json', plain(found, finite=True))  # a score that is undefined may be infinite

@@ -14,6 +14,7 @@ from hiccap.baselines import WORDS, baseline_predictions
 from hiccap.checkpoints import load_model, save_model
 from hiccap.clips import Clip, ClipDataset, DataError, check_modality, modality_order
 from hiccap.encoders import FeaturesConfig, TokensConfig
+from hiccap.linear_part import WordsSource
 from hiccap.losses import MultiTaskLoss
 from hiccap.modalities import MODALITY_SCHEDULES, ModalityDropout, OneModality, ShowModalities, modality_schedule
 from hiccap.manifest import read_manifest
@@ -37,21 +38,31 @@ FEW = settings(max_examples=max(6, settings.default.max_examples//4))
 
 
 @lru_cache(maxsize=128)
-def network(kinds, fusion='hierarchical', combiner='concat', late_fusion=False):
+def with_linear_part(model, seed=2):
+    "The network with a linear part of random numbers, switched on"
+    g = torch.Generator().manual_seed(seed)
+    for name, o in model.linear_part.named_buffers(): o.copy_(torch.randn(o.shape, generator=g))
+    for source in model.linear_part.sources.values():
+        if isinstance(source, WordsSource): source.rarity.abs_()
+    model.linear_part.see()
+    return model
+
+
+def network(kinds, fusion='hierarchical', combiner='concat', late_fusion=False, linear_part=0):
     "A tiny network without dropout for pairs (modality, width); a width of 0 is tokens"
     encoders = {m: FeaturesConfig(w, 4, w % 3) if w else TokensConfig(BERT) for m, w in kinds}
     config = HICCAPConfig(modalities=encoders, width=8, heads=2, head_widths=(8,), fusion=fusion, combiner=combiner,
-                          late_fusion=late_fusion, **CALM)
+                          late_fusion=late_fusion, linear_part=linear_part, **CALM)
     model = HICCAP(config, TASKS, seed=0)
     if late_fusion:  # heads start at zero; from there nothing below them would matter
         for h in model.heads.values(): torch.nn.init.normal_(h[-1].weight, generator=torch.Generator().manual_seed(1))
-    return model
+    return with_linear_part(model) if linear_part else model
 
 
 modality_sets = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 5)), min_size=1, max_size=5,
                          unique_by=lambda o: o[0]).map(tuple)
-designs = st.sampled_from([(*parts, late) for parts in (('hierarchical', 'concat'), ('parallel', 'gmu'))
-                           for late in (False, True)])
+designs = st.sampled_from([(*parts, late, linear) for parts in (('hierarchical', 'concat'), ('parallel', 'gmu'))
+                           for late, linear in ((False, 0), (True, 0), (False, 64), (True, 64))])
 
 
 def values(n, width, g):

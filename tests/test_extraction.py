@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
 
+from conftest import TURNS, rotate
 from hiccap.clips import DataError, video_of
 from hiccap.extraction import ExtractionError, extract, read_record
 from hiccap.media import decode
@@ -27,6 +29,7 @@ from hiccap.video_encoders import (
 from hiccap.video_sources import find_videos
 
 LENGTH = .3  # seconds of an event
+UPRIGHT = 1, 0, 0, 1
 NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
 KILLS = 20 if NIGHTLY else 3
 
@@ -111,6 +114,38 @@ def test_an_event_is_in_the_rows_whose_seconds_cover_it(tmp_path_factory, n, end
     if t: # a flash is a change, when it comes and when it goes
         moved = np.flatnonzero(column(seen, 'motion_max') > .5)
         assert set(moved) <= {int(t), int(t + .2), int(t + LENGTH), int(t + LENGTH + .2)} and len(moved)
+
+
+@settings(max_examples=25)
+@given(ending=st.sampled_from(['.mp4', '.mkv', '.webm']), t=st.floats(.1, 2.6), shift=st.floats(-1, 1),
+       fps=st.sampled_from([10, 12, 25, Fraction(30000, 1001)]), drop=st.sets(st.integers(1, 90), max_size=40),
+       turn=st.sampled_from(list(TURNS)))
+@example(ending='.webm', t=1.9, shift=.74, fps=12, drop=set(), turn=UPRIGHT)
+@example(ending='.mkv', t=1.1, shift=-.84, fps=25, drop=set(range(5, 25)), turn=UPRIGHT)
+@example(ending='.mp4', t=2.1, shift=-.84, fps=10, drop={1, 2, 3, 30}, turn=(0, 1, -1, 0))
+def test_an_event_is_in_its_row_at_any_rate_turned_and_shifted(tmp_path_factory, ending, t, shift, fps, drop, turn):
+    "Frames are missing at random, so their rate varies; the pictures or the sound begin late; phones turn the pictures"
+    video, audio = max(0, -shift), max(0, shift)
+    at = np.array([float(k/Fraction(fps)) for k in range(int(3*fps)) if k not in drop])
+    sound_at = np.arange(3*RATE)/RATE
+    white = (at >= t) & (at < t + LENGTH)
+    pictures = np.zeros((len(at), 32, 48, 3), np.uint8)
+    pictures[white] = 255
+    beep = np.where((sound_at >= t) & (sound_at < t + LENGTH), .8*np.sin(2*np.pi*1000*sound_at), 0)
+    path = tmp_path_factory.mktemp('event')/f'a{ending}'
+    write_video(path, pictures, video + at, beep, sound_start=audio, fps=fps)
+    if ending == '.mp4': rotate(path, *turn)
+    (seen, heard), _ = encode_video(path, PictureEncoder(), SpectrumEncoder())
+    on = [(audio + t, audio + t + LENGTH, heard, 'loudness_max', -25)]
+    if white.any():  # until the next black picture
+        until = next(iter(at[at > at[white][-1]]), at[-1] + 1/float(fps))
+        on.append((video + at[white][0], video + until, seen, 'brightness_max', .5))
+    else: assert column(seen, 'brightness_max').max() < .5
+    for start, end, track, name, least in on:
+        rows = track.seconds[column(track, name) > least]
+        assert (track.seconds[1:, 0] == track.seconds[:-1, 1]).all()
+        assert (rows[:, 0] < end + .07).all() and (rows[:, 1] > start - .07).all(), (start, end, rows)
+        if end - start > .27: assert len(rows) and rows[0, 0] < start + .27, (start, end, track.seconds)
 
 
 @settings(max_examples=10)

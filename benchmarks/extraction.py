@@ -5,8 +5,13 @@ for what the pictures and the sound cost by themselves. Costs are seconds of CPU
 their inverse is how many times faster than real time an encoder is. Memory is the most that a process held above what
 it held before. The encoders that need no download may cost at most a tenth of real time without decoding. Encoders
 whose packages are missing are skipped, and named. I3D and VGGish get random weights, which cost what others do; I3D
-with motion is measured on a short video. The cost of the text sources `voice` (what finds voices for a recogniser) and
-`ocr` includes decoding. `--encoders hf:FOLDER whisper:FOLDER …` measures others.
+with motion is measured on a short video. `voice` is what finds voices for a recogniser, `ocr` reads text in pictures and
+decodes by itself; both give words, not features. The recipes that need no weights of the user's are measured too: their encoders share one pass
+over the video. `--encoders hf:FOLDER whisper:FOLDER …` measures others, and names joined by + several in one pass.
+`row_seconds` is what a row of features stands for, in seconds; several encoders have a list of them, as of widths.
+
+What a million clips cost (nbs/14g_ray_extraction.ipynb) is computed from the file of
+`python benchmarks/extraction.py --out nbs/results/extraction.json`.
 """
 import argparse
 import json
@@ -25,6 +30,7 @@ from hiccap.synthetic_videos import write_video
 
 ALLOWED = dict(picture=.1, spectrum=.1)  # seconds of CPU for each second of video
 PACKAGED, OWN, TEXTS = ('efficientnet', 'nsfw', 'speech'), ('vggish', 'i3d_rgb', 'i3d'), ('voice', 'ocr')
+RECIPES = dict(offline='picture+spectrum', wheels='efficientnet+nsfw+spectrum')  # name -> its encoders
 SHORT = dict(i3d=3, i3d_rgb=12, ocr=12)  # most seconds of video for slow ones
 MEASURED = '''import json, sys, time
 from hiccap.media import decode, load_extra
@@ -34,27 +40,32 @@ def mb(name): return sum(int(l.split()[1]) for l in open('/proc/self/status') if
 def made():
     if name == 'voice':
         from hiccap.speech_text import VoiceEncoder
-        return VoiceEncoder()
+        return [VoiceEncoder()]
     if name == 'ocr' or name.startswith('whisper:'):
         from hiccap.video_clips import make_text_source
         return make_text_source(name)
     from hiccap.named_encoders import make_video_encoder
-    return make_video_encoder(name)
-def blocks_measured(encoder):
-    encoder.start()
+    return [make_video_encoder(o) for o in name.split('+')]
+def blocks_measured(encoders):
+    for e in encoders: e.start()
     spent, t = 0, time.process_time()
-    for b in decode(path, encoder.request):
+    for b in decode(path, *dict.fromkeys(e.request for e in encoders)):
         at = time.process_time()
-        encoder.push(b)
+        for e in encoders:
+            if e.request == b.request: e.push(b)
         spent += time.process_time() - at
     at = time.process_time()
-    track = encoder.finish()
+    tracks = [e.finish() for e in encoders]
     now = time.process_time()
-    return dict(encoding=spent + now - at, decoding=at - t - spent, rows=len(track), width=encoder.width)
+    found = dict(encoding=spent + now - at, decoding=at - t - spent, rows=[len(o) for o in tracks])
+    if name == 'voice': return dict(found, row_seconds=None, widths=None)
+    return dict(found,
+                row_seconds=[float(o.seconds[-1, 1] - o.seconds[0, 0])/len(o) for o in tracks],
+                widths=[e.width for e in encoders])
 def text_measured(source):
     t = time.process_time()
     found = source.read(path)
-    return dict(encoding=time.process_time() - t, decoding=None, rows=len(found), width=None)
+    return dict(encoding=time.process_time() - t, decoding=None, rows=[len(found)], row_seconds=None, widths=None)
 try: o = made()
 except ImportError as e: print(json.dumps(dict(skipped=str(e))))
 else:
@@ -95,9 +106,9 @@ def described(name, r):
     if 'skipped' in r: return f"{name}: skipped, {r['skipped']}"
     more = f" ({r['allowed']:.2f} of what is allowed)" if r['allowed'] else ''
     decoding = '' if r['decoding'] is None else f", and {3600*r['decoding']/r['seconds']:.0f} s of decoding"
-    size = '' if r['width'] is None else f" of {r['width']}"
+    size = '' if r['widths'] is None else f" of {', '.join(map(str, r['widths']))}"
     return (f"{name}: {1/max(r['cost'], 1e-9):.3g} times as fast as real time, {3600*r['cost']:.0f} s an hour of video"
-            f"{more}{decoding}; {r['rows']} rows{size}; {r['mb']:.0f} MB")
+            f"{more}{decoding}; {', '.join(map(str, r['rows']))} rows{size}; {r['mb']:.0f} MB")
 
 
 def main():
@@ -105,7 +116,7 @@ def main():
     p.add_argument('--seconds', type=int, default=60, help='of the video')
     p.add_argument('--height', type=int, default=360)
     p.add_argument('--fps', type=int, default=25)
-    p.add_argument('--encoders', nargs='+', default=[*ALLOWED, *PACKAGED, *OWN, *TEXTS])
+    p.add_argument('--encoders', nargs='+', default=[*ALLOWED, *PACKAGED, *OWN, *TEXTS, *RECIPES])
     p.add_argument('--out', help='JSON file to write')
     a = p.parse_args()
     found, videos = {}, {}
@@ -114,9 +125,9 @@ def main():
         for name in a.encoders:
             seconds = min(a.seconds, SHORT.get(name, a.seconds))
             if seconds not in videos: videos[seconds] = stripes(Path(folder)/f'{seconds}.mp4', seconds, a.height, a.fps)
-            r = found[name] = measured(videos[seconds], f'{name}:{folder}' if name in OWN else name)
+            r = found[name] = measured(videos[seconds], f'{name}:{folder}' if name in OWN else RECIPES.get(name, name))
             if 'skipped' not in r:
-                assert r['rows'] > 0 or r['width'] is None, r
+                assert all(r['rows']) or r['widths'] is None, r
                 r['seconds'], r['cost'] = seconds, r['encoding']/seconds
                 r['allowed'] = r['cost']/ALLOWED[name] if name in ALLOWED else None
             print(described(name, r), flush=True)

@@ -482,6 +482,10 @@ def extract_parser():
                    help='sources of text, in the order in which they are tried: sidecar (subtitles in a file next to'
                         ' the video), embedded (in the video), whisper:FOLDER (spoken words), or nothing for none'
                         ' (default: those of the recipe); ocr adds a column screen, text in the picture')
+    p.add_argument('--device', default='cpu', metavar='DEVICE',
+                   help='where networks of PyTorch compute: cpu (default), cuda, cuda:0, or auto for a card where there'
+                        ' is one. The last digits differ, so features of the two are never mixed; a number after'
+                        ' cuda does not count')
     p.add_argument('--window', type=float, default=60, metavar='SECONDS',
                    help='longest clip; longer videos are cut at pauses; 0 for no cuts (default: 60)')
     p.add_argument('--column', default='path', help='column of a table with the paths of the videos (default: path)')
@@ -504,7 +508,7 @@ def _extract(args):
     from hiccap.extraction import do_jobs, extract, recipe_encoders
     from hiccap.ray_extraction import ray_engine
     if args.address and args.engine != 'ray': raise ValueError('--address is that of a Ray cluster: add --engine ray')
-    encoders, text = recipe_encoders(args.recipe, args.video, args.audio, args.text)
+    encoders, text = recipe_encoders(args.recipe, args.video, args.audio, args.text, args.device)
     engine = ray_engine(args.address) if args.engine == 'ray' else do_jobs
     done = extract(args.videos, args.out, encoders, text, args.window, args.jobs, args.strict, args.column,
                    engine=engine)

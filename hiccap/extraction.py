@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'SETTINGS', 'TABLE', 'REPORT', 'ExtractionError', 'FolderInUse', 'extraction_settings',
-           'settings_difference', 'recipe_encoders', 'made_with', 'extraction_command', 'lasting_name',
-           'open_extraction', 'record_path', 'read_record', 'is_done', 'remove_video', 'remove_leftovers',
-           'write_video_features', 'Job', 'do_job', 'content_key', 'take_cached', 'do_jobs', 'Extraction', 'clip_rows',
-           'extraction_report', 'finish_extraction', 'extract']
+           'settings_difference', 'without_device', 'recipe_encoders', 'made_with', 'extraction_command',
+           'lasting_name', 'open_extraction', 'record_path', 'read_record', 'is_done', 'remove_video',
+           'remove_leftovers', 'write_video_features', 'Job', 'do_job', 'content_key', 'take_cached', 'do_jobs',
+           'Extraction', 'clip_rows', 'extraction_report', 'finish_extraction', 'extract']
 
 # %% ../nbs/14f_extraction.ipynb #ea18e92a
 import csv, io, json, multiprocessing, os, re, shlex, shutil, signal, threading, time
@@ -24,10 +24,11 @@ from . import __version__
 from .basics import (
     LOCK, alone, check_whole, counted, digest, markdown_table, one_line, read_json_dict, seal, some_of,
     whole_file, write_json, write_whole)
+from .encoder_weights import any_card, chosen_device, on_device, split_options
 from .imports import load_extra
 from .sources import EXTRACTED, EXTRACTED_TABLE
 from .media import MediaError
-from .named_encoders import RECIPES, find_recipe, make_video_encoder
+from .named_encoders import RECIPES, find_recipe, has_network, make_video_encoder, with_device
 from .video_clips import extract_video, lasting_source, make_text_source
 from .video_sources import OUR_COLUMNS, SCREEN, FileState, VideoSource, file_stamps, file_states, find_videos
 
@@ -53,7 +54,7 @@ def extraction_settings(
     for name in names:
         if names.count(name) > 1 or name in RESERVED:
             raise ValueError(f"two encoders would write to the folder {name!r}; extract them to different folders")
-    settings = dict(encoders=[e.settings() for e in encoders], text=list(text), window=window)
+    settings = dict(encoders=[e.settings() for e in encoders], text=[any_card(o) for o in text], window=window)
     if readers: settings['readers'] = {o.pop('name'): o for o in readers}
     return json.loads(json.dumps(settings))  # as it is read again
 
@@ -70,21 +71,39 @@ def settings_difference(
     a, b = (_flat({**{e['name']: e for e in o['encoders']}, **{k: v for k, v in o.items() if k != 'encoders'}})
             for o in (before, now))
     keys = [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
-    return some_of([f"{k} was {a.get(k, 'absent')!r} and is now {b.get(k, 'absent')!r}" for k in keys])
+    def said(d, k): return repr(d.get(k, 'cpu' if k.endswith('.device') else 'absent'))
+    return some_of([f"{k} was {said(a, k)} and is now {said(b, k)}" for k in keys])
+
+# %% ../nbs/14f_extraction.ipynb #f8ac178e
+def without_device(
+    settings: dict # from `extraction_settings`, or some of it
+) -> dict:
+    "The same but for the device, which the last digits alone depend on"
+    def rest(d): return {k: v for k, v in d.items() if k != 'device'}
+    found = dict(settings, encoders=[rest(e) for e in settings['encoders']])
+    if settings.get('text'): found['text'] = [on_device(o, 'cpu') for o in settings['text']]
+    if settings.get('readers'): found['readers'] = {k: rest(o) for k, o in settings['readers'].items()}
+    return found
 
 # %% ../nbs/14f_extraction.ipynb #7da00bb3
 def recipe_encoders(
     name: str,  # of `find_recipe`
     video=None, # names of encoders of pictures, a list or joined by commas; None: those of the recipe
     audio=None, # names of encoders of sound; None: those of the recipe
-    text=None   # sources of text; None: those of the recipe
+    text=None,  # sources of text; None: those of the recipe
+    device: str='cpu' # of networks of PyTorch: cpu, cuda, cuda:0, or auto for a card where there is one
 ) -> tuple: # names of encoders, and sources of text
-    "What a recipe stands for; raises `ValueError` for an unknown name"
+    "What a recipe stands for; raises `ValueError` for an unknown name or device"
     found = find_recipe(name)
     def chosen(given, default):
         if isinstance(given, str): given = [o.strip() for o in given.split(',') if o.strip()]
         return default if given is None else given
-    return [*chosen(video, found.video), *chosen(audio, found.audio)], list(chosen(text, found.text))
+    encoders, text = [*chosen(video, found.video), *chosen(audio, found.audio)], list(chosen(text, found.text))
+    if (chosen := chosen_device(device)) == 'cpu': return encoders, text
+    if device != 'auto' and not any(has_network(o) for o in (*encoders, *text)):
+        raise ValueError(f"device {device}: none of {', '.join((*encoders, *text))} has a network of PyTorch; leave "
+                         "the device out")
+    return tuple([with_device(o, chosen) for o in names] for names in (encoders, text))
 
 # %% ../nbs/14f_extraction.ipynb #91f5248f
 SETTINGS, TABLE, REPORT = EXTRACTED, EXTRACTED_TABLE, 'report.md'
@@ -111,10 +130,11 @@ def extraction_command(
 def lasting_name(
     encoder # a name, or a `VideoEncoder`
 ) -> str:
-    "The name of an encoder, with the whole path of a folder or file in it, so that it can be made elsewhere"
+    "The name of an encoder with the whole path of its folder or file, and for any card, to make it elsewhere"
     if not isinstance(encoder, str): return encoder.name
-    kind, colon, path = encoder.partition(':')
-    return f'{kind}:{Path(path).resolve()}' if colon and Path(path).exists() else encoder
+    plain, name = split_options(encoder)[0], any_card(encoder)
+    kind, colon, path = plain.partition(':')
+    return f'{kind}:{Path(path).resolve()}{name[len(plain):]}' if colon and Path(path).exists() else name
 
 def open_extraction(
     out,            # the folder, a `Path`, which is made where it is missing

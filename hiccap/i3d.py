@@ -10,10 +10,9 @@ __all__ = ['MIXED', 'POOLED', 'I3D_WEIGHTS', 'I3D_RECIPE', 'STACK', 'LEAST', 'sa
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from .basics import digest
-from .encoder_weights import load_weights, one_thread, weights_digest, weights_file
+from .encoder_weights import NetworkEncoder, load_weights, repeatable, weights_digest, weights_file
 from .media import FrameSampling
 from .optical_flow import flow_model
-from .video_encoders import VideoEncoder
 
 # %% ../nbs/14bd_i3d.ipynb #6cbda21e
 def same_padding(
@@ -141,7 +140,7 @@ def load_i3d(
 # %% ../nbs/14bd_i3d.ipynb #e064720c
 STACK, LEAST = 64, 13  # pictures from row to row; pictures left at the end that make a row
 
-class I3DEncoder(VideoEncoder):
+class I3DEncoder(NetworkEncoder):
     "I3D features of 64 pictures each, of pictures and motion added"
     name, width, request = 'i3d', 1024, FrameSampling(fps=25, size=256)
     streams, crop = ('rgb', 'flow'), 224
@@ -155,6 +154,8 @@ class I3DEncoder(VideoEncoder):
         if self.flow: weights[f'motion by {type(self.flow).__name__}'] = weights_digest(self.flow)
         self.details = dict(weights=weights, model='I3D', recipe=I3D_RECIPE)
         self.version = digest(*(o.encode() for o in weights.values()), I3D_RECIPE.encode())
+
+    def networks(self): return [*self.models.values(), *([self.flow] if self.flow else [])]
 
     def start(self):
         super().start()
@@ -173,9 +174,10 @@ class I3DEncoder(VideoEncoder):
     def encode(self, until):
         "The row of the pictures that are held; the last of 65 is the first of the next row"
         chosen = np.resize(np.arange(len(self.held)), STACK + 1)
-        pictures = torch.from_numpy(np.stack(self.held)).permute(0, 3, 1, 2)[chosen].float()
-        with torch.inference_mode(), one_thread(): row = sum(self.features(o, pictures) for o in self.streams)
-        self.add(row.numpy(), self.times[0], until)
+        pictures = torch.from_numpy(np.stack(self.held)).permute(0, 3, 1, 2)[chosen]
+        pictures = pictures.to(self.device).float()
+        with torch.inference_mode(), repeatable(): row = sum(self.features(o, pictures) for o in self.streams)
+        self.add(row.cpu().numpy(), self.times[0], until)
         self.held, self.times = self.held[STACK:], self.times[STACK:]
 
     def features(self, stream, pictures):
@@ -184,6 +186,7 @@ class I3DEncoder(VideoEncoder):
         flow = torch.cat([self.flow(a[None], b[None]) for a, b in zip(pictures, pictures[1:])])
         return self.models[stream](flow_input(flow, self.crop))[0]
 
+# %% ../nbs/14bd_i3d.ipynb #c91b3adf
 class I3DPictureEncoder(I3DEncoder):
     "I3D features of 64 pictures each, without motion"
     name, streams = 'i3d_rgb', ('rgb',)

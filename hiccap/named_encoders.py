@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VIDEO_ENCODERS', 'WEIGHT_ENCODERS', 'WEIGHTS_ARE', 'SUBTITLES', 'RECIPES', 'load_pretrained', 'PretrainedEncoder',
            'ImageModelEncoder', 'VideoModelEncoder', 'AudioModelEncoder', 'pretrained_encoder', 'make_video_encoder',
-           'Recipe', 'find_recipe']
+           'has_network', 'with_device', 'Recipe', 'find_recipe']
 
 # %% ../nbs/14c_named_encoders.ipynb #5fb00435
 import json, re
@@ -13,7 +13,8 @@ import numpy as np, torch
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .basics import digest, lookup, nearest_name, one_line, some_of
-from .encoder_weights import UNUSED, PictureModelEncoder, one_thread, weights_digest
+from .encoder_weights import (
+    UNUSED, NetworkEncoder, NoCard, PictureModelEncoder, on_device, repeatable, split_options, weights_digest)
 from .i3d import I3DEncoder, I3DPictureEncoder
 from .imports import quiet_imports
 from .media import FrameSampling, SoundSampling
@@ -43,7 +44,7 @@ def load_pretrained(
                          "that only encodes, such as openai/clip-vit-base-patch32 or facebook/wav2vec2-base")
     return model.eval(), processor
 
-class PretrainedEncoder(VideoEncoder):
+class PretrainedEncoder(NetworkEncoder):
     "What image and audio models share"
     def __init__(self,
         source,   # folder or name, for messages
@@ -65,12 +66,12 @@ class PretrainedEncoder(VideoEncoder):
 
     def positions(self, x):
         "The last layer for processed input: (n, positions, D), or (n, D, height, width) of convolutional networks"
-        with torch.inference_mode(), one_thread(): return self.model(**x).last_hidden_state
+        with torch.inference_mode(), repeatable(): return self.model(**x.to(self.device)).last_hidden_state.cpu()
 
     def pooled(self, x, method):
         "The vector of each input, (n, D), by a method such as `get_image_features`"
-        with torch.inference_mode(), one_thread(): out = getattr(self.model, method)(**x)
-        return getattr(out, 'pooler_output', out)
+        with torch.inference_mode(), repeatable(): out = getattr(self.model, method)(**x.to(self.device))
+        return getattr(out, 'pooler_output', out).cpu()
 
 # %% ../nbs/14c_named_encoders.ipynb #7ed8cd44
 class ImageModelEncoder(PretrainedEncoder, PictureModelEncoder):
@@ -186,8 +187,6 @@ WEIGHT_ENCODERS = dict(hf=pretrained_encoder, i3d=I3DEncoder, i3d_rgb=I3DPicture
 WEIGHTS_ARE = dict(hf='a folder or a name on the Hugging Face Hub', i3d='the folder of its weights',
                    i3d_rgb='the folder of its weights', vggish='the file of its weights')
 
-_WITH_OPTIONS = re.compile(r'(.+)@(\w+=[\w.]+(?:,\w+=[\w.]+)*)')
-
 def _encoder_of(name):
     "The encoder of a name without options"
     kind, colon, weights = name.partition(':')
@@ -198,21 +197,37 @@ def _encoder_of(name):
     raise ValueError(f"no encoder {name!r}. {nearest_name(name, VIDEO_ENCODERS)}, and with weights "
                      f"{', '.join(o + ':…' for o in WEIGHT_ENCODERS)}")
 
+# %% ../nbs/14c_named_encoders.ipynb #755c6a18
 def make_video_encoder(
     name # in `VIDEO_ENCODERS`, or in `WEIGHT_ENCODERS` with a colon and its weights; @ and options; or an encoder
 ) -> VideoEncoder:
     "The encoder that a name stands for; raises `ValueError` for an unknown name, `ImportError` for a lacking package"
     if isinstance(name, VideoEncoder): return name
-    m = _WITH_OPTIONS.fullmatch(name)
-    if not m: return _encoder_of(name)
-    encoder, given = _encoder_of(m[1]), dict(o.split('=') for o in m[2].split(','))
+    plain, given = split_options(name)
+    encoder, device = _encoder_of(plain), given.pop('device', 'cpu')
     try:
         for o in given:
             if o not in encoder.options:
                 raise ValueError(f"no option {o!r}; it has {some_of([*encoder.options]) or 'none'}")
-        encoder.configure(**{k: encoder.options[k](v) for k, v in given.items()})
+        if given: encoder.configure(**{k: encoder.options[k](v) for k, v in given.items()})
+        encoder.to(device)
+    except NoCard: raise
     except ValueError as e: raise ValueError(f"encoder {name}: {e}") from None
     return encoder
+
+def has_network(
+    name: str # of `make_video_encoder`, or a source of text
+) -> bool:
+    "Whether it computes with a network that can be on a card"
+    kind = split_options(name)[0].partition(':')[0]
+    return kind in WEIGHT_ENCODERS or kind == 'whisper' or issubclass(VIDEO_ENCODERS.get(kind, object), NetworkEncoder)
+
+def with_device(
+    name: str,  # of `make_video_encoder`, or a source of text
+    device: str # cpu, cuda, or cuda and the number of a card
+) -> str:
+    "The name on a device if it has a network, unless it names a device already"
+    return on_device(name, device) if has_network(name) and 'device' not in split_options(name)[1] else name
 
 # %% ../nbs/14c_named_encoders.ipynb #a2f1c69c
 @dataclass(frozen=True)

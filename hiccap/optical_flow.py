@@ -31,7 +31,7 @@ def warped(
 ): # the shape of `pictures`; zero where the flow leads outside
     "Each position gets what is where its flow points"
     height, width = flow.shape[2:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    y, x = torch.meshgrid(*(torch.arange(o, device=flow.device) for o in (height, width)), indexing='ij')
     at = torch.stack([(x + flow[:, 0])*2/(width - 1) - 1, (y + flow[:, 1])*2/(height - 1) - 1], -1)
     whole = torch.cat([pictures, torch.ones_like(pictures[:, :1])], 1)
     out = F.grid_sample(whole, at, align_corners=True)
@@ -105,7 +105,7 @@ class PWCNet(nn.Module):
         found = None
         for k, scale in self.scales.items(): found = scale(a[int(k) - 1], b[int(k) - 1], found)
         flow = SCALE*F.interpolate(found[0] + self.refiner(found[1]), size, mode='bilinear')
-        return flow*torch.tensor([size[1]/whole[1], size[0]/whole[0]]).view(1, 2, 1, 1)
+        return flow*torch.tensor([size[1]/whole[1], size[0]/whole[0]], device=flow.device).view(1, 2, 1, 1)
 
 # %% ../nbs/14bc_optical_flow.ipynb #57b97e64
 _WORDS = dict(One=1, Two=2, Thr=3, Fou=4, Fiv=5, Six=6)

@@ -14,8 +14,10 @@ from .basics import counted, digest, some_of
 from .clips import DataError
 from .digests import default_cache
 from .distributed import on_main
-from .extraction import (
-    Extraction, FolderInUse, extract, extraction_settings, recipe_encoders, settings_difference)
+from .encoder_weights import NoCard, on_device
+from hiccap.extraction import (
+    Extraction, FolderInUse, extract, extraction_command, extraction_settings, recipe_encoders, settings_difference,
+    without_device)
 from .labels import declared_labels
 from .named_encoders import make_video_encoder
 from .readers import Fields, check_columns, video_names
@@ -91,6 +93,7 @@ def _when_free(f, log):
             waits = True
             time.sleep(.5)
 
+# %% ../nbs/51b_run_videos.ipynb #94756ffa
 def extract_cached(
     sources,        # `VideoSource`s
     encoders,       # names
@@ -102,8 +105,16 @@ def extract_cached(
     recipe: dict=None # of `kept_recipe`: what the features must be made by
 ) -> Extraction:
     "Extract the features of videos that are not in the cache; raises `ValueError`, also where none can be extracted"
-    made, text = [make_video_encoder(o) for o in encoders], [lasting_source(o) for o in text]
-    settings = extraction_settings(made, text, window)
+    text = [lasting_source(o) for o in text]
+    try:
+        made = [make_video_encoder(o) for o in encoders]
+        settings = extraction_settings(made, text, window)
+    except NoCard as e:
+        if not recipe: raise
+        names = [on_device(o, 'cpu') for o in encoders], [on_device(o, 'cpu') for o in text]
+        by_hand = extraction_command(['VIDEOS'], 'FEATURES', *names, window, 'path')['command']
+        raise NoCard(f"{e}. The features of the run were computed on a card. Those of a CPU differ in the last digits: "
+                     f"if that is good enough, extract them with {by_hand}, and give --features FEATURES") from None
     if recipe: check_recipe(recipe, settings)
     contents, folder = videos_folder(sources, settings, cache)
     contents.mkdir(parents=True, exist_ok=True)
@@ -214,21 +225,26 @@ def check_features(
     features,     # other sources, as a user wrote them
     table,        # of the clips; the one that `hiccap_extract` wrote has its text and its windows
     run=''        # its folder, for the message
-) -> list: # a sentence on features that do not say how they were made
+) -> list: # sentences on features that do not say how they were made, or were made on another device
     "Raise `DataError` for features that were made in another way than those of a run"
     given, other = find_sources(features)[1], kept_recipe(features) or dict(modalities={})
     both = [m for m in recipe['modalities'] if m in other['modalities']]
     whole = ['text', 'readers', 'window'] if recipe['settings']['text'] else ['window']
     if not both or group_column(table) is None: whole = []  # the clips of another table are not cut or transcribed
-    if both and (differs := settings_difference(*(_described(o, both, whole) for o in (recipe, other)))):
+    described = [_described(o, both, whole) for o in (recipe, other)] if both else []
+    if both and (differs := settings_difference(*map(without_device, described))):
         raise DataError(
             f"its features ({some_of([str(Path(given[m].path)) for m in both])}) were extracted in another way than"
             f" those of the run {run}: {differs}", file=table,
             fix='Extract them as those of the run were, or give the video files to hiccap_predict, which does so')
-    silent = [m for m in recipe['modalities'] if m in given and m not in both]
-    if not silent: return []
-    return [f"the features of {' and '.join(silent)} do not say how they were made; those of the run are from"
-            f" {', '.join(recipe['modalities'][m] for m in silent)}"]
+    notes, silent = [], [m for m in recipe['modalities'] if m in given and m not in both]
+    if both and (differs := settings_difference(*described)):
+        notes.append(f"its features were computed on another device than those of the run, and differ in the last"
+                     f" digits: {differs}")
+    if silent:
+        notes.append(f"the features of {' and '.join(silent)} do not say how they were made; those of the run are from"
+                     f" {', '.join(recipe['modalities'][m] for m in silent)}")
+    return notes
 
 # %% ../nbs/51b_run_videos.ipynb #8d83c51c
 def video_clips(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VOICE_STEP', 'VOICE_BEFORE', 'VOICE_BATCH', 'STARTS', 'ENDS', 'GAP', 'SHORTEST', 'AROUND', 'LONGEST', 'VoiceEncoder',
-           'voice_spans', 'speech_pieces', 'TransformersWhisper', 'FasterWhisper', 'whisper_model', 'sound_pieces',
-           'SpeechText']
+           'voice_spans', 'speech_pieces', 'device_details', 'TransformersWhisper', 'FasterWhisper', 'whisper_model',
+           'sound_pieces', 'SpeechText']
 
 # %% ../nbs/14ca_speech_text.ipynb #f9c3556b
 import json
@@ -13,7 +13,7 @@ import numpy as np, torch
 from pathlib import Path
 from .basics import digest, one_line
 from .digests import file_digest
-from .encoder_weights import one_thread, weights_digest
+from .encoder_weights import device_kind, find_device, repeatable, split_options, weights_digest
 from .imports import load_extra, quiet_imports
 from .media import SoundSampling, decode
 from .video_encoders import RATE, SoundEncoder, encode_video
@@ -94,11 +94,20 @@ def speech_pieces(
     return pieces
 
 # %% ../nbs/14ca_speech_text.ipynb #b506aa29
+def device_details(
+    device: str # cpu, cuda, or cuda and the number of a card
+) -> dict: # `device`; empty for the CPU
+    "What a recogniser's settings say of its device"
+    kind = device_kind(device)
+    return {} if kind == 'cpu' else dict(device=kind)
+
 class TransformersWhisper:
     "Whisper of `transformers`"
     def __init__(self,
-        name # folder, or name on the Hugging Face Hub
+        name, # folder, or name on the Hugging Face Hub
+        device: str='cpu' # or cuda, or cuda and the number of a card
     ):
+        found = find_device(device)
         with quiet_imports():
             from transformers import (  # slow
                 AutomaticSpeechRecognitionPipeline, AutoTokenizer, WhisperFeatureExtractor,
@@ -116,16 +125,18 @@ class TransformersWhisper:
         if not getattr(model.generation_config, 'alignment_heads', None):
             raise ValueError(f"whisper:{name}: its generation_config.json has no alignment_heads, by which words get "
                              "their seconds; give a released model, such as openai/whisper-base")
-        self.pipe = AutomaticSpeechRecognitionPipeline(model.eval(), tokenizer=parts[0], feature_extractor=parts[1])
+        self.pipe = AutomaticSpeechRecognitionPipeline(
+            model.eval(), tokenizer=parts[0], feature_extractor=parts[1], device=found)
         how = json.dumps(model.generation_config.to_dict(), sort_keys=True, default=str)
         self.details = dict(weights=weights_digest(model), by='transformers', generation=digest(how.encode()))
+        self.details |= device_details(device)
 
     def words(self,
         samples # at 16 kHz, at most 30 s
     ) -> list: # of (from, to, word), in seconds from the first sample; an end may be None
         "What is said in a piece of sound"
         given = dict(raw=samples.copy(), sampling_rate=RATE)
-        with torch.inference_mode(), one_thread():
+        with torch.inference_mode(), repeatable():
             found = self.pipe(given, return_timestamps='word', generate_kwargs=dict(num_beams=1, do_sample=False))
         return [(*o['timestamp'], o['text']) for o in found['chunks']]
 
@@ -133,17 +144,21 @@ class TransformersWhisper:
 class FasterWhisper:
     "Whisper of CTranslate2, by faster-whisper"
     def __init__(self,
-        name # folder, or name on the Hugging Face Hub
+        name, # folder, or name on the Hugging Face Hub
+        device: str='cpu' # or cuda, or cuda and the number of a card
     ):
+        found = find_device(device)
         package = load_extra('faster_whisper', 'speech', f'whisper:{name}')
         try:
             folder = Path(name if Path(name).is_dir() else package.utils.download_model(name))
-            self.model = package.WhisperModel(str(folder), device='cpu', compute_type='float32', cpu_threads=1)
+            self.model = package.WhisperModel(str(folder), device=found.type, device_index=found.index or 0,
+                                              compute_type='float32', cpu_threads=1)
         except Exception as e:
             raise ValueError(f"whisper:{name} cannot be loaded ({one_line(e)[:200]}); give a folder with a Whisper "
                              "model of CTranslate2, or a name such as Systran/faster-whisper-base") from None
         files = sorted(p for p in folder.iterdir() if p.suffix in ('.bin', '.json', '.txt'))
         self.details = dict(weights=digest(*(p.name.encode() + file_digest(p) for p in files)), by='faster-whisper')
+        self.details |= device_details(device)
 
     def words(self,
         samples # at 16 kHz, at most 30 s
@@ -154,14 +169,17 @@ class FasterWhisper:
         return [(float(o.start), float(o.end), o.word) for part in parts for o in part.words]
 
 def whisper_model(
-    name # folder, or name on the Hugging Face Hub
+    name # folder, or name on the Hugging Face Hub; @device=cuda for a graphics card
 ): # `TransformersWhisper` or `FasterWhisper`
     "The recogniser of a name; raises `ValueError`, or `ImportError` for a lacking package"
-    at = Path(name)
+    name, options = split_options(name)
+    if unknown := [o for o in options if o != 'device']:
+        raise ValueError(f"whisper:{name}: no option {unknown[0]!r}; it has device")
+    device, at = options.get('device', 'cpu'), Path(name)
     if not at.is_dir() and (at.is_absolute() or len(at.parts) > 2 or name[:1] in '.~'):
         raise ValueError(f"whisper:{name} is not a folder; give one with a Whisper model")
     own = (at/'model.bin').is_file() if at.is_dir() else 'faster' in name or '/' not in name
-    return FasterWhisper(name) if own else TransformersWhisper(name)
+    return FasterWhisper(name, device) if own else TransformersWhisper(name, device)
 
 # %% ../nbs/14ca_speech_text.ipynb #978e039b
 def sound_pieces(

@@ -11,7 +11,7 @@ import numpy as np, torch
 from pathlib import Path
 from torch import nn
 from .basics import digest
-from .encoder_weights import load_weights, one_thread, weights_digest, weights_file
+from .encoder_weights import NetworkEncoder, load_weights, repeatable, weights_digest, weights_file
 from .media import SoundSampling
 from .video_encoders import BANDS, BINS, FRAME, HOP, RATE, WINDOW, SoundEncoder, mel
 
@@ -59,7 +59,7 @@ VGGISH_WEIGHTS = ("the weights of the PyTorch port of VGGish (features.0.weight,
                   "vggish-10086976.pth of https://github.com/harritaylor/torchvggish")
 VGGISH_RECIPE = 'mono 16 kHz, log mel of 64 bands from 125 to 7500 Hz, 96 frames a row, no PCA'
 
-class VGGishEncoder(SoundEncoder):
+class VGGishEncoder(NetworkEncoder, SoundEncoder):
     "VGGish features: a vector for each 0.96 s of sound"
     name, width, request, batch = 'vggish', 128, SoundSampling(RATE), 16
     step, needed = FRAMES*HOP, (FRAMES - 1)*HOP + FRAME  # samples from row to row, and of a row
@@ -83,7 +83,8 @@ class VGGishEncoder(SoundEncoder):
     def encode(self, n):
         "The next `n` rows"
         x = log_mel(self.held[:(n - 1)*self.step + self.needed]).astype(np.float32).reshape(n, FRAMES, BANDS)
-        with torch.inference_mode(), one_thread(): values = self.model(torch.from_numpy(x)).numpy()
+        with torch.inference_mode(), repeatable():
+            values = self.model(torch.from_numpy(x).to(self.device)).cpu().numpy()
         for row in values:
             start = self.first + len(self.rows)*self.step/RATE
             self.add(row, start, start + self.step/RATE)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from .basics import nearest_name
+from .encoder_weights import split_options
 from .media import MediaError, MediaWarning, SoundSampling, embedded_subtitles, read_subtitles, sidecar
 from .screen_text import ScreenText
 from .speech_text import SpeechText, VoiceEncoder, whisper_model
@@ -72,8 +73,9 @@ def lasting_source(
     name: str # of `make_text_source`
 ) -> str:
     "The same name with the whole path of a folder, so that the source can be made elsewhere"
-    kind, colon, path = name.partition(':')
-    return f'{kind}:{Path(path).resolve()}' if colon and Path(path).is_dir() else name
+    plain = split_options(name)[0]
+    kind, colon, path = plain.partition(':')
+    return f'{kind}:{Path(path).resolve()}{name[len(plain):]}' if colon and Path(path).is_dir() else name
 
 # %% ../nbs/14d_video_clips.ipynb #1f108c66
 def video_texts(

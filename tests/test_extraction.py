@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
 
+from conftest import TURNS, rotate
 from hiccap.clips import DataError, video_of
 from hiccap.extraction import ExtractionError, extract, read_record
 from hiccap.media import decode
@@ -27,6 +29,7 @@ from hiccap.video_encoders import (
 from hiccap.video_sources import find_videos
 
 LENGTH = .3  # seconds of an event
+UPRIGHT = 1, 0, 0, 1
 NIGHTLY = os.environ.get('HYPOTHESIS_PROFILE') == 'nightly'
 KILLS = 20 if NIGHTLY else 3
 
@@ -111,6 +114,38 @@ def test_an_event_is_in_the_rows_whose_seconds_cover_it(tmp_path_factory, n, end
     if t: # a flash is a change, when it comes and when it goes
         moved = np.flatnonzero(column(seen, 'motion_max') > .5)
         assert set(moved) <= {int(t), int(t + .2), int(t + LENGTH), int(t + LENGTH + .2)} and len(moved)
+
+
+@settings(max_examples=25)
+@given(ending=st.sampled_from(['.mp4', '.mkv', '.webm']), t=st.floats(.1, 2.6), shift=st.floats(-1, 1),
+       fps=st.sampled_from([10, 12, 25, Fraction(30000, 1001)]), drop=st.sets(st.integers(1, 90), max_size=40),
+       turn=st.sampled_from(list(TURNS)))
+@example(ending='.webm', t=1.9, shift=.74, fps=12, drop=set(), turn=UPRIGHT)
+@example(ending='.mkv', t=1.1, shift=-.84, fps=25, drop=set(range(5, 25)), turn=UPRIGHT)
+@example(ending='.mp4', t=2.1, shift=-.84, fps=10, drop={1, 2, 3, 30}, turn=(0, 1, -1, 0))
+def test_an_event_is_in_its_row_at_any_rate_turned_and_shifted(tmp_path_factory, ending, t, shift, fps, drop, turn):
+    "Frames are missing at random, so their rate varies; the pictures or the sound begin late; phones turn the pictures"
+    video, audio = max(0, -shift), max(0, shift)
+    at = np.array([float(k/Fraction(fps)) for k in range(int(3*fps)) if k not in drop])
+    sound_at = np.arange(3*RATE)/RATE
+    white = (at >= t) & (at < t + LENGTH)
+    pictures = np.zeros((len(at), 32, 48, 3), np.uint8)
+    pictures[white] = 255
+    beep = np.where((sound_at >= t) & (sound_at < t + LENGTH), .8*np.sin(2*np.pi*1000*sound_at), 0)
+    path = tmp_path_factory.mktemp('event')/f'a{ending}'
+    write_video(path, pictures, video + at, beep, sound_start=audio, fps=fps)
+    if ending == '.mp4': rotate(path, *turn)
+    (seen, heard), _ = encode_video(path, PictureEncoder(), SpectrumEncoder())
+    on = [(audio + t, audio + t + LENGTH, heard, 'loudness_max', -25)]
+    if white.any():  # until the next black picture
+        until = next(iter(at[at > at[white][-1]]), at[-1] + 1/float(fps))
+        on.append((video + at[white][0], video + until, seen, 'brightness_max', .5))
+    else: assert column(seen, 'brightness_max').max() < .5
+    for start, end, track, name, least in on:
+        rows = track.seconds[column(track, name) > least]
+        assert (track.seconds[1:, 0] == track.seconds[:-1, 1]).all()
+        assert (rows[:, 0] < end + .07).all() and (rows[:, 1] > start - .07).all(), (start, end, rows)
+        if end - start > .27: assert len(rows) and rows[0, 0] < start + .27, (start, end, track.seconds)
 
 
 @settings(max_examples=10)
@@ -643,6 +678,109 @@ def test_models_in_a_folder_and_other_weights_are_refused(models, videos, tmp_pa
     del weights[name]
     save_file(weights, tmp_path/'vit/model.safetensors', metadata=dict(format='pt'))
     with pytest.raises(ValueError, match='are not in its file'): make_video_encoder(f"hf:{tmp_path/'vit'}")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    "Two graphics cards that are the CPU under another name"
+    import torch
+    from hiccap.encoder_weights import NoCard, device_kind
+    def found(device):
+        device_kind(device)
+        if device in ('cpu', 'cuda', 'cuda:0', 'cuda:1'): return torch.device('cpu')
+        raise NoCard(device)
+    for module in ('encoder_weights', 'speech_text'): monkeypatch.setattr(f'hiccap.{module}.find_device', found)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+
+
+def test_features_of_two_devices_are_never_mixed(models, videos, tmp_path, typed, card, monkeypatch):
+    def run(out, *device):
+        return typed('extract', videos/'clip_0000.mp4', '--out', tmp_path/out, '--video', 'picture', f'hf:{models}/vit',
+                     '--audio', f'hf:{models}/wav2vec2@row=.5', '--text', *(('--device', *device) if device else ()))
+    def settings(out): return {e['name']: e for e in json.loads((tmp_path/out/'extraction.json').read_text())[
+        'settings']['encoders']}
+    assert [run(*o)[0] for o in (['plain'], ['cpu', 'cpu'], ['card', 'cuda'], ['second', 'cuda:1'], ['auto', 'auto'])
+            ] == [0]*5
+    assert tree(tmp_path/'plain') == tree(tmp_path/'cpu')  # the CPU is not named: as before there was a choice
+    assert not any('device' in e for e in settings('plain').values())
+    assert tree(tmp_path/'card') == tree(tmp_path/'second') == tree(tmp_path/'auto')  # the number does not count
+    assert {k: e.get('device') for k, e in settings('card').items()} == dict(picture=None, vit='cuda', wav2vec2='cuda')
+    names = json.loads((tmp_path/'card/extraction.json').read_text())['names']
+    assert names == ['picture', f'hf:{models}/vit@device=cuda', f'hf:{models}/wav2vec2@row=.5,device=cuda']
+    for out, device, says in (('plain', 'cuda', "vit.device was 'cpu' and is now 'cuda'"),
+                              ('card', 'cpu', "vit.device was 'cuda' and is now 'cpu'")):
+        before = tree(tmp_path/out)
+        status, _, err = run(out, device)
+        assert status == 2 and says in err and tree(tmp_path/out) == before
+    monkeypatch.undo()  # this machine as it is
+    for device, says in (('cuda:99', 'no device cuda:99'), ('gpu', "unknown device 'gpu'")):
+        status, _, err = run('other', device)
+        assert status == 2 and says in err.splitlines()[-1] and not (tmp_path/'other').exists()
+    status, _, err = typed('extract', videos, '--out', tmp_path/'other', '--device', 'cuda')
+    assert status == 2 and 'none of picture, spectrum' in err and 'has a network of PyTorch' in err
+
+
+def test_a_cache_keeps_devices_apart(models, card):
+    from hiccap.extraction import extraction_settings
+    from hiccap.run_videos import videos_folder
+    folders = [videos_folder([], extraction_settings([make_video_encoder(f'hf:{models}/vit{o}')], [], 60), 'cache')[0]
+               for o in ('', '@device=cpu', '@device=cuda', '@device=cuda:1')]
+    assert folders[0] == folders[1] != folders[2] == folders[3]
+
+
+def test_words_heard_on_a_card_are_other_words(card, monkeypatch):
+    from hiccap.extraction import extraction_settings, settings_difference
+    from hiccap.speech_text import TransformersWhisper, device_details
+    from hiccap.video_clips import TextSource
+    made = []
+
+    class Heard(TransformersWhisper):
+        def __init__(self, name, device='cpu'):
+            made.append((name, device))
+            self.details = dict(weights='1') | device_details(device)
+    monkeypatch.setattr('hiccap.speech_text.TransformersWhisper', Heard)
+    monkeypatch.setattr('hiccap.video_clips._loaded', lambda name: TextSource(
+        'whisper', None, details=__import__('hiccap.speech_text').speech_text.whisper_model(name[8:]).details))
+    cpu, first, second = (extraction_settings([], [f'whisper:openai/whisper-base{o}'], 60)
+                          for o in ('', '@device=cuda', '@device=cuda:1'))
+    assert made == [('openai/whisper-base', o) for o in ('cpu', 'cuda', 'cuda:1')]
+    assert first == second and cpu['text'] == ['whisper:openai/whisper-base']
+    assert "readers.whisper.device was 'cpu' and is now 'cuda'" in settings_difference(cpu, first)
+    with pytest.raises(ValueError, match="no option 'beams'; it has device"):
+        extraction_settings([], ['whisper:openai/whisper-base@beams=2'], 60)
+
+
+@pytest.mark.parametrize('name', ['clip', 'vit', 'videomae', 'wav2vec2', 'ast', 'clap'])
+def test_all_of_a_network_is_on_its_device(models, monkeypatch, name):
+    "On the device `meta`, nothing can be read back, and an input that was left on the CPU is another error"
+    import torch
+    encoder = make_video_encoder(f'hf:{models/name}')
+    monkeypatch.setattr('hiccap.encoder_weights.find_device', lambda device: torch.device('meta'))
+    encoder.to('cuda')
+    with pytest.raises(NotImplementedError, match='Cannot copy out of meta tensor'): encoder.probe_width()
+
+
+def cuda_or_skip():
+    import torch
+    return pytest.mark.skipif(not torch.cuda.is_available(), reason='PyTorch finds no CUDA card on this machine')
+
+
+@cuda_or_skip()
+@pytest.mark.parametrize('name', ['clip', 'vit', 'videomae', 'wav2vec2', 'ast', 'clap'])
+def test_a_card_gives_the_same_bytes_each_time_and_nearly_those_of_the_cpu(models, tmp_path, name):
+    event_video(tmp_path/'a.mp4', 2., seconds=4)
+    cpu, once, again = (encode_video(tmp_path/'a.mp4', make_video_encoder(f'hf:{models/name}{o}'))[0][0]
+                        for o in ('', '@device=cuda', '@device=cuda:0'))
+    assert once.values.tobytes() == again.values.tobytes()
+    np.testing.assert_allclose(once.values, cpu.values, rtol=1e-4, atol=1e-5)
+
+
+@cuda_or_skip()
+def test_the_command_computes_on_a_card(models, videos, tmp_path, typed):
+    status, _, err = typed('extract', videos, '--out', tmp_path/'out', '--video', f'hf:{models}/vit', '--audio',
+                           '--device', 'auto')
+    assert status == 0, err
+    assert json.loads((tmp_path/'out/extraction.json').read_text())['settings']['encoders'][0]['device'] == 'cuda'
 
 
 def test_help_answers_without_the_libraries():

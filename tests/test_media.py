@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from conftest import TURNS, rotate
 from hiccap.media import (
     FrameSampling, MediaError, MediaWarning, SoundSampling, decode, first_times, frames, probe, read_subtitles, sound,
     subtitles, Probe, StreamReport, _FrameTrack, _SoundTrack)
@@ -65,16 +66,6 @@ def first_white(path, fps):
     return at[pictures.mean((1, 2, 3)) > 128][0]
 
 
-def rotate(path, a, b, c, d):
-    "Write the display matrix of an MP4's first track, which is that of the pictures"
-    data = bytearray(path.read_bytes())
-    at = data.index(b'tkhd') + 44
-    one, unit = 1 << 16, 1 << 30
-    matrix = [a*one, b*one, 0, c*one, d*one, 0, 0, 0, unit]
-    data[at:at + 36] = b''.join(v.to_bytes(4, 'big', signed=True) for v in matrix)
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize('ending', ['.mp4', '.mkv', '.webm'])
 @pytest.mark.parametrize('fps', [4, 10, 25, 29.97])
 def test_the_picture_shown_at_each_time(tmp_path, ending, fps):
@@ -99,11 +90,6 @@ def test_a_videos_own_rate_gives_each_frame_once(tmp_path, ending, fps):
     got, seconds = seen(path, fps)
     assert len(got) == 30
     assert np.abs(got.mean((1, 2, 3)) - 8*np.arange(30)).max() < 4
-
-
-# matrix, and where the white quarter of the stored picture's top left is shown: row, column
-TURNS = {(1, 0, 0, 1): (0, 0), (0, 1, -1, 0): (0, 1), (-1, 0, 0, -1): (1, 1), (0, -1, 1, 0): (1, 0),
-         (-1, 0, 0, 1): (0, 1), (1, 0, 0, -1): (1, 0), (0, 1, 1, 0): (0, 0)}
 
 
 @pytest.mark.parametrize('matrix', TURNS)
@@ -190,6 +176,88 @@ def test_a_cover_is_not_a_video(tmp_path, ending, codec):
     assert list(frames(path)) == []
     assert onsets(path) == pytest.approx([.4], abs=.03)
     assert sorted(s.kind for s in probe(path).streams) == ['audio', 'cover']
+
+
+def sound_file(path, codec, rate, layout, channels):
+    "A file of sound of several channels: (n,) each"
+    with av.open(str(path), 'w') as c:
+        stream = c.add_stream(codec, rate=rate, layout=layout)
+        planar = codec == 'aac'
+        x = np.stack(channels).astype(np.float32) if planar else np.stack(channels, 1).reshape(1, -1)
+        x = x if planar else (32767*x).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(x), 'fltp' if planar else 's16', layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        resampler = av.AudioResampler(stream.codec_context.format, layout, rate,
+                                      stream.codec_context.frame_size or 1024)
+        for o in (*resampler.resample(frame), *resampler.resample(None)): c.mux(stream.encode(o))
+        c.mux(stream.encode(None))
+    return path
+
+
+SIX = 'FL', 'FR', 'FC', 'LFE', 'BL', 'BR'  # the channels of 5.1, in their order
+
+
+@pytest.mark.parametrize('rate', [8000, 11025, 22050, 32000, 44100, 96000])
+@pytest.mark.parametrize('ending, codec', [('.wav', 'pcm_s16le'), ('.mkv', 'flac'), ('.mp4', 'aac')])
+def test_sample_rates(tmp_path, rate, ending, codec):
+    "Whatever the rate of the file, as many samples as seconds at the rate that is asked for, and the beeps in place"
+    path = sound_file(tmp_path/f'a{ending}', codec, rate, 'mono', [beeps(2, .3, 1.5, rate=rate)])
+    late = 2*2048/rate if codec == 'aac' else 2e-3
+    for asked in (16000, 22050, 44100):
+        samples, start = heard(path, asked)
+        assert start == pytest.approx(0, abs=late) and len(samples)/asked == pytest.approx(2, abs=late)
+        assert onsets(path, asked) == pytest.approx([.3, 1.5], abs=late)
+    assert f'{rate} Hz' in str(probe(path))
+
+
+@pytest.mark.parametrize('layout, channel', [
+    ('mono', 0), ('stereo', 0), ('stereo', 1), ('5.1', 0), ('5.1', 2), ('5.1', 5)])
+@pytest.mark.parametrize('ending, codec', [('.wav', 'pcm_s16le'), ('.mkv', 'flac'), ('.mp4', 'aac')])
+def test_a_sound_in_one_channel_is_heard(tmp_path, layout, channel, ending, codec):
+    "A beep at 0.5 s in a single channel: in mono it has its place, and the pitch it had"
+    n = dict(mono=1, stereo=2)
+    channels = [beeps(1, *([.5] if k == channel else [])) for k in range(n.get(layout, len(SIX)))]
+    path = sound_file(tmp_path/f'a{ending}', codec, RATE, layout, channels)
+    samples, start = heard(path, 16000)
+    loud = np.flatnonzero(np.abs(samples) > .05)
+    assert start + loud[0]/16000 == pytest.approx(.5, abs=2*BLOCK)
+    assert (loud[-1] - loud[0])/16000 == pytest.approx(.1, abs=2*BLOCK)
+    spectrum = np.abs(np.fft.rfft(samples[loud[0]:loud[0] + 1600]*np.hanning(1600)))
+    assert 10*spectrum.argmax() == pytest.approx(1000, abs=20)
+    assert len(samples)/16000 == pytest.approx(1, abs=2*BLOCK)
+
+
+@pytest.mark.parametrize('chosen', [None, 0, 1])
+def test_of_several_streams_the_one_that_a_player_would_choose(tmp_path, chosen):
+    "Two pictures, two sounds, two subtitles: the one marked as default, or the first"
+    path, rate, default = tmp_path/'a.mkv', 8000, av.stream.Disposition.default.value
+    with av.open(str(path), 'w', options={'default_mode': 'passthrough'}) as c:
+        pictures = [c.add_stream('libx264', rate=10, options={'preset': 'ultrafast'}) for _ in range(2)]
+        sounds = [c.add_stream('pcm_s16le', rate=rate, layout='mono') for _ in range(2)]
+        words = [c.add_mux_stream('subrip') for _ in range(2)]
+        for streams in (pictures, sounds, words):
+            for k, o in enumerate(streams): o.disposition = default if k == chosen else 0
+        for o in pictures: o.width, o.height, o.pix_fmt = SIZE, SIZE, 'yuv420p'
+        for k in range(2):
+            for n in range(10):
+                frame = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), (50, 200)[k], np.uint8), 'rgb24')
+                frame.pts, frame.time_base = n, Fraction(1, 10)
+                c.mux(pictures[k].encode(frame))
+            c.mux(pictures[k].encode(None))
+            x = (32767*beeps(1, (.2, .6)[k], rate=rate)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(x[None], 's16', 'mono')
+            frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+            for packet in (*sounds[k].encode(frame), *sounds[k].encode(None)): c.mux(packet)
+            packet = av.Packet(f'words {k}'.encode())
+            packet.stream, packet.time_base = words[k], Fraction(1, 1000)
+            packet.pts = packet.dts = 100
+            packet.duration = 500
+            c.mux(packet)
+    assert [s.kind for s in probe(path).streams] == ['video', 'video', 'audio', 'audio', 'subtitle', 'subtitle']
+    want = chosen or 0
+    assert seen(path, 5)[0].mean() == pytest.approx((50, 200)[want], abs=4)
+    assert onsets(path, 16000) == pytest.approx([(.2, .6)[want]], abs=2e-3)
+    assert [text for *_, text in subtitles(path)] == [f'words {want}']
 
 
 CODECS = {

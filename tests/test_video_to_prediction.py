@@ -369,6 +369,34 @@ def test_weights_of_the_user_are_found_again_and_others_are_refused(world, tmp_p
     assert 'vit.version was' in capsys.readouterr().err
 
 
+def test_a_run_whose_features_were_computed_on_a_card(world, tmp_path, monkeypatch, capsys):
+    "Without a card, prediction says how to do without; such features are noted, and not taken for the same"
+    import torch
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HICCAP_CACHE', str(tmp_path/'cache'))
+    tiny_model('vit', 0)
+    with monkeypatch.context() as card:
+        card.setattr('hiccap.encoder_weights.find_device', lambda device: torch.device('cpu'))
+        call('train', world/'clips.csv', '--labels', 'flash', '--video-column', 'path', '--extraction', 'offline',
+             'video=hf:vit', 'audio=', 'text=', 'device=cuda:1', '--epochs', 1, '--split-seed', 1, '--out', 'run',
+             '--set', 'width=16', 'heads=2')
+        call('predict', 'run', world/'new', '--out', 'card.csv')
+    kept = json.loads((tmp_path/'run/config.json').read_text())['extraction']
+    assert kept['settings']['encoders'][0]['device'] == 'cuda'
+    assert kept['names'] == [f'hf:{tmp_path.resolve()}/vit@device=cuda']
+    if torch.cuda.is_available(): pytest.skip('this machine has a card')
+    capsys.readouterr()
+    call('predict', 'run', world/'new', status=2)
+    said = capsys.readouterr().err
+    assert 'no device cuda' in said and 'differ in the last digits' in said.splitlines()[-1]
+    by_hand = shlex.split(said.partition('extract them with ')[2].partition(', and give')[0])
+    call('extract', *[dict(VIDEOS=world/'new', FEATURES='features').get(o, o) for o in by_hand[1:]])
+    capsys.readouterr()
+    call('predict', 'run', 'features/clips.csv', '--features', 'features', '--out', 'cpu.csv')
+    assert "vit.device was 'cuda' and is now 'cpu'" in capsys.readouterr().err
+    assert answers(tmp_path/'cpu.csv') == answers(tmp_path/'card.csv')  # the card was a CPU
+
+
 def test_a_run_waits_for_another_that_extracts_the_same_videos(world, trained, capsys):
     pytest.importorskip('fcntl', reason='this system has no locks')
     for folder in {p.parent for p in (world/'cache/videos').glob('*/*/extraction.json')}: (folder/'.lock').touch()

@@ -109,7 +109,7 @@ def fit_source(
     return out
 
 # %% ../nbs/27b_linear_fit.ipynb #lfi00010
-PRIOR_STRENGTH = 30. # λ
+PRIOR_STRENGTH = 100. # λ
 
 def prior_weights(
     n: int # linear models

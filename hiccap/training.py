@@ -521,7 +521,8 @@ def fine_tune(self:FoldRecipe):
 @patch
 def score(self:FoldRecipe):
     found = predict_test(self.learn, self.parts, self.tokenizer, self.run.network, self.run.training, self.seen)
-    if self.fine_tuned is not None: found.simple = {FINE_TUNED: self.fine_tuned, **found.simple}
+    alone = {k: p for k, p in found.simple.items() if k == DEEP_ALONE}
+    if self.fine_tuned is not None: found.simple = alone | {FINE_TUNED: self.fine_tuned} | found.simple
     learn, best = self.learn, self.learn.keep_best
     self.result = Fold(
         **vars(found), history=learn.step_recorder.history(),

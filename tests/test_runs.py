@@ -29,7 +29,7 @@ FLAT = dict(
     threads=1,
 )
 # the same run today, with the defaults of then
-THEN = {**EARLIER, **FLAT, 'config': TINY_NETWORK | dict(head_dropout=.3)}
+THEN = {**EARLIER, **FLAT, 'config': TINY_NETWORK | dict(head_dropout=.3), 'linear_part': 0}
 MIXTURE = """
 streams:
 - {name: labels, data: few.csv, labels: [said], own_numbering: true}
@@ -142,7 +142,7 @@ def make_old(folder, kind='run'):
     assert 'training' in config[kind]
     flat = {**Run.flat().to_flat(defaults=True), **EARLIER}  # defaults were left out
     flat = {k: v for k, v in flatten(Run, config[kind]).items()
-            if v != flat.get(k) and k not in ('operating_point', 'split_seed', 'standardise')}
+            if v != flat.get(k) and k not in ('operating_point', 'split_seed', 'standardise', 'linear_part')}
     flat['config'].pop('head_dropout')
     path.write_text(json.dumps({**config, kind: flat, 'versions': config['versions'] | dict(hiccap='0.1.0')}))
     if (metrics := Path(folder)/'metrics.json').is_file():

@@ -9,7 +9,8 @@ import torch
 from sklearn.metrics import f1_score
 
 from hiccap import training
-from hiccap.baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS, Predictions
+from hiccap.baselines import (CONSTANT, DEEP_ALONE, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS,
+                              Predictions)
 from hiccap.checkpoints import save_model
 from hiccap.clips import Clip, ClipDataset, as_numpy
 from hiccap.encoders import TokensConfig, text_backbone
@@ -81,7 +82,7 @@ def test_nothing_is_chosen_on_test_clips(parts, fold, tmp_path, labels):
     run = SMALL.but(simple_models='full')
     again = FoldRecipe(run, (train, valid, test), 1, tmp_path, log=silent)()
     assert decided(again) == decided(fold) and again.best == fold.best
-    assert list(fold.models()) == [NETWORK, FINE_TUNED, WORDS, LATE_FUSION, FROZEN_TEXTLESS, CONSTANT]
+    assert list(fold.models()) == [NETWORK, DEEP_ALONE, FINE_TUNED, WORDS, LATE_FUSION, FROZEN_TEXTLESS, CONSTANT]
 
 
 def test_labels_of_validation_clips_do_choose(parts, fold, tmp_path):
@@ -271,7 +272,7 @@ def finished(tmp_path_factory):
 def test_probabilities_of_all_models_are_kept(finished):
     folder, result = finished
     kept = read_probabilities(folder)
-    assert list(kept) == [NETWORK, WORDS, CONSTANT]
+    assert list(kept) == [NETWORK, DEEP_ALONE, WORDS, CONSTANT]
     for name, of in kept.items():
         for t, p in of.items():
             parts = [(f.models()[name], f.test) for f in result.folds]
@@ -295,7 +296,7 @@ def test_kept_predictions_give_the_reported_scores_and_differences(finished):
     d = metrics['differences'][WORDS]['said']
     for k in ('difference', 'low', 'high'): assert d[k] == pytest.approx(found[k])
     assert d['score'] == 'macro_f1'
-    assert set(metrics['beside']) == {WORDS, CONSTANT, 'best possible'} and len(metrics['simple']) == 2
+    assert set(metrics['beside']) == {DEEP_ALONE, WORDS, CONSTANT, 'best possible'} and len(metrics['simple']) == 2
     for chosen, f in zip(metrics['simple'], result.folds): assert chosen[WORDS] == f.simple[WORDS].chosen
     report = (folder/'report.md').read_text()
     assert f"{d['difference']:+.3f} ({d['low']:+.3f} – {d['high']:+.3f})" in report

@@ -24,7 +24,7 @@ from .faithfulness import measure_faithfulness
 from .file_index import check_index
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
-from .moments import Speller, Versions, explain_versions, versions_of
+from .moments import Explanations, Speller, Versions, explain_versions, versions_of
 from .packing import is_packed
 from .readers import get_tokenizer, text_modalities
 from .predictions import NETWORK
@@ -378,12 +378,12 @@ def explain(self:Trained,
     seconds: float=1., # about the length of a span of a modality with seconds
     attention: bool=False, # also the attention of the pooling
     **kwargs           # of `locate`
-) -> list: # of `Explanation`, one for each clip
+) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
     clips = self.clips_of(data, features, without, **kwargs)
     speller = None if self.tokenizer is None else Speller(self.tokenizer)
-    return [explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
-            for clip in tqdm(clips, unit='clip', disable=None)]
+    return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
+                        for clip in tqdm(clips, unit='clip', disable=None))
 
 # %% ../nbs/60_inference.ipynb #a7cd6d29
 def robustness_section(

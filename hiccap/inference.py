@@ -21,7 +21,7 @@ from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
 from .faithfulness import measure_faithfulness
-from .file_index import check_index
+from .file_index import INDEX, check_index
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .moments import Explanations, Speller, Versions, explain_versions, versions_of
@@ -108,8 +108,8 @@ def load_run(
     "Read a finished run, or one that was saved to be shared; raises `ValueError` that says what is missing or changed"
     folder = Path(folder)
     _check_finished(folder)
-    check_index(folder)
     config, metrics = read_json_dict(folder/'config.json'), read_json_dict(folder/'metrics.json')
+    check_index(folder, needed=config.get('index') == INDEX)
     if 'run' not in config or 'thresholds' not in metrics:
         raise ValueError(f"{folder} has a config.json or metrics.json that is damaged, or that no run wrote; copy the"
                          " folder again")

@@ -75,7 +75,7 @@ def _write_settings(trained, folder):
     made_with = read_json_dict(trained.folder/CONFIG).get('versions') or versions()
     recipe = public_recipe(trained.extraction)
     write_json(folder/CONFIG, dict(
-        run=public_run(trained.run).to_dict(defaults=True), name=trained.name, versions=made_with,
+        run=public_run(trained.run).to_dict(defaults=True), name=trained.name, versions=made_with, index=INDEX,
         tasks=[t.to_dict() for t in trained.tasks], **(dict(extraction=recipe) if recipe else {})))
     found = {k: trained.metrics[k] for k in KEPT if k in trained.metrics}
     found |= dict(thresholds=[trained.thresholds.values], modalities=list(trained.modalities))

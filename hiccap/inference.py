@@ -77,18 +77,20 @@ def _mean_thresholds(folder, of_folds, point):
                          " copy the folder again") from None
     return Thresholds(values, f'validation data of {folder.name}', score=point)
 
-def _read_temperatures(folder, found, models):
+def _read_temperatures(folder, metrics, models):
     """The `Temperatures` of each network; none if an earlier version wrote the run, and empty ones of a fold that an
     earlier version trained; raises `ValueError`"""
-    if found is None: return []
+    if (found := metrics.get('temperatures')) is None: return []
+    errors = metrics.get('temperature_errors', [{} for _ in models])  # earlier versions did not keep them
     names = {t.name for t in models[0].tasks if not t.is_regression}
-    whole = isinstance(found, list) and len(found) == len(models) and all(
-        isinstance(of, dict) and set(of) in (set(), names) and all(isinstance(v, float) and v > 0 for v in of.values())
-        for of in found)
+    def are_positive(o): return all(isinstance(v, float) and v > 0 for v in o.values())
+    whole = all(isinstance(o, list) and len(o) == len(models) for o in (found, errors)) and all(
+        isinstance(of, dict) and set(of) in (set(), names) and isinstance(e, dict) and set(e) <= set(of)
+        and are_positive(of) and are_positive(e) for of, e in zip(found, errors))
     if not whole:
         raise ValueError(f"{folder/'metrics.json'} holds no temperatures that a run wrote: it was changed or damaged;"
                          " copy the folder again")
-    return [Temperatures(of, f'validation data of {folder.name}') for of in found]
+    return [Temperatures(of, f'validation data of {folder.name}', errors=e) for of, e in zip(found, errors)]
 
 DECISIONS = 'decisions.json' # file in the folder of a run that was calibrated
 
@@ -121,7 +123,7 @@ def load_run(
     # earlier versions did not write it, but the digests of the columns
     columns = config.get('data', {}).get('training', {})
     had = metrics.get('modalities') or [m for m in columns if m in models[0].encoders]
-    temperatures = _read_temperatures(folder, metrics.get('temperatures'), models)
+    temperatures = _read_temperatures(folder, metrics, models)
     return Trained(folder, run, models, models[0].tasks, tokenizer, thresholds, metrics, tuple(had),
                    config.get('extraction'), temperatures, _read_decisions(folder, models[0].tasks),
                    config.get('name', ''))

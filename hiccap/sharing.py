@@ -79,7 +79,9 @@ def _write_settings(trained, folder):
         tasks=[t.to_dict() for t in trained.tasks], **(dict(extraction=recipe) if recipe else {})))
     found = {k: trained.metrics[k] for k in KEPT if k in trained.metrics}
     found |= dict(thresholds=[trained.thresholds.values], modalities=list(trained.modalities))
-    if trained.temperatures: found['temperatures'] = [t.values for t in trained.temperatures]
+    if trained.temperatures:
+        found['temperatures'] = [t.values for t in trained.temperatures]
+        found['temperature_errors'] = [t.errors for t in trained.temperatures]
     write_json(folder/'metrics.json', found)
     if (decided := _public_decisions(trained.decisions)) is not None: write_json(folder/DECISIONS, decided.to_dict())
 

@@ -240,6 +240,7 @@ def off_by_chance(
     off = o['probability'] - o['share']
     return bool(abs(off) <= np.hypot(o['high'] - o['share'] if off > 0 else o['share'] - o['low'], o['margin']))
 
+# %% ../nbs/26b_calibration.ipynb #a39ec085
 def task_calibration(
     p,      # (N, C) probabilities of labelled clips
     y,      # (N,) their classes
@@ -300,6 +301,7 @@ def temperature_text(self:Calibration,
     low, high = values[0]*np.exp(np.array([-1.96, 1.96])*found[0].errors[task])
     return f'{values[0]:.2f} ({low:.2f}–{high:.2f})'
 
+# %% ../nbs/26b_calibration.ipynb #cba719f6
 @patch
 def rows(self:Calibration,
     model: str # its name

@@ -303,8 +303,8 @@ def predict(
                    ' probabilities, thresholds, decisions and digests')
     p.add_argument('--moments', action='store_true', help='also the moments that speak for and against each prediction,'
                    ' in the files of --json, --label-studio and --fiftyone')
-    p.add_argument('--label-studio', metavar='FILE', help='.json file to write: tasks with predictions for Label Studio;'
-                   ' its labelling configuration is written next to it as .xml. Needs clips of video files')
+    p.add_argument('--label-studio', metavar='FILE', help='.json file to write: tasks with predictions for Label'
+                   ' Studio; its labelling configuration is written next to it as .xml. Needs clips of video files')
     p.add_argument('--fiftyone', metavar='FILE', help='.json file to write: a list of samples for FiftyOne, which'
                    ' fiftyone.Sample.from_dict reads. Needs clips of video files')
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'

@@ -36,6 +36,7 @@ def _by_file(records):
         out.setdefault(r['file'], []).append(r)
     return out
 
+# %% ../nbs/61a_exporters.ipynb #5829fd3e
 def _is_number(answer): return 'value' in answer
 
 def _p(answer): return answer['probabilities'][answer['classes'].index(answer['class'])]
@@ -199,10 +200,11 @@ def _frames_of(files, frame_rate, frame_counts):
             rate, count = rate or own[0], count or own[1]
         out[file] = rate, count
     if unknown := [file for file, (_, count) in out.items() if not count]:
-        warnings.warn(f"the number of frames of {some_of(unknown)} is not known, so a span may end after the video. Give"
-                      " frame_counts, or export where the files are")
+        warnings.warn(f"the number of frames of {some_of(unknown)} is not known, so a span may end after the video."
+                      " Give frame_counts, or export where the files are")
     return out
 
+# %% ../nbs/61a_exporters.ipynb #b612b76e
 def _detection(label, start_ms, end_ms, frames, **more):
     "A span as plain values; it ends with the video"
     rate, count = frames

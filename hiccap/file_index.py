@@ -66,8 +66,8 @@ def check_index(
     changed, added, or could run code, and for a folder of a newer version"""
     folder = Path(folder)
     if not (folder/INDEX).is_file():
-        if needed: raise ValueError(f"{folder} lacks {INDEX}, with which it was saved: its files cannot be checked. {AGAIN}")
-        return None
+        if not needed: return None
+        raise ValueError(f"{folder} lacks {INDEX}, with which it was saved, so its files cannot be checked. {AGAIN}")
     files, found = _read_index(folder)['files'], _files(folder)
     if added := [k for k in found if k not in files and k != INDEX and not _for_people(k)]:
         raise ValueError(f"{folder} has {some_of(added)}, which {INDEX} does not list: not a file that was saved with"

@@ -294,7 +294,7 @@ class Explanation:
     attention: dict      # modality -> float64 (S,), share of the pooling's attention; empty if not asked for
     tasks: tuple=()      # `Task` of each name
     predicted: dict=field(default_factory=dict) # task -> predicted class, or number
-    thresholds: dict=field(default_factory=dict) # task with two classes -> probability from which the second is predicted
+    thresholds: dict=field(default_factory=dict) # task of two classes -> probability from which the second is predicted
 
 TOP = 3 # moments that `without_top` removes
 
@@ -381,8 +381,9 @@ def explain_versions(
     S = sum(map(len, versions.spans.values()))
     one = np.eye(S, dtype=bool)
     out = versions.answers(np.concatenate([np.ones((1, S), bool), np.zeros((1, S), bool), ~one, one]))
-    e = Explanation(versions.clip.id, versions.spans, {}, {}, {}, {}, {},
-                    _attention_of(versions) if attention and S else {}, tuple(tasks), thresholds=dict(thresholds.values))
+    looked = _attention_of(versions) if attention and S else {}
+    e = Explanation(versions.clip.id, versions.spans, {}, {}, {}, {}, {}, looked, tuple(tasks),
+                    thresholds=dict(thresholds.values))
     for t in tasks:
         e.probabilities[t.name], e.prior[t.name] = (_probabilities(out[t.name], t, row) for row in (0, 1))
         e.predicted[t.name] = thresholds.predict({t.name: e.probabilities[t.name][None]})[t.name][0].item()

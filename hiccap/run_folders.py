@@ -40,7 +40,9 @@ def check_folder(
     named = dict(evaluation='an evaluation', run='a run', pretraining='a pretraining')
     def other(at):
         config = read_json_dict(at/'config.json')
-        holds = 'evaluation' if 'evaluated' in config else next((k for k in ('run', 'pretraining') if k in config), None)
+        kinds = [k for k, key in dict(evaluation='evaluated', run='run', pretraining='pretraining').items()
+                 if key in config]
+        holds = kinds[0] if kinds else None
         return '' if holds == kind else f"no {kind} but {named.get(holds, 'other files')}"
     return check_new_folder(folder, overwrite, named[kind], WRITTEN, other)
 

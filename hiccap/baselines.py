@@ -166,7 +166,7 @@ def tuned_linear(
 ) -> Predictions: # of the test clips
     "Logistic or ridge regression for each task, with settings, temperature and threshold from the validation clips"
     on_valid, probs, chosen = _tuned(variants, train, valid, score, strengths)
-    return calibrated_predictions(on_valid, as_numpy(valid.labels), probs, train.tasks, score, chosen)
+    return calibrated_predictions(on_valid, as_numpy(valid.labels), probs, train.tasks, score, chosen, valid.groups)
 
 # %% ../nbs/27_baselines.ipynb #c5e8ddc5
 EMPTY = '∅'  # what a missing text counts as
@@ -289,7 +289,7 @@ def _constant(train, valid, test, score):
         return np.bincount(y, minlength=t.n_classes)/max(len(y), 1)
     answers = {t.name: answer(t) for t in train.tasks}
     def of(ds): return {k: np.tile(v, (len(ds), 1)) for k, v in answers.items()}
-    return calibrated_predictions(of(valid), as_numpy(valid.labels), of(test), train.tasks, score)
+    return calibrated_predictions(of(valid), as_numpy(valid.labels), of(test), train.tasks, score, groups=valid.groups)
 
 WORD_STRENGTHS = 1., .3, 3., 10.  # inverse strengths of the penalty on words
 SECOND_WEIGHTS = 1., .3           # factors of the counts of captions or context
@@ -342,7 +342,7 @@ def _late_fusion(sources, train, valid, score):
         for side, p in zip(sides, fused): side[t.name] = p
     chosen = {t.name: {f'{k}: {name}': v for k, o in found.items() for name, v in o[2][t.name].items()}
               for t in train.tasks}
-    return calibrated_predictions(sides[0], y, sides[1], train.tasks, score, chosen)
+    return calibrated_predictions(sides[0], y, sides[1], train.tasks, score, chosen, valid.groups)
 
 # %% ../nbs/27_baselines.ipynb #5f0c9a20
 def baseline_predictions(

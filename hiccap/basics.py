@@ -6,8 +6,8 @@
 __all__ = ['LOCK', 'nearest', 'nearest_name', 'nearest_field', 'check_keys', 'lookup', 'field_names', 'made_by_name', 'some_of',
            'one_line', 'check_whole', 'counted', 'digest', 'code_digest', 'file_sha', 'seal', 'strange_names', 'aside',
            'put_back', 'alone', 'to_disk', 'whole_file', 'whole_folder', 'read_json_dict', 'plain', 'write_whole',
-           'write_json', 'check_new_file', 'versions', 'table_cell', 'markdown_table', 'fields_table', 'dict_table',
-           'new_axes']
+           'write_json', 'probability_text', 'check_new_file', 'check_new_folder', 'versions', 'table_cell',
+           'markdown_table', 'fields_table', 'dict_table', 'new_axes']
 
 # %% ../nbs/00_basics.ipynb #2a24533f
 import difflib, hashlib, inspect, json, math, os, platform, re, secrets, shutil
@@ -297,6 +297,19 @@ def write_json(
     "Write a JSON file whole or not at all, with null for NaN"
     write_whole(path, json.dumps(plain(d), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
+# %% ../nbs/00_basics.ipynb #ca345b06
+def probability_text(
+    p: float,              # probability
+    threshold: float=None, # from which a class is predicted; None: none is
+    digits: int=3          # the fewest after the point
+) -> str:
+    "A probability with enough digits to see on which side of its threshold it is"
+    for n in range(digits, 10):
+        text = f'{p:.{n}f}'
+        if threshold is None or p == threshold: break
+        if float(text) != threshold and (float(text) > threshold) == (p > threshold): break
+    return text
+
 # %% ../nbs/00_basics.ipynb #1a23abf3
 def check_new_file(
     path,           # to write
@@ -310,6 +323,25 @@ def check_new_file(
     if at.is_dir() or not at.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: give the name of {what} in a folder that exists")
     if at.exists() and not overwrite: raise FileExistsError(f"{path} exists; give another file, or --overwrite")
+
+def check_new_folder(
+    folder,                # to write
+    overwrite: bool,       # what is there may be replaced
+    what: str,             # kind of folder, for the messages
+    names=('*',),          # shell patterns of what such a folder holds
+    other=lambda at: '',   # folder -> what it holds instead, in words, where names cannot tell; empty if nothing
+    error=FileExistsError  # class of the error
+) -> Path: # the folder
+    "Raise an error if a folder may not be written: it holds something else, or may not be replaced"
+    folder = Path(os.path.realpath(folder))
+    put_back(folder, names, error)
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return folder
+    if found := other(folder): raise error(f"{folder} holds {found}; give another folder")
+    if strange := strange_names(folder, names):
+        raise error(f"{folder} holds {some_of(strange)}, which is not part of {what}; give another folder")
+    if not overwrite:
+        raise error(f"{folder} already holds {what}; give another folder, or --overwrite (in Python overwrite=True)")
+    return folder
 
 # %% ../nbs/00_basics.ipynb #0552eaa0
 def versions() -> dict: # package -> version

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'TEMPERATURES', 'BINS', 'CALIBRATION_SCORES', 'CALIBRATION_SHOWN', 'logits_of', 'tempered',
-           'fit_temperature', 'Temperatures', 'fit_temperatures', 'Predictions', 'calibrated_predictions',
-           'confidences', 'bins_of', 'calibration_errors', 'TaskCalibration', 'reliability_bins', 'task_calibration',
-           'Calibration', 'compare_calibration', 'calibration_table']
+           'fit_temperature', 'log_slopes', 'temperature_error', 'Temperatures', 'fit_temperatures', 'Predictions',
+           'calibrated_predictions', 'confidences', 'bins_of', 'calibration_errors', 'TaskCalibration',
+           'reliability_bins', 'off_by_chance', 'task_calibration', 'Calibration', 'compare_calibration',
+           'calibration_table']
 
 # %% ../nbs/26b_calibration.ipynb #0e1ccaf5
 from dataclasses import dataclass, field
@@ -67,6 +68,29 @@ def fit_temperature(
         )
     return float(np.exp(brentq(slope, low, high, xtol=1e-12))), why
 
+# %% ../nbs/26b_calibration.ipynb #14f0f998
+def log_slopes(
+    p # (N, C) probabilities after calibration
+) -> np.ndarray: # (N, C)
+    "How fast probabilities change with the logarithm of the temperature"
+    z = logits_of(p)
+    return -p*(z - (p*z).sum(-1, keepdims=True))
+
+def temperature_error(
+    p,           # (N, C) probabilities of validation clips before calibration
+    y,           # (N,) their classes
+    temperature, # of `fit_temperature`
+    groups=None  # (N,) the video of each clip; each its own by default
+) -> float: # NaN where the temperature is open, or at one of the bounds
+    "The standard error of the logarithm of the temperature"
+    if temperature == 1. or temperature in TEMPERATURES: return np.nan
+    q = tempered(p, temperature)
+    z = logits_of(q)
+    of = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    slopes = np.bincount(of, ((q - np.eye(q.shape[1])[y])*z).sum(1))
+    curvature = -(log_slopes(q)*z).sum()
+    return float(np.sqrt((slopes**2).sum())/curvature) if curvature > 0 else np.nan
+
 # %% ../nbs/26b_calibration.ipynb #66571a97
 @dataclass(frozen=True)
 class Temperatures:
@@ -74,6 +98,7 @@ class Temperatures:
     values: dict = field(default_factory=dict) # task name -> temperature; any other task is left as it is
     source: str = 'nothing' # what they were fitted on
     notes: tuple = ()       # tasks for which nothing could be fitted, or whose fit needs a word
+    errors: dict = field(default_factory=dict) # task name -> standard error of the logarithm of its temperature
 
     def apply(self,
         probs: dict # task name -> (N, C) probabilities
@@ -85,16 +110,20 @@ def fit_temperatures(
     probs: dict,   # task name -> (N, C) probabilities of validation clips
     targets: dict, # task name -> (N,) labels, `IGNORE` where unknown
     tasks,         # the tasks
-    source: str='validation data' # what the clips are
+    source: str='validation data', # what the clips are
+    groups=None    # (N,) the video of each clip; each its own by default
 ) -> Temperatures:
     "The temperatures of the classification tasks; raises `ValueError` for rows that do not fit"
-    values, notes = {}, []
+    values, notes, errors = {}, [], {}
     for t in check_tasks(tasks):
         if t.is_regression: notes.append(f'{t.name}: a regression task has no probabilities, so it is not calibrated')
         else:
-            values[t.name], why = fit_temperature(*labelled_rows(probs, targets, t)[1:])
+            known, p, y = labelled_rows(probs, targets, t)
+            values[t.name], why = fit_temperature(p, y)
+            of = None if groups is None else np.asarray(groups)[known]
+            if not why and (e := temperature_error(p, y, values[t.name], of)) == e: errors[t.name] = e
             if why: notes.append(f'{t.name}: {source}: {why}')
-    return Temperatures(values, source, tuple(notes))
+    return Temperatures(values, source, tuple(notes), errors)
 
 # %% ../nbs/26b_calibration.ipynb #27b587b5
 @dataclass
@@ -113,10 +142,11 @@ def calibrated_predictions(
     probs: dict,    # task name -> (N, C) probabilities of the clips to predict
     tasks,          # the tasks
     point: str='macro_f1', # the operating point
-    chosen: dict=None # task name -> what else was chosen on the validation clips
+    chosen: dict=None, # task name -> what else was chosen on the validation clips
+    groups=None     # (M,) the video of each validation clip; each its own by default
 ) -> Predictions:
     "Predictions with temperatures and thresholds from validation clips"
-    temperatures = fit_temperatures(on_valid, y_valid, tasks)
+    temperatures = fit_temperatures(on_valid, y_valid, tasks, groups=groups)
     thresholds = choose_thresholds(temperatures.apply(on_valid), y_valid, tasks, score=point)
     calibrated = temperatures.apply(probs)
     return Predictions(calibrated, thresholds.predict(calibrated), thresholds, chosen or {}, temperatures, probs)
@@ -126,11 +156,12 @@ BINS = 15
 CALIBRATION_SCORES = 'brier', 'log_loss', 'ece', 'rms_error' # for all of them, lower is better
 
 def confidences(
-    p, # (N, C) probabilities
-    y  # (N,) classes
+    p, # (N, C) probabilities, or other values of the classes
+    y, # (N,) classes
+    by=None # (N, C) probabilities that say which class is the most probable; `p` by default
 ) -> tuple: # (N,) probabilities, and (N,) 1.0 where the class they are of is the true one
     "The probability that is checked: of the second of two classes, else of the most probable class"
-    c = np.ones(len(p), int) if p.shape[1] == 2 else p.argmax(1)
+    c = np.ones(len(p), int) if p.shape[1] == 2 else (p if by is None else by).argmax(1)
     return p[np.arange(len(p)), c], (c == y).astype(float)
 
 def bins_of(
@@ -175,7 +206,7 @@ class TaskCalibration:
     n: int          # labelled clips
     scores: dict    # name -> value, of `CALIBRATION_SCORES`
     intervals: dict # name -> (low, high), 95%; NaN where there is none
-    bins: list      # a dict for each bin with a clip: `clips`, `probability`, `share`, `low`, `high`
+    bins: list      # of `reliability_bins`
     notes: list     # why a score has no interval
 
 def reliability_bins(
@@ -183,30 +214,44 @@ def reliability_bins(
     y,      # (N,) classes
     groups, # (N,) the video of each row
     n_boot: int=1000, # most samples of the intervals; 0 for no interval
-    seed: int=0     # of the samples, where there are more videos
-) -> list: # a dict for each bin with a clip
-    "The mean probability and the share of positive clips in each bin, with a 95% interval over videos"
-    c, hit = confidences(np.asarray(p, np.float64), y)
+    seed: int=0,    # of the samples, where there are more videos
+    error: float=0. # standard error of the logarithm of the temperature
+) -> list: # a dict for each bin with a clip: `clips`, `probability`, `share`, `low`, `high`, `margin`
+    """The share of positive clips in each bin, with a 95% interval over videos, and the mean probability, whose 95%
+    interval is `margin` wide on both sides"""
+    p = np.asarray(p, np.float64)
+    c, hit = confidences(p, y)
+    slopes = confidences(log_slopes(p), y, p)[0]
     of, groups, out = bins_of(c), np.asarray(groups), []
     for b in np.unique(of):
         rows = of == b
         def scored(w): return dict(share=ratio(w @ hit[rows], w.sum(1)))
         value, intervals, _ = measured(scored, groups[rows], n_boot, seed)
         low, high = intervals.get('share', (np.nan, np.nan))
-        out.append(
-            dict(clips=int(rows.sum()), probability=float(c[rows].mean()), share=value['share'], low=low, high=high))
+        out.append(dict(clips=int(rows.sum()), probability=float(c[rows].mean()), share=value['share'], low=low,
+                        high=high, margin=1.96*error*abs(float(slopes[rows].mean()))))
     return out
 
+def off_by_chance(
+    o: dict # of `reliability_bins`
+) -> bool: # None for a bin without an interval
+    "Whether the mean probability of a bin is as near to the share of positive clips as chance explains"
+    if o['low'] != o['low']: return None
+    off = o['probability'] - o['share']
+    return bool(abs(off) <= np.hypot(o['high'] - o['share'] if off > 0 else o['share'] - o['low'], o['margin']))
+
+# %% ../nbs/26b_calibration.ipynb #a39ec085
 def task_calibration(
     p,      # (N, C) probabilities of labelled clips
     y,      # (N,) their classes
     groups, # (N,) the video of each clip
     n_boot: int=1000, # most samples of the intervals; 0 for no interval
-    seed: int=0       # of the samples, where there are more videos
+    seed: int=0,      # of the samples, where there are more videos
+    error: float=0.   # standard error of the logarithm of the temperature
 ) -> TaskCalibration:
     "Calibration errors with intervals over videos, and the bins of the reliability diagram"
     scores, intervals, notes = measured(lambda w: calibration_errors(p, y, w), groups, n_boot, seed)
-    return TaskCalibration(len(y), scores, intervals, reliability_bins(p, y, groups, n_boot, seed), notes)
+    return TaskCalibration(len(y), scores, intervals, reliability_bins(p, y, groups, n_boot, seed, error), notes)
 
 # %% ../nbs/26b_calibration.ipynb #e4413fe7
 @dataclass
@@ -215,6 +260,11 @@ class Calibration:
     before: dict       # task name -> `TaskCalibration`
     after: dict        # the same of calibrated probabilities
     temperatures: list # of `Temperatures`, one for each fold
+
+def _joint_error(temperatures, task):
+    "The standard error of several folds together: they share clips, so they count as wrong in the same direction"
+    errors = [t.errors[task] for t in temperatures if task in t.errors]
+    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.
 
 def compare_calibration(
     raw: dict,     # task name -> (N, C) probabilities before calibration
@@ -230,9 +280,9 @@ def compare_calibration(
     found = {}, {}
     for t in check_tasks(tasks):
         if t.is_regression: continue
-        for side, values in zip(found, (raw, probs)):
+        for side, values, error in zip(found, (raw, probs), (0., _joint_error(temperatures, t.name))):
             known, p, y = labelled_rows(values, targets, t)
-            if len(y): side[t.name] = task_calibration(p, y, np.asarray(groups)[known], n_boot, seed)
+            if len(y): side[t.name] = task_calibration(p, y, np.asarray(groups)[known], n_boot, seed, error)
     return Calibration(*found, list(temperatures))
 
 # %% ../nbs/26b_calibration.ipynb #6d6cfe6a
@@ -242,11 +292,16 @@ CALIBRATION_SHOWN = 'brier', 'log_loss', 'ece', 'rms_error' # columns of the tab
 def temperature_text(self:Calibration,
     task: str # its name
 ) -> str:
-    "The temperature of a task; the lowest and the highest of several folds"
-    found = [t.values[task] for t in self.temperatures if task in t.values]
+    "The temperature of a task with its 95% interval; the lowest and the highest of several folds"
+    found = [t for t in self.temperatures if task in t.values]
+    values = [t.values[task] for t in found]
     if not found: return '–'
-    return f'{found[0]:.2f}' if len(found) == 1 else f'{min(found):.2f} – {max(found):.2f}'
+    if len(found) > 1: return f'{min(values):.2f} – {max(values):.2f}'
+    if task not in found[0].errors: return f'{values[0]:.2f}'
+    low, high = values[0]*np.exp(np.array([-1.96, 1.96])*found[0].errors[task])
+    return f'{values[0]:.2f} ({low:.2f}–{high:.2f})'
 
+# %% ../nbs/26b_calibration.ipynb #cba719f6
 @patch
 def rows(self:Calibration,
     model: str # its name
@@ -283,14 +338,18 @@ def to_dict(self:Calibration) -> dict: # for `metrics.json`
                                      intervals_95={n: list(v) for n, v in c.intervals.items()})
                              for k, c in found.items()}
     return dict(before=side(self.before), after=side(self.after),
-                temperatures=[t.values for t in self.temperatures], notes=self.all_notes())
+                temperatures=[t.values for t in self.temperatures],
+                temperature_errors=[t.errors for t in self.temperatures], notes=self.all_notes())
 
 # %% ../nbs/26b_calibration.ipynb #6d72153f
 def _draw_bins(bins, ax, color, label):
     "The points of a reliability diagram, with their intervals"
     x, y = [b['probability'] for b in bins], [b['share'] for b in bins]
     ax.plot(x, y, 'o-', ms=3, lw=.8, color=color, label=label)
-    for b in bins: ax.plot([b['probability']]*2, [b['low'], b['high']], color=color, lw=.8)
+    for b in bins:
+        ax.plot([b['probability']]*2, [b['low'], b['high']], color=color, lw=.8)
+        if not b['margin']: continue
+        ax.plot(b['probability'] + b['margin']*np.array([-1, 1]), [b['share']]*2, color=color, lw=.8)
 
 @patch
 def plot(self:Calibration,

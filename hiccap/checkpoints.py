@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from . import __version__
-from .basics import aside, file_sha, one_line, put_back, seal, some_of, strange_names, whole_folder
+from .basics import aside, check_new_folder, file_sha, one_line, seal, some_of, whole_folder
 from .tasks import COMIC_MISCHIEF, Task
 from .encoders import TokensConfig
 from .network_config import HICCAPConfig, upstream_contexts
@@ -222,12 +222,7 @@ def save_model(
 ) -> Path: # the folder
     "Write `model` with its configuration and tasks, completely or not at all; raises `CheckpointError`"
     folder = Path(folder)
-    put_back(folder, (WEIGHTS, CONFIG), CheckpointError)
-    if folder.exists():
-        if strange := strange_names(folder, (WEIGHTS, CONFIG)):
-            raise CheckpointError(f"{folder} holds {some_of(strange)}, which is not a model; give another folder")
-        if not overwrite and any(folder.iterdir()):
-            raise CheckpointError(f"{folder} holds a model already; give another folder, or overwrite=True")
+    check_new_folder(folder, overwrite, 'a model', (WEIGHTS, CONFIG), error=CheckpointError)
     with whole_folder(folder, (WEIGHTS, CONFIG), CheckpointError) as part:
         save_tensors(model.state_dict(), part/WEIGHTS)
         d = _describe(model, tokenizer or getattr(model, 'tokenizer_name', None), part/WEIGHTS)

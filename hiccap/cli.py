@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
-from .basics import check_new_file, counted, field_names, nearest
+from .basics import check_new_file, check_new_folder, counted, field_names, nearest, write_json, write_whole
 from .display import text_table
 from .runs import SMALL_NETWORK, Clips, Network, Run, Training, default_of, read_yaml
 
@@ -296,13 +296,17 @@ def predict(
         ' are more than two classes), calibrated, and predicted class, or the number of a regression task. A run that'
         ' hiccap_calibrate has calibrated also has the decision: pass, review or block. The features of videos'
         ' are extracted as those of the run were. Exit status 1 if a video could not be read; the others are'
-        ' predicted. --json and --html write more: records for other programs, and pages on which a person reviews'
-        ' the predictions.',
-        '.csv file to write; by default standard output, unless --json or --html is given', several=True)
+        ' predicted. Other options write more: records for other programs, pages on which a person reviews the'
+        ' predictions, and files for annotation tools.',
+        '.csv file to write; by default standard output, unless one of the other files is', several=True)
     p.add_argument('--json', metavar='FILE', help='.jsonl file to write: a record for each clip, with its video file,'
                    ' probabilities, thresholds, decisions and digests')
-    p.add_argument('--moments', action='store_true', help='with --json: also the moments that speak for and against'
-                   ' each prediction')
+    p.add_argument('--moments', action='store_true', help='also the moments that speak for and against each prediction,'
+                   ' in the files of --json, --label-studio and --fiftyone')
+    p.add_argument('--label-studio', metavar='FILE', help='.json file to write: tasks with predictions for Label'
+                   ' Studio; its labelling configuration is written next to it as .xml. Needs clips of video files')
+    p.add_argument('--fiftyone', metavar='FILE', help='.json file to write: a list of samples for FiftyOne, which'
+                   ' fiftyone.Sample.from_dict reads. Needs clips of video files')
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
                    ' and the moments of each clip. Open its index.html')
     return _guarded(_predict, p.parse_args(argv))
@@ -313,8 +317,8 @@ def _predict(args):
     trained, clips, failures = _locate_for(args)
     ds = _read_located(args, trained, clips, labelled=False)
     probs, predicted = trained.answer(ds, args.bs, args.precision)
-    if args.json or args.html: _write_records(args, trained, ds, clips, probs)
-    if args.out or not (args.json or args.html):
+    if _wants_records(args): _write_records(args, trained, ds, clips, probs, failures)
+    if args.out or not _wants_records(args):
         table = prediction_table(ds.ids, probs, predicted, trained.tasks, decisions=trained.decide(probs))
         table.to_csv(args.out or sys.stdout, index=False)
     if args.out:
@@ -324,27 +328,53 @@ def _predict(args):
 # %% ../nbs/62_cli.ipynb #6b29cda8
 def _check_written(args):
     "Raise an error if what `hiccap_predict` is to write may not be written"
-    from hiccap.review_page import check_review_folder
-    if args.moments and not args.json:
-        raise ValueError('--moments adds the moments to the file of --json: give --json too; --html has them always')
-    written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html) if o]
+    from hiccap.review_page import REVIEW
+    if args.moments and not any((args.json, args.label_studio, args.fiftyone)):
+        raise ValueError('--moments adds the moments to the files of --json, --label-studio and --fiftyone: give --json'
+                         ' too, or one of the others; --html has them always')
+    written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html, *_exported_files(args)) if o]
     if len({*written}) < len(written):
-        raise ValueError('--out, --json and --html name one path twice: give each its own')
+        raise ValueError('--out, --json, --html, --label-studio and --fiftyone name one path twice: give each its own')
     if args.out: check_new_file(args.out, 'a .csv file', args.overwrite)
     if args.json: check_new_file(args.json, 'a .jsonl file', args.overwrite)
-    if args.html: check_review_folder(args.html, args.overwrite)
+    for o in _exported_files(args): check_new_file(o, f'a {Path(o).suffix or ".json"} file', args.overwrite)
+    if args.html: check_new_folder(args.html, args.overwrite, 'a review page', REVIEW)
 
-def _write_records(args, trained, ds, clips, probs):
-    "Write the records and the pages of predictions"
+def _exported_files(args):
+    "The files for Label Studio and FiftyOne"
+    of_label_studio = [args.label_studio, Path(args.label_studio).with_suffix('.xml')] if args.label_studio else []
+    return [*of_label_studio, *([args.fiftyone] if args.fiftyone else [])]
+
+def _wants_records(args): return bool(args.json or args.html or _exported_files(args))
+
+def _exported(args, records):
+    "The contents of the files for Label Studio and FiftyOne, and what they are; raises `ValueError`"
+    from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
+    found = []
+    if args.label_studio:
+        found += [(label_studio_tasks(records), 'Tasks for Label Studio'),
+                  (label_studio_config(records), 'Labelling configuration of their project')]
+    if args.fiftyone: found.append((fiftyone_samples(records), 'Samples for FiftyOne'))
+    return found
+
+def _write_records(args, trained, ds, clips, probs, failures):
+    "Write the records, the pages of predictions, and the files for other tools"
     from hiccap.clip_places import clip_places
     from hiccap.prediction_records import prediction_records, write_prediction_records
     from hiccap.review_page import write_review
     explanations = trained.explain(ds) if args.moments or args.html else None
     records = prediction_records(trained, ds, explanations, clip_places(clips), probs)
+    exported = _exported(args, records)
     if args.json:
         write_prediction_records(args.json, records, args.overwrite)
         print(f"{counted(len(records), 'record')}: {args.json}", file=sys.stderr)
-    if args.html: print(f"Open {write_review(args.html, records, args.overwrite, clips=clips)}", file=sys.stderr)
+    if args.html:
+        page = write_review(args.html, records, args.overwrite, clips=clips, failures=failures)
+        print(f"Open {page}", file=sys.stderr)
+    for path, (content, what) in zip(_exported_files(args), exported):
+        if isinstance(content, str): write_whole(path, content)
+        else: write_json(path, content)
+        print(f"{what}: {path}", file=sys.stderr)
 
 # %% ../nbs/62_cli.ipynb #7852e45c
 def evaluate(

@@ -367,6 +367,7 @@ class Extraction:
     "What a call of `extract` did"
     folder: Path                # of features
     extracted: int=0            # videos that were extracted by this call
+    cached: int=0               # videos whose features were in the cache
     kept: int=0                 # videos that were done before
     failures: dict=field(default_factory=dict) # path -> reason
     clips: int=0                # rows of the table
@@ -375,7 +376,9 @@ class Extraction:
     stopped: bool=False         # by the first failure, so the table is not written
 
     def __repr__(self):
-        parts = [f"{counted(self.extracted, 'video')} extracted", f'{self.kept} kept', f'{len(self.failures)} failed']
+        cached = [f'{self.cached} from the cache'] if self.cached else []
+        parts = [f"{counted(self.extracted, 'video')} extracted", *cached, f'{self.kept} kept',
+                 f'{len(self.failures)} failed']
         return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}"
 
 def clip_rows(
@@ -467,11 +470,15 @@ def _own_folder(out, settings, command):
 
 def _run(done, engine, todo, processes, strict, *args):
     "Do the jobs with a progress bar; fills `done`"
+    keys = {job.source.id: content_key(job.state) for job in todo if job.cache}
+    there = {key for job in todo if (key := keys.get(job.source.id)) and is_done(job.cache, key, job.state)}
     with tqdm(total=len(todo), unit='video', disable=None) as bar:
         for job, failure in engine(todo, processes, *args):
             bar.update()
             if failure: done.failures[str(job.source.path)] = failure
+            elif keys.get(job.source.id) in there: done.cached += 1
             else:
+                if job.cache: there.add(keys[job.source.id])  # of other videos with the same content
                 done.extracted += 1
                 done.seconds += max(c['to'] for c in read_record(record_path(done.folder, job.source.id))['clips'])
             if failure and strict:

@@ -59,12 +59,15 @@ def _read_index(folder):
     return d
 
 def check_index(
-    folder # that may have an index
+    folder, # that may have an index
+    needed: bool=False # it was saved with one
 ) -> dict|None: # name -> SHA-256; None for a folder without an index
     """Compare the files of a folder with its index. Raises `ValueError` that names the first file that is missing,
     changed, added, or could run code, and for a folder of a newer version"""
     folder = Path(folder)
-    if not (folder/INDEX).is_file(): return None
+    if not (folder/INDEX).is_file():
+        if not needed: return None
+        raise ValueError(f"{folder} lacks {INDEX}, with which it was saved, so its files cannot be checked. {AGAIN}")
     files, found = _read_index(folder)['files'], _files(folder)
     if added := [k for k in found if k not in files and k != INDEX and not _for_people(k)]:
         raise ValueError(f"{folder} has {some_of(added)}, which {INDEX} does not list: not a file that was saved with"

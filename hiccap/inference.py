@@ -21,10 +21,10 @@ from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
 from .faithfulness import measure_faithfulness
-from .file_index import check_index
+from .file_index import INDEX, check_index
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
-from .moments import Speller, Versions, explain_versions, versions_of
+from .moments import Explanations, Speller, Versions, explain_versions, versions_of
 from .packing import is_packed
 from .readers import get_tokenizer, text_modalities
 from .predictions import NETWORK
@@ -77,18 +77,20 @@ def _mean_thresholds(folder, of_folds, point):
                          " copy the folder again") from None
     return Thresholds(values, f'validation data of {folder.name}', score=point)
 
-def _read_temperatures(folder, found, models):
+def _read_temperatures(folder, metrics, models):
     """The `Temperatures` of each network; none if an earlier version wrote the run, and empty ones of a fold that an
     earlier version trained; raises `ValueError`"""
-    if found is None: return []
+    if (found := metrics.get('temperatures')) is None: return []
+    errors = metrics.get('temperature_errors', [{} for _ in models])  # earlier versions did not keep them
     names = {t.name for t in models[0].tasks if not t.is_regression}
-    whole = isinstance(found, list) and len(found) == len(models) and all(
-        isinstance(of, dict) and set(of) in (set(), names) and all(isinstance(v, float) and v > 0 for v in of.values())
-        for of in found)
+    def are_positive(o): return all(isinstance(v, float) and v > 0 for v in o.values())
+    whole = all(isinstance(o, list) and len(o) == len(models) for o in (found, errors)) and all(
+        isinstance(of, dict) and set(of) in (set(), names) and isinstance(e, dict) and set(e) <= set(of)
+        and are_positive(of) and are_positive(e) for of, e in zip(found, errors))
     if not whole:
         raise ValueError(f"{folder/'metrics.json'} holds no temperatures that a run wrote: it was changed or damaged;"
                          " copy the folder again")
-    return [Temperatures(of, f'validation data of {folder.name}') for of in found]
+    return [Temperatures(of, f'validation data of {folder.name}', errors=e) for of, e in zip(found, errors)]
 
 DECISIONS = 'decisions.json' # file in the folder of a run that was calibrated
 
@@ -108,8 +110,8 @@ def load_run(
     "Read a finished run, or one that was saved to be shared; raises `ValueError` that says what is missing or changed"
     folder = Path(folder)
     _check_finished(folder)
-    check_index(folder)
     config, metrics = read_json_dict(folder/'config.json'), read_json_dict(folder/'metrics.json')
+    check_index(folder, needed=config.get('index') == INDEX)
     if 'run' not in config or 'thresholds' not in metrics:
         raise ValueError(f"{folder} has a config.json or metrics.json that is damaged, or that no run wrote; copy the"
                          " folder again")
@@ -121,7 +123,7 @@ def load_run(
     # earlier versions did not write it, but the digests of the columns
     columns = config.get('data', {}).get('training', {})
     had = metrics.get('modalities') or [m for m in columns if m in models[0].encoders]
-    temperatures = _read_temperatures(folder, metrics.get('temperatures'), models)
+    temperatures = _read_temperatures(folder, metrics, models)
     return Trained(folder, run, models, models[0].tasks, tokenizer, thresholds, metrics, tuple(had),
                    config.get('extraction'), temperatures, _read_decisions(folder, models[0].tasks),
                    config.get('name', ''))
@@ -378,12 +380,12 @@ def explain(self:Trained,
     seconds: float=1., # about the length of a span of a modality with seconds
     attention: bool=False, # also the attention of the pooling
     **kwargs           # of `locate`
-) -> list: # of `Explanation`, one for each clip
+) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
     clips = self.clips_of(data, features, without, **kwargs)
     speller = None if self.tokenizer is None else Speller(self.tokenizer)
-    return [explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
-            for clip in tqdm(clips, unit='clip', disable=None)]
+    return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
+                        for clip in tqdm(clips, unit='clip', disable=None))
 
 # %% ../nbs/60_inference.ipynb #a7cd6d29
 def robustness_section(

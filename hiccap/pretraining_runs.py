@@ -373,6 +373,7 @@ def write(self:PretrainRecipe):
              differences=self.result.differences,
              thresholds={n: p.thresholds.values for n, p in self.predicted.items()},
              temperatures={n: p.temperatures.values for n, p in self.predicted.items()},
+             temperature_errors={n: p.temperatures.errors for n, p in self.predicted.items()},
              calibration={n: {k: c.to_dict() for k, c in of.items()} for n, of in self.result.calibration.items()},
              simple={n: {k: o.chosen for k, o in p.simple.items()} for n, p in self.predicted.items()},
              contributions=self.result.contributions.reset_index().to_dict('records'), validation=self.feedback.valid,

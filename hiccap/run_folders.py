@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np
 from fastcore.basics import patch
-from .basics import digest, put_back, read_json_dict, versions, whole_folder, write_json
+from .basics import check_new_folder, digest, put_back, read_json_dict, versions, whole_folder, write_json
 from .distributed import is_main, on_main, run_on_all
 from .runs import RECIPES, Run
 from .run_videos import videos_digest
@@ -37,16 +37,14 @@ def check_folder(
     kind: str='run'   # `run`, `evaluation` or `pretraining`: only this may be replaced
 ) -> Path: # the folder
     "Raise `FileExistsError` if a folder may not be written"
-    folder = Path(os.path.realpath(folder))
-    put_back(folder, WRITTEN)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())): return folder
-    config = read_json_dict(folder/'config.json')
-    holds = 'evaluation' if 'evaluated' in config else next((k for k in ('run', 'pretraining') if k in config), None)
-    what = f"{'an' if holds == 'evaluation' else 'a'} {holds}" if holds else 'other files'
-    if holds != kind: raise FileExistsError(f"{folder} holds no {kind} but {what}; give another folder with --out")
-    if not overwrite:
-        raise FileExistsError(f"{folder} already holds {what}; give another folder with --out, or --overwrite")
-    return folder
+    named = dict(evaluation='an evaluation', run='a run', pretraining='a pretraining')
+    def other(at):
+        config = read_json_dict(at/'config.json')
+        kinds = [k for k, key in dict(evaluation='evaluated', run='run', pretraining='pretraining').items()
+                 if key in config]
+        holds = kinds[0] if kinds else None
+        return '' if holds == kind else f"no {kind} but {named.get(holds, 'other files')}"
+    return check_new_folder(folder, overwrite, named[kind], WRITTEN, other)
 
 def partial_folder(
     folder # of a run

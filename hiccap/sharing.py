@@ -15,7 +15,7 @@ with quiet_imports(): from huggingface_hub import HfApi, constants, snapshot_dow
 from huggingface_hub.errors import (
     GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 from .basics import (
-    one_line, put_back, read_json_dict, seal, some_of, strange_names, versions, whole_folder, write_json, write_whole)
+    check_new_folder, one_line, read_json_dict, seal, some_of, versions, whole_folder, write_json, write_whole)
 from .checkpoints import CONFIG, save_model
 from .file_index import INDEX, check_index, write_index
 from .inference import DECISIONS, Trained, load_run
@@ -75,11 +75,13 @@ def _write_settings(trained, folder):
     made_with = read_json_dict(trained.folder/CONFIG).get('versions') or versions()
     recipe = public_recipe(trained.extraction)
     write_json(folder/CONFIG, dict(
-        run=public_run(trained.run).to_dict(defaults=True), name=trained.name, versions=made_with,
+        run=public_run(trained.run).to_dict(defaults=True), name=trained.name, versions=made_with, index=INDEX,
         tasks=[t.to_dict() for t in trained.tasks], **(dict(extraction=recipe) if recipe else {})))
     found = {k: trained.metrics[k] for k in KEPT if k in trained.metrics}
     found |= dict(thresholds=[trained.thresholds.values], modalities=list(trained.modalities))
-    if trained.temperatures: found['temperatures'] = [t.values for t in trained.temperatures]
+    if trained.temperatures:
+        found['temperatures'] = [t.values for t in trained.temperatures]
+        found['temperature_errors'] = [t.errors for t in trained.temperatures]
     write_json(folder/'metrics.json', found)
     if (decided := _public_decisions(trained.decisions)) is not None: write_json(folder/DECISIONS, decided.to_dict())
 
@@ -90,15 +92,6 @@ def _public_decisions(decisions):
     return replace(decisions, source=n + of + (public_name(data) if data else ''))
 
 # %% ../nbs/60c_sharing.ipynb #f88e3ed8
-def _check_new(folder, overwrite):
-    "Raise `FileExistsError` for a folder that may not be written"
-    put_back(folder, SHARED)
-    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()): return
-    if strange := strange_names(folder, SHARED):
-        raise FileExistsError(f"{folder} holds {some_of(strange)}, so it is not a folder of save_pretrained; give"
-                              " another folder")
-    if not overwrite: raise FileExistsError(f"{folder} holds a shared run; give another folder, or overwrite=True")
-
 @patch
 def save_pretrained(self:Trained,
     folder,                # to write; missing parents are made
@@ -111,7 +104,7 @@ def save_pretrained(self:Trained,
     each file. Raises `FileExistsError`, and `ValueError` for a tokenizer that is not JSON or text"""
     folder = Path(os.path.realpath(folder))
     text = model_card(self, license, repo) if card is None else Path(card).read_text(encoding='utf-8')
-    _check_new(folder, overwrite)
+    check_new_folder(folder, overwrite, 'a shared run', SHARED)
     with whole_folder(folder, SHARED) as part:
         _write_networks(self, part)
         if self.tokenizer is not None: self.tokenizer.save_pretrained(part/'tokenizer')  # writes no path

@@ -300,7 +300,7 @@ def trained_predictions(
     """Fit temperatures and choose thresholds on the validation clips, and predict the test clips. No label of a test
     clip is read"""
     return calibrated_predictions(*probabilities(learn, valid), probabilities(learn, without_labels(test))[0],
-                                  valid.tasks, score)
+                                  valid.tasks, score, groups=valid.groups)
 
 def predict_test(
     learn,             # after its fit
@@ -652,6 +652,7 @@ def write(self:TrainRecipe):
                  differences=r.differences, seconds=seconds, kept=[f.best for f in folds],
                  thresholds=[f.thresholds.values for f in folds],
                  temperatures=[f.temperatures.values for f in folds],
+                 temperature_errors=[f.temperatures.errors for f in folds],
                  calibration={k: c.to_dict() for k, c in r.calibration.items()},
                  simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
                  linear_part=[f.linear for f in folds],

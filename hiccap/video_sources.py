@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['VIDEO_ENDINGS', 'SOUND_ENDINGS', 'SUBTITLE_ENDINGS', 'OUR_COLUMNS', 'SCREEN', 'VideoSource', 'checked_sources',
-           'folder_videos', 'table_videos', 'find_videos', 'FileState', 'file_stamps', 'file_state', 'file_states']
+           'folder_videos', 'table_videos', 'distinct_names', 'find_videos', 'FileState', 'file_stamps', 'file_state',
+           'file_states']
 
 # %% ../nbs/14e_video_sources.ipynb #15c9ae03
 import glob, json, os
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from .basics import counted, nearest_name, one_line, some_of
 from .clips import DataError, check_id
@@ -101,18 +102,34 @@ def table_videos(
                         fix='Rename it, for example to ' + repr(taken[0] + '_given'))
     return [_row_source(Path(path), column, r) for r in records]
 
+# %% ../nbs/14e_video_sources.ipynb #938b77bf
+def distinct_names(
+    paths # of files
+) -> list: # of strings
+    "The names of files without their endings, with those of as many folders before them as tell them apart"
+    whole = [Path(os.path.abspath(o)) for o in paths]
+    def named(path, n): return '_'.join([*path.parent.parts[1:][-n:], path.stem] if n else [path.stem])
+    groups, out = defaultdict(set), []
+    for o in whole: groups[o.stem].add(o.parent)
+    for o in whole:
+        folders = groups[o.stem]
+        depths = range(1 + max(len(f.parts) for f in folders))
+        differ = (n for n in depths if len({named(f/o.name, n) for f in folders}) == len(folders))
+        out.append(named(o, next(differ, 0)))
+    return out
+
 # %% ../nbs/14e_video_sources.ipynb #78d2c66c
 def find_videos(
     names,             # files, folders, patterns such as `videos/*.mp4`, tables, and `VideoSource`s
     column: str='path' # of a table, that holds the paths of the videos
 ) -> tuple: # a list of `VideoSource`, and sentences on files that are not taken
     "The videos that are meant, in the order given; raises `ValueError` where there are none, or two of one id"
-    found, notes = [], []
+    found, notes, unnamed = [], [], []  # numbers of those without an id of their own
     for name in [names] if isinstance(names, (str, os.PathLike)) else names:
         if isinstance(name, VideoSource):
             found.append(name)
             continue
-        path = Path(name)
+        path, n = Path(name), len(found)
         if path.is_dir(): found += folder_videos(path, notes)
         elif path.is_file():
             found += table_videos(path, column) if table_format(path) else [VideoSource(path.stem, path)]
@@ -121,6 +138,8 @@ def find_videos(
             if not files: raise ValueError(f"no file matches {name}; correct the pattern")
             found += [VideoSource(o.stem, o) for o in files]
         else: raise ValueError(f"{name} does not exist; give a video, a folder of videos, a pattern or a table")
+        unnamed += [k for k in range(n, len(found)) if not found[k].at]
+    for k, id in zip(unnamed, distinct_names([found[k].path for k in unnamed])): found[k] = replace(found[k], id=id)
     return checked_sources(found), notes
 
 # %% ../nbs/14e_video_sources.ipynb #e533e719

@@ -14,8 +14,8 @@ from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from hiccap.baselines import validation_score
 from hiccap.calibration import (BINS, TEMPERATURES, Temperatures, calibrated_predictions, calibration_errors,
-                                compare_calibration, fit_temperature, fit_temperatures, logits_of, reliability_bins,
-                                task_calibration, tempered)
+                                compare_calibration, fit_temperature, fit_temperatures, log_slopes, logits_of,
+                                off_by_chance, reliability_bins, task_calibration, temperature_error, tempered)
 from hiccap.decisions import (CHOICES, GRID, STARTS, Decisions, TaskDecision, block_threshold, decisions_of,
                               fit_decisions, loss_p_value, pass_threshold, review_curve, videos_needed)
 from hiccap.metrics import Thresholds, best_threshold, choose_thresholds, count_scores, criterion_of, merits
@@ -89,6 +89,74 @@ def test_a_sharper_network_has_a_temperature_that_undoes_it(seed, sharp):
     T, why = fit_temperature(p, y)
     assume(not why and .05 < T < 20)
     assert fit_temperature(tempered(p, 1/sharp), y)[0] == pytest.approx(T*sharp, rel=1e-4)
+
+
+@given(seeds, st.integers(2, 4), temperatures)
+def test_slopes_are_those_of_the_probabilities(seed, C, T):
+    p, _ = rows(10, C, seed)
+    step = 1e-5
+    by_difference = (tempered(p, T*np.exp(step)) - tempered(p, T*np.exp(-step)))/(2*step)
+    assert np.allclose(log_slopes(tempered(p, T)), by_difference, atol=1e-7)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(2, 3), st.integers(2, 5))
+def test_copies_of_a_clip_in_its_video_add_nothing_to_what_is_known(seed, C, copies):
+    p, y = rows(60, C, seed, 2.)
+    T, why = fit_temperature(p, y)
+    assume(not why)
+    error, again = temperature_error(p, y, T), (np.repeat(p, copies, 0), np.repeat(y, copies))
+    assert temperature_error(*again, T, np.repeat(np.arange(60), copies)) == pytest.approx(error)
+    assert temperature_error(*again, T) == pytest.approx(error/np.sqrt(copies))
+
+
+def test_the_error_of_a_temperature_is_how_much_it_varies():
+    found = []
+    for seed in range(200):
+        p, y = rows(300, 2, seed, 2.)
+        T = fit_temperature(p, y)[0]
+        found.append((np.log(T), temperature_error(p, y, T)))
+    logs, errors = np.array(found).T
+    assert np.std(logs) == pytest.approx(errors.mean(), rel=.15)
+    assert np.mean(abs(logs - np.log(2)) < 1.96*errors) > .9
+
+
+def test_the_intervals_of_bins_know_that_the_temperature_is_fitted_to_few_clips():
+    "Where a temperature is all that is wrong, 95% of the bins are on the diagonal but for chance"
+    near, alone = [], []
+    for seed in range(30):
+        (p, y), (q, labels) = (rows(n, 2, [seed, n], 3.) for n in (60, 3000))
+        T = fit_temperature(p, y)[0]
+        bins = reliability_bins(tempered(q, T), labels, np.arange(3000), 0, error=temperature_error(p, y, T))
+        for o in bins:
+            half = 1.96*np.sqrt(o['share']*(1 - o['share'])/o['clips'])
+            if o['clips'] < 50: continue
+            o |= dict(low=o['share'] - half, high=o['share'] + half)
+            near.append(off_by_chance(o))
+            alone.append(off_by_chance(o | dict(margin=0.)))
+    assert np.mean(near) > .9 > .75 > np.mean(alone) and len(near) > 300
+
+
+def test_a_temperature_that_is_open_has_no_error():
+    p, y = rows(20, 2, 0)
+    assert np.isnan(temperature_error(p, y, 1.)) and np.isnan(temperature_error(p, y, TEMPERATURES[1]))
+    separated = np.where(np.arange(2) == y[:, None], .6, .4)
+    assert fit_temperatures(dict(funny=separated), dict(funny=y), [FUNNY]).errors == {}
+    bins = reliability_bins(p, y, np.arange(20), 50)
+    assert all(o['margin'] == 0 for o in bins) and off_by_chance(dict(low=np.nan)) is None
+
+
+def test_folds_are_as_sure_as_one_of_them():
+    p, y = rows(300, 2, 1)
+    groups = np.arange(300)
+    def bins(*errors):
+        folds = [Temperatures(dict(funny=2.), errors=dict(funny=e) if e else {}) for e in errors]
+        return compare_calibration(dict(funny=p), dict(funny=p), dict(funny=y), [FUNNY], groups, folds, 0)
+    one, two, none = bins(.2), bins(.2, .2), bins(None)
+    margins = [[o['margin'] for o in c.after['funny'].bins] for c in (one, two)]
+    assert margins[0] == pytest.approx(margins[1])
+    assert all(o['margin'] == 0 for o in [*one.before['funny'].bins, *none.after['funny'].bins])
+    assert one.temperature_text('funny') == '2.00 (1.35–2.96)' and none.temperature_text('funny') == '2.00'
 
 
 def test_probabilities_of_0_and_1_stay_finite():
@@ -256,7 +324,9 @@ def test_calibration_as_plain_values_and_as_a_table():
     assert c.after['funny'].scores['log_loss'] < c.before['funny'].scores['log_loss']
     d = json.loads(json.dumps(c.to_dict()))
     assert d['temperatures'] == [found.temperatures.values] and d['after']['funny']['clips'] == 300
-    assert c.temperature_text('funny') == f"{found.temperatures.values['funny']:.2f}"
+    low, high = found.temperatures.values['funny']*np.exp(np.array([-1.96, 1.96])*found.temperatures.errors['funny'])
+    assert c.temperature_text('funny') == f"{found.temperatures.values['funny']:.2f} ({low:.2f}–{high:.2f})"
+    assert d['temperature_errors'] == [found.temperatures.errors]
     two = compare_calibration(found.raw, found.probs, dict(funny=z), [FUNNY], np.arange(300),
                               [Temperatures(dict(funny=1.)), Temperatures(dict(funny=2.))], 0)
     assert two.temperature_text('funny') == '1.00 – 2.00'

@@ -68,9 +68,11 @@ def test_a_run_fits_temperatures_on_its_validation_clips_and_keeps_them(run, dat
     trained, metrics = load_run(run), metrics_of(run)
     _, valid, test = read_splits(trained.run.clips, trained.tokenizer)[0]
     raw, probs = trained.mean_probabilities(valid)
-    fitted = fit_temperatures(raw, as_numpy(valid.labels), trained.tasks).values
-    assert metrics['temperatures'] == [pytest.approx(fitted, rel=1e-3)]
-    assert trained.temperatures == [Temperatures(metrics['temperatures'][0], 'validation data of run')]
+    fitted = fit_temperatures(raw, as_numpy(valid.labels), trained.tasks, groups=valid.groups)
+    assert metrics['temperatures'] == [pytest.approx(fitted.values, rel=1e-3)]
+    assert metrics['temperature_errors'] == [pytest.approx(fitted.errors, rel=1e-2)] and fitted.errors
+    assert trained.temperatures == [Temperatures(metrics['temperatures'][0], 'validation data of run',
+                                                 errors=metrics['temperature_errors'][0])]
     for k, t in metrics['temperatures'][0].items(): assert np.allclose(probs[k], tempered(raw[k], t))
     kept = pd.read_csv(run/'probabilities.csv')
     of = kept[(kept.model == 'network') & (kept.task == 'said')]
@@ -145,7 +147,8 @@ def test_a_run_of_an_earlier_version_predicts_as_before(copied, data, capsys):
 
 @pytest.mark.parametrize('change', [
     dict(temperatures=[]), dict(temperatures=[dict(said=1.)]), dict(temperatures=[dict(said=1., heard=-1.)]),
-    dict(temperatures=3), dict(temperatures=[dict(said='a', heard=1.)])])
+    dict(temperatures=3), dict(temperatures=[dict(said='a', heard=1.)]), dict(temperature_errors=[]),
+    dict(temperature_errors=[dict(said=-1.)]), dict(temperature_errors=[dict(other=1.)])])
 def test_damaged_temperatures_are_refused(copied, change):
     (copied/'metrics.json').write_text(json.dumps(metrics_of(copied) | change))
     with pytest.raises(ValueError, match='no temperatures that a run wrote'): load_run(copied)

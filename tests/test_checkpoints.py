@@ -113,7 +113,7 @@ def test_nothing_is_overwritten_unless_asked(model, saved, tmp_path):
     (tmp_path/'notes'/'thesis.tex').write_text('years')
     (tmp_path/'file').write_text('x')
     for place in ('notes', 'file'):
-        with pytest.raises(CheckpointError, match='which is not a model'):
+        with pytest.raises(CheckpointError, match='which is not part of a model'):
             save_model(model, tmp_path/place, overwrite=True)
     (tmp_path/'best.replaced').mkdir()
     (tmp_path/'best.replaced'/'thesis.tex').write_text('years')

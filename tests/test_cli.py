@@ -378,3 +378,10 @@ def test_what_a_hurried_person_does_wrong_is_one_line(tmp_path, monkeypatch, cap
     err = capsys.readouterr().err
     assert status == 2 and said in err and len(err.splitlines()) == 1, err
     assert tree(tmp_path) == before
+
+
+def test_clips_without_a_video_file_are_not_exported_and_nothing_is_written(trained, synthetic, tmp_path):
+    args = trained, synthetic/'clips.csv', '--features', synthetic/'features', '--json', tmp_path/'out.jsonl'
+    for option in '--label-studio', '--fiftyone':
+        status, text, err = run('predict', *args, option, tmp_path/'out.json')
+        assert status == 2 and 'names no video file' in err and not text and not list(tmp_path.iterdir())

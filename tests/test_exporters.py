@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from hiccap.exporters import (fiftyone_samples, file_frame_rate, label_studio_config, label_studio_tasks, moment_label,
+from hiccap.exporters import (fiftyone_samples, file_frames, label_studio_config, label_studio_tasks, moment_label,
                               span_frames, to_fiftyone)
 
 RATES = st.sampled_from([10., 24000/1001, 25., 30000/1001, 60.])
@@ -213,11 +213,12 @@ def test_samples_of_fiftyone_are_the_plain_ones(fiftyone):
     records = [record('a', 'a.mp4', **{'a task': answer(['no', 'yes'], 1, moments), 'mood': number(2.)}),
                record('b_0', 'b.mp4', 0, 1000, funny=answer(['no', 'yes'], 0), mood=number(1.)),
                record('b_1', 'b.mp4', 1000, 2000, funny=answer(['no', 'yes'], 1), mood=number(3.))]
-    plain = fiftyone_samples(records, dict({'a.mp4': 10, 'b.mp4': 25}))
-    assert plain_of(to_fiftyone(records, dict({'a.mp4': 10, 'b.mp4': 25}))) == plain
+    known = dict(frame_rate={'a.mp4': 10, 'b.mp4': 25}, frame_counts={'a.mp4': 40, 'b.mp4': 49})
+    plain = fiftyone_samples(records, **known)
+    assert plain_of(to_fiftyone(records, **known)) == plain
     assert plain[0]['hiccap_a_task'] == dict(_cls='Classification', label='yes', confidence=.9)
     assert [o['support'] for o in plain[0]['hiccap_a_task_moments']['detections']] == [[1, 10]]
-    assert [o['support'] for o in plain[1]['hiccap_funny_clips']['detections']] == [[1, 25], [26, 50]]
+    assert [o['support'] for o in plain[1]['hiccap_funny_clips']['detections']] == [[1, 25], [26, 49]]
     assert [o['value'] for o in plain[1]['hiccap_mood_clips']['detections']] == [1., 3.]
 
 
@@ -242,17 +243,24 @@ def test_without_fiftyone_an_error_says_how_to_install_it(monkeypatch):
     with pytest.raises(ImportError, match=r'hiccap\[fiftyone\]'): to_fiftyone([])
 
 
-def test_the_frame_rate_is_that_of_the_file(tmp_path):
-    import av
-    path = tmp_path/'a.mp4'
+@pytest.mark.parametrize('ending, codec', [('mp4', 'mpeg4'), ('webm', 'libvpx')])  # the second does not say its frames
+def test_frames_are_those_of_the_file_and_a_span_ends_with_it(tmp_path, ending, codec):
+    av = pytest.importorskip('av', reason='PyAV is not installed: pip install "hiccap[video]"')
+    path = tmp_path/f'a.{ending}'
     with av.open(str(path), 'w') as out:
-        stream = out.add_stream('mpeg4', rate=Fraction(30000, 1001))
-        stream.width, stream.height = 32, 32
+        stream = out.add_stream(codec, rate=Fraction(30000, 1001))
+        stream.width, stream.height, stream.pix_fmt = 32, 32, 'yuv420p'
         for i in range(6):
-            for p in stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40*i, np.uint8))): out.mux(p)
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40*i, np.uint8))
+            for p in stream.encode(frame.reformat(format='yuv420p')): out.mux(p)
         for p in stream.encode(): out.mux(p)
-    assert file_frame_rate(path) == pytest.approx(30000/1001)
-    found = fiftyone_samples([record('a', str(path), funny=answer(['no', 'yes'], 1, [moment('video', 100, 150, 1.)]))])
-    assert found[0]['hiccap_funny_moments']['detections'][0]['support'] == [3, 5]
+    assert file_frames(path) == (pytest.approx(30000/1001, rel=.01), 6)
+    spans = [moment('video', 100, 150, 1.), moment('sound', 150, 1000, .9), moment('sound', 1000, 1500, .8)]
+    records = [record('a', str(path), funny=answer(['no', 'yes'], 1, spans))]
+    for rate in (None, 30000/1001):  # the number of frames is read from the file in both cases
+        found = fiftyone_samples(records, rate)[0]['hiccap_funny_moments']['detections']
+        assert [o['support'] for o in found] == [[3, 5], [5, 6], [6, 6]]
     (tmp_path/'b.wav').write_bytes(b'')
-    with pytest.raises(ValueError, match='b.wav'): file_frame_rate(tmp_path/'b.wav')
+    with pytest.raises(ValueError, match='b.wav'): file_frames(tmp_path/'b.wav')
+    with pytest.warns(UserWarning, match='frames of gone.mp4 is not known'):
+        fiftyone_samples([records[0] | dict(file='gone.mp4')], 25)

@@ -458,11 +458,9 @@ def test_another_version_or_request_is_refused(videos, tmp_path):
 
 
 def test_ids_are_checked_before_anything_is_written(videos, tmp_path):
-    for name in ('a', 'b'):
-        (tmp_path/name).mkdir()
-        (tmp_path/name/'same.mp4').write_bytes((videos/'clip_0000.mp4').read_bytes())
-    with pytest.raises(DataError, match=r'a/same.mp4 and .*b/same.mp4'): extract(tmp_path, tmp_path/'out')
-    (tmp_path/'b/same.mp4').rename(tmp_path/'b/x..y.mp4')
+    for ending in ('mov', 'mp4'): (tmp_path/f'same.{ending}').write_bytes((videos/'clip_0000.mp4').read_bytes())
+    with pytest.raises(DataError, match=r'same.mov and .*same.mp4'): extract(tmp_path, tmp_path/'out')
+    (tmp_path/'same.mp4').rename(tmp_path/'x..y.mp4')
     with pytest.raises(DataError, match='may not hold'): find_videos(tmp_path)
     assert not (tmp_path/'out').exists()
 
@@ -483,7 +481,8 @@ def test_a_cache_gives_the_same_folder_and_decodes_a_content_once(videos, alone,
     (tmp_path/'two/again.mp4').write_bytes((videos/'clip_0003.mp4').read_bytes())
     made = {p: p.stat().st_mtime_ns for p in cache.rglob('videos/*.json')}
     assert len(made) == 6
-    extract(tmp_path/'two/again.mp4', tmp_path/'two/features', cache=cache)
+    done = extract(tmp_path/'two/again.mp4', tmp_path/'two/features', cache=cache)
+    assert (done.extracted, done.cached, done.kept) == (0, 1, 0) and '1 from the cache, 0 kept' in repr(done)
     assert {p: p.stat().st_mtime_ns for p in cache.rglob('videos/*.json')} == made
     for name in ('picture', 'spectrum'):
         for end in ('', '_times'):
@@ -491,8 +490,31 @@ def test_a_cache_gives_the_same_folder_and_decodes_a_content_once(videos, alone,
             assert a.read_bytes() == b.read_bytes()
     assert table(tmp_path/'two/features')[0]['text'] == table(alone)[3]['text']
     (cache/'picture'/next(cache.glob('picture/*_times.npy')).name).unlink()  # a damaged cache is made again
-    extract(videos/'*.mp4', tmp_path/'three', cache=cache)
-    assert tree(tmp_path/'three') == tree(alone)
+    done = extract(videos/'*.mp4', tmp_path/'three', cache=cache)
+    assert tree(tmp_path/'three') == tree(alone) and (done.extracted, done.cached, done.kept) == (1, 5, 0)
+
+
+def test_a_content_that_is_there_twice_is_extracted_once(videos, tmp_path):
+    (tmp_path/'cache').mkdir()
+    for name in 'ab': shutil.copy(videos/'clip_0000.mp4', tmp_path/f'{name}.mp4')
+    done = extract(tmp_path/'*.mp4', tmp_path/'features', ['picture'], cache=tmp_path/'cache')
+    assert (done.extracted, done.cached, done.kept) == (1, 1, 0)
+    assert repr(done).startswith('1 video extracted, 1 from the cache, 0 kept, 0 failed')
+
+
+def test_files_of_one_name_in_different_folders_have_ids_of_their_own(videos, tmp_path):
+    for name in ('one', 'two'):
+        (tmp_path/name).mkdir()
+        shutil.copy(videos/'clip_0000.mp4', tmp_path/name/'talk.mp4')
+    shutil.copy(videos/'clip_0001.mp4', tmp_path/'other.mp4')
+    names = [tmp_path/'one/talk.mp4', tmp_path/'two', tmp_path/'other.mp4']
+    assert [o.id for o in find_videos(names)[0]] == ['one_talk', 'two_talk', 'other']
+    done = extract(names, tmp_path/'features', ['picture'])
+    assert [o['id'] for o in table(tmp_path/'features')] == ['one_talk', 'two_talk', 'other'] and not done.failures
+    with pytest.raises(ValueError, match="two videos have the id 'talk': .*talk.mp4 twice"):
+        find_videos([tmp_path/'one', tmp_path/'one/talk.mp4'])
+    shutil.copy(videos/'clip_0001.mp4', tmp_path/'one/talk.mov')
+    with pytest.raises(ValueError, match="two videos have the id 'talk'"): find_videos(tmp_path/'one')
 
 
 def test_windows_from_a_cache_do_not_take_the_name_of_another_video(tmp_path):

@@ -581,6 +581,7 @@ def test_from_video_files_to_a_page_and_back(world, typed, page):
     assert read_prediction_records(plain)[0]['model'] == first['model']
 
     page.open(html/'index.html')
+    assert len(page.texts('#failed li')) == 1 and page.texts('#failed li')[0].startswith(f"{world/'new/broken.mp4'}: ")
     for key in 'ajdja': page.press(key)
     (world/'answers.csv').write_text(page.run('review.csv()'), encoding='utf-8', newline='')
     page.click('#save')
@@ -601,6 +602,28 @@ def test_from_video_files_to_a_page_and_back(world, typed, page):
     assert status == 0 and 'flash' in printed, err
 
 
+def test_predictions_for_label_studio_and_fiftyone(world, typed, tmp_path):
+    from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
+    studio, fiftyone, out = tmp_path/'studio.json', tmp_path/'fiftyone.json', tmp_path/'out.jsonl'
+    args = '--json', out, '--moments', '--label-studio', studio, '--fiftyone', fiftyone
+    status, printed, err = typed('predict', world/'run', world/'new', *args)
+    assert status == 1 and not printed  # one video cannot be read
+    for o in (studio, studio.with_suffix('.xml'), fiftyone): assert f': {o}\n' in err
+    records = read_prediction_records(out)
+    tasks, samples = (json.loads(o.read_text(encoding='utf-8')) for o in (studio, fiftyone))
+    assert tasks == label_studio_tasks(records) and samples == fiftyone_samples(records)
+    assert studio.with_suffix('.xml').read_text(encoding='utf-8') == label_studio_config(records)
+    assert [o['filepath'] for o in samples] == [o['file'] for o in records]
+    results = [r for t in tasks for r in t['predictions'][0]['result']]
+    assert {r['type'] for r in results} == {'choices', 'timelinelabels'}
+    assert len(samples[0]['hiccap_flash_moments']['detections']) == 5
+    for again in ('--label-studio', studio), ('--label-studio', tmp_path/'x.xml'), ('--fiftyone', studio):
+        status, _, err = typed('predict', world/'run', world/'new', *again)
+        assert status == 2 and ('exists; give another file' in err or 'name one path twice' in err), err
+    assert typed('predict', world/'run', world/'new/clip_0000.mp4', '--fiftyone', fiftyone, '--overwrite')[0] == 0
+    assert set(json.loads(fiftyone.read_text())[0]) == {'filepath', 'hiccap_model', 'hiccap_flash', 'hiccap_beep'}
+
+
 def test_what_is_there_is_not_replaced_unasked(world, typed, tmp_path):
     new = world/'new/clip_0000.mp4'
     (tmp_path/'out.jsonl').write_text('mine')
@@ -614,7 +637,7 @@ def test_what_is_there_is_not_replaced_unasked(world, typed, tmp_path):
         assert status == 2 and says in err and not printed, err
     assert typed('predict', world/'run', new, '--html', tmp_path/'page')[0] == 0
     status, _, err = typed('predict', world/'run', new, '--html', tmp_path/'page')
-    assert status == 2 and 'holds a review page; give another folder, or --overwrite' in err
+    assert status == 2 and 'already holds a review page; give another folder, or --overwrite' in err
     assert typed('predict', world/'run', new, '--html', tmp_path/'page', '--overwrite')[0] == 0
     assert sorted(o.name for o in tmp_path.iterdir()) == ['mine', 'out.jsonl', 'page']
 
@@ -636,3 +659,24 @@ def test_a_device_is_not_replaced_by_a_file_and_a_link_stays(tmp_path):
 @pytest.mark.parametrize('records', ['out.jsonl', {}, [1], None])
 def test_what_is_not_a_list_of_records_is_refused(records, tmp_path):
     with pytest.raises(DataError, match='is not a list of records'): write_review(tmp_path/'pages', records)
+
+
+def test_a_probability_near_its_threshold_shows_the_side_that_it_is_on(page, tmp_path):
+    found = [record(f'{p}', p) for p in (.5003, .49981, .9)]
+    page.open(write_review(tmp_path/'review', found))
+    rows = page.run("[...document.querySelectorAll('#rows tr')].map(r => [...r.children].map(o => o.textContent))")
+    assert [o[:3] for o in rows] == [['0.49981', 'no', '0.4998'], ['0.5003', 'yes', '0.5003'], ['0.9', 'yes', '0.900']]
+    assert [o[4] for o in rows] == ['0.4998', '0.4997', '0.100']  # uncertainty
+    table = "[...document.querySelectorAll('#clip table:last-of-type tbody tr:first-child td')].map(o => o.textContent)"
+    assert page.run(table)[-4:] == ['no', '0.5002', 'yes from 0.500', 'review']
+    assert not page.errors, page.errors
+
+
+def test_videos_without_a_prediction_are_listed_with_the_reason(page, tmp_path):
+    failures = {'new/<b>.mp4': 'new/<b>.mp4 is "damaged" & short', 'new/none.mp4': 'it does not exist'}
+    page.open(write_review(tmp_path/'review', [record('a')], failures=failures))
+    assert page.texts('#failed li') == ['new/<b>.mp4: is "damaged" & short', 'new/none.mp4: it does not exist']
+    assert page.text('#failed summary') == 'Not predicted: 2 videos'
+    page.open(write_review(tmp_path/'whole', [record('a')]))
+    assert page.run("document.getElementById('failed').hidden")
+    assert not page.errors, page.errors

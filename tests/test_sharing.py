@@ -154,10 +154,17 @@ def test_every_changed_file_is_refused_by_its_name(copy):
             path.write_bytes(changed)
             with pytest.raises(ValueError, match=path.name): Trained.from_pretrained(copy)
         path.unlink()
-        if name != INDEX:
-            with pytest.raises(ValueError, match=f'lacks {name}'): Trained.from_pretrained(copy)
+        with pytest.raises(ValueError, match=f'lacks {name}'): Trained.from_pretrained(copy)
         path.write_bytes(whole)
     (copy/CARD).write_text('# Mine')
+    assert Trained.from_pretrained(copy).decisions is not None
+
+
+def test_a_folder_that_was_saved_by_an_earlier_version_may_lack_an_index(copy, data):
+    "It does not say that it has one; then nothing can be checked"
+    config = {k: v for k, v in json.loads((copy/'config.json').read_text()).items() if k != 'index'}
+    (copy/'config.json').write_text(json.dumps(config))
+    (copy/INDEX).unlink()
     assert Trained.from_pretrained(copy).decisions is not None
 
 

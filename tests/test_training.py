@@ -116,8 +116,8 @@ def test_thresholds_of_the_network_are_those_of_validation_clips(parts, learn, s
     found = predict_test(learn, parts, network=SMALL.network,
                          training=replace(SMALL.training, operating_point=score, simple_models=()))
     (p, y), (p_test, y_test) = (probabilities(learn, o) for o in parts[1:])
-    fitted = fit_temperatures(p, y, parts[1].tasks)
-    assert found.temperatures == fitted != fit_temperatures(p_test, y_test, parts[1].tasks)
+    fitted = fit_temperatures(p, y, parts[1].tasks, groups=parts[1].groups)
+    assert found.temperatures == fitted != fit_temperatures(p_test, y_test, parts[1].tasks, groups=parts[2].groups)
     assert found.thresholds == choose_thresholds(fitted.apply(p), y, parts[1].tasks, score=score)
     assert found.thresholds != choose_thresholds(fitted.apply(p_test), y_test, parts[1].tasks, score=score)
     assert bits(found.predicted) == bits(found.thresholds.predict(found.probs))

@@ -17,9 +17,19 @@ function el(tag, attributes = {}, ...children) {
   return out;
 }
 const signed = v => (v < 0 ? '−' : '+') + Math.abs(v).toPrecision(2);
-const share = p => p.toFixed(3);
-const said = t => t.class === undefined ? String(t.value) // a prediction in words
-  : `${t.class} (${share(t.probability)}${t.decision ? ', ' + t.decision : ''})`;
+function share(p, threshold) { // three digits, and more where they are needed to see the side of the threshold
+  for (let n = 3; n < 9; n++) {
+    const text = p.toFixed(n), v = Number(text);
+    if (threshold === null || p === threshold || (v !== threshold && (v > threshold) === (p > threshold))) return text;
+  }
+  return p.toFixed(9);
+}
+function edge(name, k = task) { // the probability of a class from which it is predicted; null if there is none
+  const {classes, threshold} = data.tasks[k];
+  return threshold === null ? null : name === classes[1] ? threshold : 1 - threshold;
+}
+const said = (t, k = task) => t.class === undefined ? String(t.value) // a prediction in words
+  : `${t.class} (${share(t.probability, edge(t.class, k))}${t.decision ? ', ' + t.decision : ''})`;
 function time(s) {
   const tenths = Math.round(s*10), m = Math.floor(tenths/600), rest = (tenths % 600)/10;
   return `${m}:${rest < 10 ? '0' : ''}${rest.toFixed(1)}`;
@@ -117,7 +127,8 @@ function queue() {
 function row(i) {
   const cells = columns.slice(1).map(([k, , get]) => {
     const v = get(i), number = typeof v === 'number';
-    return el('td', {class: number ? 'number' : null}, k === 'p' || k === 'unsure' ? share(v) : String(v));
+    const near = k === 'p' ? data.tasks[task].threshold : data.tasks[task].threshold === null ? null : .5;
+    return el('td', {class: number ? 'number' : null}, k === 'p' || k === 'unsure' ? share(v, near) : String(v));
   });
   const link = el('a', {href: '#' + encodeURIComponent(data.clips[i].id), onclick: e => { e.preventDefault(); } },
     data.clips[i].id);
@@ -185,12 +196,14 @@ function other(own) { // for more than two classes, and for numbers
   return el('label', {}, 'Right class ', el('select', {id: 'other', onchange: set}, ...['', ...classes()].map(option)));
 }
 function tasksTable(c) {
+  const from = o => o.threshold === null ? '' : `${o.classes[1]} from ${share(o.threshold, null)}`;
   const line = (t, k) => el('tr', {},
     el('td', {}, el('button', {type: 'button', 'aria-pressed': k === task ? 'true' : 'false', onclick: () => choose(k)},
       data.tasks[k].name)),
     el('td', {}, t.class === undefined ? String(t.value) : t.class),
-    el('td', {class: 'number'}, t.class === undefined ? '' : share(t.probability)), el('td', {}, t.decision || ''));
-  const head = ['Task', 'Predicted', 'Probability of it', 'Decision'].map(o => el('th', {scope: 'col'}, o));
+    el('td', {class: 'number'}, t.class === undefined ? '' : share(t.probability, edge(t.class, k))),
+    el('td', {}, from(data.tasks[k])), el('td', {}, t.decision || ''));
+  const head = ['Task', 'Predicted', 'Probability of it', 'Threshold', 'Decision'].map(o => el('th', {scope: 'col'}, o));
   return el('div', {}, el('h3', {}, 'All tasks'),
     el('table', {}, el('thead', {}, el('tr', {}, ...head)), el('tbody', {}, ...c.tasks.map(line))));
 }
@@ -377,6 +390,13 @@ function keys(e) {
   e.preventDefault();
   press();
 }
+function failed() { // videos without a prediction, which the queue cannot show
+  const box = $('failed'), n = data.failed.length;
+  box.hidden = !n;
+  box.open = true;
+  box.replaceChildren(el('summary', {}, `Not predicted: ${n} ${n === 1 ? 'video' : 'videos'}`),
+    el('ul', {}, ...data.failed.map(([file, why]) => el('li', {}, el('code', {}, file), `: ${why}`))));
+}
 function start(given) {
   data = given;
   document.title = $('title').textContent = data.title;
@@ -389,6 +409,7 @@ function start(given) {
   $('save').addEventListener('click', save);
   document.addEventListener('keydown', keys);
   addEventListener('resize', () => { if (current >= 0) move(player.at); });
+  failed();
   choose(0);
   const wanted = (() => { try { return decodeURIComponent(location.hash.slice(1)); } catch { return ''; } })();
   const at = data.clips.findIndex(c => c.id === wanted);

@@ -28,7 +28,8 @@ from .predictions import NETWORK, probability_table, write_probabilities
 from .pretraining import Contrastive, Matching, PretextStream, pretraining_learner
 from .reports import (calibration_section, comparison_rows, comparison_section, data_section, headline,
                             headline_markdown, nonfinite_markdown, operating_section, plot_calibration_of,
-                            plot_strategy, save_plots, settings_section, strategy_markdown, write_sections)
+                            plot_strategy, precision_markdown, save_plots, settings_section, strategy_markdown,
+                            write_sections)
 from .resuming import Checkpoint
 from .run_data import read_features_once, read_splits, tokenizer_for
 from .run_videos import extracted_clips
@@ -432,7 +433,7 @@ def report(self:PretrainRecipe) -> list: # of sections, each a list of paragraph
          f"{len(learn.recorder.values)} epochs of {dl.steps} steps, each of {dl.mixture.bs} rows;"
          f" {self.seconds['training']:.0f} s. Gradients clipped in {learn.clip_gradients.share_clipped:.0%} of steps."
          f" The weights after the last step are in `model/`: `hiccap_train … --init {self.out.name}/model` starts"
-         " from them."],
+         " from them.", *precision_markdown(self.sized.training, self.precision_reason)],
         ['## What each stream contributed', contributions_markdown(self.result.contributions),
          '![shares, quotas, losses and clips seen](mixture.png)'],
         ['## Validation', '![validation losses](validation.png)', '![loss](loss.png)', '![gradient norm](gradient.png)',

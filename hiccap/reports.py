@@ -7,8 +7,9 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'save_figure', 'save_plots', 'plot_strategy', 'plot_training', 'plot_scores_of', 'report_scores', 'headline',
            'headline_markdown', 'comparison_rows', 'comparison_section', 'table_guide', 'operating_section',
            'scores_section', 'plot_calibration_of', 'calibration_section', 'fold_table', 'folds_section',
-           'nonfinite_markdown', 'kept_markdown', 'tracker_markdown', 'strategy_markdown', 'training_section',
-           'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections', 'write_report']
+           'nonfinite_markdown', 'kept_markdown', 'precision_markdown', 'tracker_markdown', 'strategy_markdown',
+           'training_section', 'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections',
+           'write_report']
 
 # %% ../nbs/54_reports.ipynb #5c823fe2
 from pathlib import Path
@@ -355,6 +356,13 @@ def _kept(best, epochs):
     return f"{best['epoch'] + 1} of {epochs}, with the best {score} on the validation clips ({best['score']:.3f})"
 
 # %% ../nbs/54_reports.ipynb #13f9ad3f
+def precision_markdown(
+    training: Training, # how it was trained
+    reason: str=None    # why `auto` stands for its precision; None if the run names a precision
+) -> list: # of paragraphs; none without a reason
+    "In which number format was trained, and why"
+    return [f"Trained in {training.precision}, which `precision: auto` took because {reason}."] if reason else []
+
 def tracker_markdown(
     training: Training # how it was trained
 ) -> list: # of paragraphs; none without trackers
@@ -373,7 +381,8 @@ def strategy_markdown(
 def training_section(
     folder,             # of the run
     training: Training, # how it was trained
-    folds               # list of `Fold`
+    folds,              # list of `Fold`
+    reason: str=None    # of `precision_markdown`
 ) -> list: # of paragraphs
     "How training went; clip numbers, clipping and pictures are those of the first fold"
     f, several = folds[0], len(folds) > 1
@@ -384,6 +393,7 @@ def training_section(
         f"{f.sizes['training']} clips in training, {f.sizes['validation']} in validation{first}; training took"
         f" {seconds:.0f} s. Gradients were clipped in {f.clipped:.0%} of the steps{first}. The weights are in {where}.",
         kept_markdown(folds, training.epochs),
+        *precision_markdown(training, reason),
         '![loss](loss.png)', '![validation scores](validation.png)', '![gradient norm](gradient.png)',
         *strategy_markdown(folder),
         *nonfinite_markdown([o.counts for o in folds]),
@@ -448,7 +458,8 @@ def write_report(
     others: dict, # name -> `Scores` of another model on the same clips
     notes: list,  # sentences on what was left out or changed in reading
     differences: dict=None, # of `compare_folds`
-    calibration: dict=None # of `calibrate_folds`
+    calibration: dict=None, # of `calibrate_folds`
+    reason: str=None # of `precision_markdown`
 ):
     "Write `report.md`: the scores next to baselines, calibration, how training went, the data and the settings"
     write_sections(Path(folder)/'report.md', [
@@ -456,7 +467,7 @@ def write_report(
         scores_section(scores, others, differences),
         folds_section(folds),
         calibration_section(calibration or {}),
-        training_section(folder, run.training, folds),
+        training_section(folder, run.training, folds, reason),
         affinity_section(folds),
         data_section(notes),
         ['## All scores', scores.markdown(others)],

@@ -265,8 +265,9 @@ class Training(Section):
     class_weights: str=setting('none', choices=('none', 'balanced'), pretraining=False)
     label_smoothing: float=setting(0.) # share of each target that is spread over all classes
     clip: float=setting(1., least=0)   # limit of the gradient's norm; 0 does not clip
-    # number format of the computation; bfloat16 and float16 are mixed precision
-    precision: str=setting('float32', choices=('float32', 'bfloat16', 'float16'))
+    # number format of the computation; bfloat16 and float16 are mixed precision; auto is bfloat16 where the machine is
+    # fast in it, and else float32
+    precision: str=setting('float32', choices=('float32', 'bfloat16', 'float16', 'auto'))
     # what to do if a number is not finite: raise an error, skip the step, or roll back to earlier weights
     on_nan: str=setting('raise', choices=('raise', 'skip', 'rollback'))
     # validation score that chooses the best epoch; macro_f1 is the mean of the tasks' main scores: the macro F1 of

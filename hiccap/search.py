@@ -140,7 +140,11 @@ class Search:
         values: dict # field, dotted to reach inside one -> value
     ) -> Run:
         "The run with these values; raises `ValueError`"
-        return Run.from_dict(self.base, self.where).but(**values)
+        run = Run.from_dict(self.base, self.where).but(**values)
+        if run.training.precision == 'auto':
+            raise ValueError("precision auto may differ between the machines that search, and the trials would not be"
+                             " comparable: write float32 or bfloat16")
+        return run
 
     @property
     def training(self): # a `Training`

@@ -29,6 +29,7 @@ from .modalities import ShowModalities
 from .model import HICCAP, HICCAPConfig
 from .network_config import named_encoders
 from .nan_detector import NanDetector
+from .precision import fast_precision
 from .reports import BEST_POSSIBLE, affinity_of, plot_calibration_of, plot_scores_of, plot_training, write_report
 from .resuming import Checkpoint, load_state, save_state
 from .run_folders import WORK, Recipe, RunRecipe, data_digests
@@ -172,9 +173,10 @@ def strategy_callbacks(
 # %% ../nbs/55_training.ipynb #2db372d9
 def in_precision(
     learn,         # a `HICCAPLearner`
-    precision: str # float32, bfloat16 or float16
+    precision: str # float32, bfloat16, float16, or auto for that of `fast_precision`
 ): # the learner
     "Train in a precision"
+    if precision == 'auto': precision = fast_precision(torch.device(learn.dls.device).type)[0]
     return {'float32': lambda: learn, 'bfloat16': learn.to_bf16, 'float16': learn.to_fp16}[precision]()
 
 def run_learner(
@@ -635,7 +637,8 @@ def write(self:TrainRecipe):
     plot_scores_of(r.scores, out)
     plot_calibration_of(r.calibration[NETWORK], out/'reliability.png')
     if affinity := affinity_of(folds): write_affinity(affinity, out)
-    write_report(out, self.sized, folds, r.scores, r.others, self.notes, r.differences, r.calibration)
+    write_report(out, self.sized, folds, r.scores, r.others, self.notes, r.differences, r.calibration,
+                 self.precision_reason)
     seconds = dict(total=time.perf_counter() - self.started, training=[f.seconds for f in folds])
     found = dict(scores=r.scores.to_dict(), beside={k: v.to_dict() for k, v in r.others.items()},
                  differences=r.differences, seconds=seconds, kept=[f.best for f in folds],

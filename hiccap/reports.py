@@ -8,8 +8,8 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'headline_markdown', 'comparison_rows', 'comparison_section', 'table_guide', 'operating_section',
            'scores_section', 'plot_calibration_of', 'calibration_section', 'fold_table', 'folds_section',
            'nonfinite_markdown', 'kept_markdown', 'precision_markdown', 'tracker_markdown', 'strategy_markdown',
-           'training_section', 'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections',
-           'write_report']
+           'time_section', 'training_section', 'affinity_of', 'affinity_section', 'data_section', 'settings_section',
+           'write_sections', 'write_report']
 
 # %% ../nbs/54_reports.ipynb #5c823fe2
 from pathlib import Path
@@ -19,6 +19,7 @@ from .affinity import MeasureAffinity, affinity_markdown, joined
 from .baselines import CONSTANT, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
 from .basics import counted, markdown_table, versions
 from .calibration import Calibration, calibration_table
+from .callbacks import PHASES
 from .clips import as_numpy
 from .metrics import (SCORE_NAMES, best_trivial, criterion_of, evaluate, headline_scores, interval_text,
                             score_text, score_with_interval)
@@ -377,6 +378,20 @@ def strategy_markdown(
     "The picture of `plot_strategy`, if there is one"
     return ["![weight of each task's loss or gradient](weights.png)"] if (Path(folder)/'weights.png').is_file() else []
 
+# %% ../nbs/54_reports.ipynb #5a342a54
+def time_section(
+    times: list,    # of the state of `TimeSpent`, one for each training; None for one of an earlier version
+    seconds: float  # that all of them took
+) -> list: # of paragraphs; none if a training was not measured
+    "How many clips a second were trained on, and where the time went"
+    if None in times or not (clips := sum(t['clips'] for t in times)): return []
+    spent = {k: sum(t['seconds'][k] for t in times) for k in PHASES}
+    trained = sum(spent.values()) - spent['validation']
+    spent['rest'] = max(0., seconds - sum(spent.values()))
+    whole = sum(spent.values()) or 1.
+    return ['### Where the time went', f'{clips/max(trained, 1e-9):.1f} clips a second in training, without validation.',
+            '\n'.join(f'- {k}: {v:.1f} s ({v/whole:.0%})' for k, v in spent.items())]
+
 # %% ../nbs/54_reports.ipynb #1c642061
 def training_section(
     folder,             # of the run
@@ -397,7 +412,8 @@ def training_section(
         '![loss](loss.png)', '![validation scores](validation.png)', '![gradient norm](gradient.png)',
         *strategy_markdown(folder),
         *nonfinite_markdown([o.counts for o in folds]),
-        *tracker_markdown(training)]
+        *tracker_markdown(training),
+        *time_section([o.time for o in folds], seconds)]
 
 # %% ../nbs/54_reports.ipynb #dcce14fe
 def affinity_of(

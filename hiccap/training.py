@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from .affinity import MeasureAffinity, write_affinity
 from .basics import counted, plain, write_json
-from .callbacks import AddRegularizer, ClipGradients, KeepBest, ProgressLines, StepRecorder
+from .callbacks import AddRegularizer, ClipGradients, KeepBest, ProgressLines, StepRecorder, TimeSpent
 from .checkpoints import CheckpointError, init_from, save_model, saved_config
 from .distributed import is_main, on_main
 from .frozen import TextCache
@@ -42,7 +42,7 @@ from .encoders import (FeaturesConfig, TokenEncoder, TokensConfig, encoder_confi
                              hidden_size)
 from .mean_pooling import mean_pooled
 from .predictions import NETWORK, probability_table, write_probabilities
-from .learner import clip_dls, hiccap_learner, mean_score_name
+from .learner import clip_dls, collected, forget_fit, hiccap_learner, mean_score_name
 from .baselines import FINE_TUNED, baseline_predictions, first_values
 from .calibration import Predictions, Temperatures, calibrated_predictions, compare_calibration
 from .metrics import Thresholds, compare_scores, criterion_of, evaluate
@@ -156,8 +156,9 @@ def run_callbacks(
     training: Training, # how it is trained
     log                 # gets each line of progress; the progress bar is shown for `print` only
 ) -> list:
-    "The callbacks of every run: clipping, the NaN detector, the history, progress, weighting and modality schedule"
-    return [ClipGradients(training.clip or float('inf')), NanDetector(training.on_nan), StepRecorder(),
+    """The callbacks of every run: times, clipping, the NaN detector, the history, progress, weighting and modality
+    schedule"""
+    return [TimeSpent(), ClipGradients(training.clip or float('inf')), NanDetector(training.on_nan), StepRecorder(),
             ProgressLines(lines=None if log is print else True, write=log), *strategy_callbacks(training)]
 
 def strategy_callbacks(
@@ -423,6 +424,7 @@ class Fold(Predicted):
     counts: dict        # what was done about numbers that were not finite
     clipped: float      # share of steps whose gradient was clipped
     affinity: dict=None # state of `MeasureAffinity`, if the run asks for it
+    time: dict=None     # state of `TimeSpent`; None for a fold of an earlier version
 
     def state(self) -> dict: # of plain values
         "All but the test clips"
@@ -494,11 +496,11 @@ def train(self:FoldRecipe):
     part = self.name if self.run.clips.folds else ''
     with tracked(self.learn, training.track, self.folder, part, self.run.to_flat(), self.log):
         fit_run(self.learn, training, self.saved)
-
-    if 'fine_tuned' in training.simple_models: self.fine_tune()
+    forget_fit(self.learn)
+    if 'fine_tuned' in training.simple_models: self.fine_tuned = collected(self.fine_tune)
 
 @patch
-def fine_tune(self:FoldRecipe):
+def fine_tune(self:FoldRecipe) -> Predictions:
     "Train `MeanPooled` as the network was trained, with checkpoints of its own, and predict the test clips"
     network, training = self.run.network, replace(self.run.training, affinity=0)
     self.log(f'{FINE_TUNED}, a simple model:')
@@ -506,9 +508,11 @@ def fine_tune(self:FoldRecipe):
     learn = run_learner(training, *self.parts[:2], model, self.folder, self.log)
     fit_run(learn, training, Checkpoint(self.work/FINE_TUNED_WORK, minutes=training.checkpoint_every, resume=True,
                                         write=self.log))
-    self.fine_tuned = trained_predictions(learn, *self.parts[1:], training.operating_point)
+    forget_fit(learn)
+    found = trained_predictions(learn, *self.parts[1:], training.operating_point)
     best = dict(epoch=learn.keep_best.best_epoch, validation=learn.keep_best.best)
-    self.fine_tuned.chosen = {t.name: best for t in self.parts[0].tasks}
+    found.chosen = {t.name: best for t in self.parts[0].tasks}
+    return found
 
 @patch
 def score(self:FoldRecipe):
@@ -519,7 +523,8 @@ def score(self:FoldRecipe):
         **vars(found), history=learn.step_recorder.history(),
         best=dict(epoch=best.best_epoch, score=best.best, monitor=best.monitor),
         seconds=self.saved.seconds, counts=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
-        affinity=learn.measure_affinity.state_dict() if self.run.training.affinity else None)
+        affinity=learn.measure_affinity.state_dict() if self.run.training.affinity else None,
+        time=learn.time_spent.state_dict())
 
 @patch
 def write(self:FoldRecipe):
@@ -619,7 +624,8 @@ def train(self:TrainRecipe):
     self.folds = []
     for i, parts in enumerate(self.splits, 1):
         if several: self.log(f'Fold {i} of {len(self.splits)}')
-        self.folds.append(FoldRecipe(self.sized, parts, i, self.folder, self.tokenizer, self.log)())
+        def train_fold(): return FoldRecipe(self.sized, parts, i, self.folder, self.tokenizer, self.log)()
+        self.folds.append(collected(train_fold))
 
 @patch
 def score(self:TrainRecipe):
@@ -646,7 +652,7 @@ def write(self:TrainRecipe):
                  temperatures=[f.temperatures.values for f in folds],
                  calibration={k: c.to_dict() for k, c in r.calibration.items()},
                  simple=[{k: p.chosen for k, p in f.simple.items()} for f in folds],
-                 not_finite=[f.counts for f in folds], clips=[f.sizes for f in folds],
+                 not_finite=[f.counts for f in folds], time=[f.time for f in folds], clips=[f.sizes for f in folds],
                  modalities=modalities_of([train for train, *_ in self.splits]), notes=self.notes)
     write_json(out/'metrics.json', plain(found, finite=True))  # a score that is undefined may be infinite
 

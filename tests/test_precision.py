@@ -1,9 +1,14 @@
 """Which number format `--precision auto` takes, that a run keeps it, and what its folder says of it."""
 import json
 import re
+from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 import torch
+from fastai.callback.core import Callback, CancelBatchException
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import TINY_NETWORK
 from hiccap import precision, run_folders
@@ -38,8 +43,8 @@ def results(out): return [(out/o).read_bytes() for o in ('history.csv', 'probabi
 
 
 def report(out):
-    "The lines of a report, without the numbers of the line that has seconds"
-    return [o for o in (out/'report.md').read_text().splitlines() if 'in validation;' not in o]
+    "The lines of a report, without those that have seconds"
+    return [o for o in (out/'report.md').read_text().splitlines() if not re.search(r'\d s\b|clips a second', o)]
 
 
 @pytest.fixture(scope='module')
@@ -160,3 +165,88 @@ def test_predictions_name_their_precision(capsys):
     from hiccap.cli import predict
     with pytest.raises(SystemExit): predict(['--help'])
     assert re.search(r'--precision \{float32,bfloat16,float16\}', capsys.readouterr().out)
+
+
+class Conversions(TorchDispatchMode):
+    "Count how often each weight of a network's layers is converted to bfloat16"
+    def __init__(self, model):
+        super().__init__()
+        # not the learned vectors of absent modalities, which are data of a batch and not factors of a product
+        self.names = {p.data_ptr(): k for k, p in model.named_parameters() if not k.startswith('absent.')}
+        self.found = Counter()
+
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if f is torch.ops.aten._to_copy.default and kwargs.get('dtype') == torch.bfloat16:
+            name = self.names.get(args[0].data_ptr())
+            if name: self.found[name] += 1
+        return f(*args, **kwargs)
+
+
+class CountConversions(Callback):
+    "Those of each training batch, of each validation, and of predictions"
+    order = -100
+    def begin(self):
+        self.mode = Conversions(self.learn.model)
+        self.mode.__enter__()
+    def end(self, to):
+        self.mode.__exit__(None, None, None)
+        to.append(self.mode.found)
+    def before_fit(self): self.batches, self.validations = [], []
+    def before_batch(self):
+        if self.learn.training: self.begin()
+    def after_batch(self):
+        if self.learn.training: self.end(self.batches)
+    def before_validate(self): self.begin()
+    def after_validate(self): self.end(self.validations)
+
+
+@pytest.fixture
+def learn(tmp_path):
+    train, valid, _ = read_splits(SMALL.clips, None)[0]
+    run = SMALL.but(precision='bfloat16', bs=4)
+    return run_learner(run.training, train, valid, build_model(run.network, train, 0), tmp_path, silent)
+
+
+def test_a_weight_is_converted_once_for_a_step_and_once_for_all_batches_of_a_validation(learn):
+    learn.add_cb(count := CountConversions())
+    with learn.no_bar(): learn.fit(2)
+    assert len(learn.dls.train) > 2 and len(learn.dls.valid) > 1
+    linear = {k for k, _ in learn.model.named_parameters() if 'query.weight' in k}
+    for found in (*count.batches, *count.validations):
+        assert linear <= set(found) and set(found.values()) == {1}
+    assert len(count.batches) == 2*len(learn.dls.train) and len(count.validations) == 2
+    with learn.no_bar(): learn.get_preds()
+    assert set(count.validations[-1].values()) == {1}
+
+
+def test_predictions_are_those_of_the_weights_as_they_are_now(learn):
+    with learn.no_bar():
+        for _ in range(2):  # the second time with other weights
+            found = learn.get_preds(act=lambda o: o, reorder=False)[0]
+            learn.model.eval()
+            with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+                want = [learn.model(x) for x, _ in learn.dls.valid]
+            for k, v in found.items(): assert torch.equal(v, torch.cat([o[k] for o in want]).float())
+            learn.fit(1, .05)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('error', [ValueError, CancelBatchException])
+def test_no_mixed_precision_is_left_behind_by_an_error_in_a_batch(learn, training, error):
+    class Fail(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+        def forward(self, x):
+            if self.training == training: raise error
+            return self.net(x)
+    learn.model = Fail(learn.model)
+    learn.create_opt()
+    with learn.no_bar(), learn.no_logging(), ExitStack() as expected:
+        if error is ValueError: expected.enter_context(pytest.raises(ValueError))
+        learn.remove_cbs([o for o in learn.cbs if o.name in ('keep_best', 'nan_detector', 'step_recorder')])
+        learn.fit(1)
+    assert not torch.is_autocast_enabled('cpu')
+    x = torch.randn(2, 2)
+    assert (x @ x).dtype == torch.float32

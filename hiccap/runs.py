@@ -202,6 +202,9 @@ class Network(Section):
     standardise: tuple=setting(('all',), read=standardised_names)
     # keep the text encoder as it is: its output for a text is computed once and stored on disk
     freeze_text: bool=setting(False, pretraining=False)
+    # keep no states of the layers of a text encoder for the backward pass, and compute them again there: the same
+    # results in less memory and more time
+    gradient_checkpointing: bool=setting(False, free=True)
     # folder where these outputs, and features of videos, are stored, also for other runs; `hiccap` in the user's cache
     # folder by default
     cache: str=setting(None, free=True, pretraining=False)
@@ -211,6 +214,9 @@ class Network(Section):
     def check(self):
         if self.encoder and 'text' in self.config:
             raise ValueError('encoder and a text configuration both say how text is read: give one of the two')
+        if self.freeze_text and self.gradient_checkpointing:
+            raise ValueError('freeze_text runs the text encoder without a backward pass, so there is nothing to'
+                             ' checkpoint: leave gradient_checkpointing out')
 
 # %% ../nbs/50_runs.ipynb #8a9b8080
 TRACKED = ('tensorboard', 'wandb')  # trackers that `track` may name

@@ -100,7 +100,8 @@ def _forward(ctx, query, key, value, spans, p, scale):
 def _backward(ctx, grad):
     "Gradients of query, key and value, by the equations above"
     query, key, value, out, keep = ctx.saved_tensors
-    full, grad = torch.promote_types(query.dtype, torch.float32), grad.to(torch.promote_types(grad.dtype, torch.float32))
+    full = torch.promote_types(query.dtype, torch.float32)
+    grad = grad.to(full)
     dq, dk, dv = (torch.zeros_like(o, dtype=full, memory_format=torch.contiguous_format) for o in (query, key, value))
     delta, grad, scratch = (grad*out).sum(-1), grad*ctx.factor, query.new_empty(3, ctx.largest, dtype=full)
     for (rows, cols, h), shape, at in ctx.pieces:

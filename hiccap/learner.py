@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ClipDL', 'text_reader', 'clip_table', 'no_video_in_both', 'ClipDataLoaders', 'clip_dls', 'WholeLoss',
            'probabilities_of', 'TaskScore', 'mean_score_name', 'MeanScore', 'score_metrics', 'DevicePrecision',
-           'HICCAPLearner', 'hiccap_learner', 'GatherDicts', 'collected', 'forget_fit']
+           'HICCAPLearner', 'hiccap_learner', 'GatherDicts', 'give_back', 'collected', 'forget_fit']
 
 # %% ../nbs/36_learner.ipynb #95d774c9
 from .imports import quiet_imports
 with quiet_imports(): import fastai.callback.schedule, tqdm.auto  # noqa: F401
 
 # %% ../nbs/36_learner.ipynb #c1ca75f8
-import gc, html, tempfile
+import ctypes, gc, html, sys, tempfile
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -578,13 +578,21 @@ def to_fp16(self:HICCAPLearner,
     "Train and predict in float16 with a loss scale; weights stay float32"
     return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
-# %% ../nbs/36_learner.ipynb #5da7aa2a
+# %% ../nbs/36_learner.ipynb #99992334
+def give_back():
+    "Give freed memory back to the system, where the C library can (glibc, on Linux)"
+    if sys.platform != 'linux': return
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None: trim(0)
+
 def collected(
     f # function without arguments
 ): # its result
     "Call a function, and free the learners that it leaves behind"
     try: return f()
-    finally: gc.collect()
+    finally:
+        gc.collect()
+        give_back()
 
 def forget_fit(
     learn # a learner after its fit
@@ -593,6 +601,7 @@ def forget_fit(
     learn.opt.opt.state.clear()
     for cb in learn.cbs:
         if isinstance(cb, KeepBest): cb.weights = None
+    give_back()
 
 # %% ../nbs/36_learner.ipynb #bec39bb9
 def _results(task, probs, targets):

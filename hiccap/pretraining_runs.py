@@ -378,7 +378,8 @@ def write(self:PretrainRecipe):
              calibration={n: {k: c.to_dict() for k, c in of.items()} for n, of in self.result.calibration.items()},
              simple={n: {k: o.chosen for k, o in p.simple.items()} for n, p in self.predicted.items()},
              contributions=self.result.contributions.reset_index().to_dict('records'), validation=self.feedback.valid,
-             seconds=self.seconds, time=learn.time_spent.state_dict(), not_finite=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
+             seconds=self.seconds, time=learn.time_spent.state_dict(), not_finite=learn.nan_detector.counts,
+             clipped=learn.clip_gradients.share_clipped,
              clips={n: [len(ds) for ds in p] for n, p in self.parts.items()}))
 
 # %% ../nbs/56_pretraining_runs.ipynb #33b49801

@@ -378,7 +378,7 @@ def strategy_markdown(
     "The picture of `plot_strategy`, if there is one"
     return ["![weight of each task's loss or gradient](weights.png)"] if (Path(folder)/'weights.png').is_file() else []
 
-# %% ../nbs/54_reports.ipynb #5a342a54
+# %% ../nbs/54_reports.ipynb #44af61ab
 def time_section(
     times: list,    # of the state of `TimeSpent`, one for each training; None for one of an earlier version
     seconds: float  # that all of them took
@@ -389,7 +389,8 @@ def time_section(
     trained = sum(spent.values()) - spent['validation']
     spent['rest'] = max(0., seconds - sum(spent.values()))
     whole = sum(spent.values()) or 1.
-    return ['### Where the time went', f'{clips/max(trained, 1e-9):.1f} clips a second in training, without validation.',
+    return ['### Where the time went',
+            f'{clips/max(trained, 1e-9):.1f} clips a second in training, without validation.',
             '\n'.join(f'- {k}: {v:.1f} s ({v/whole:.0%})' for k, v in spent.items())]
 
 # %% ../nbs/54_reports.ipynb #1c642061

@@ -329,7 +329,8 @@ def write_config(self:RunRecipe,
                {self.run.kind: self.run.to_dict(defaults=True), 'versions': versions(),
                 'tasks': [t.to_dict() for t in tasks],
                 **(dict(used=self.used) if self.used else {}),
-                **(dict(precision_reason=self.precision_reason) if self.precision_reason else {}), 'data': self.digests, 'sources': self.sources,
+                **(dict(precision_reason=self.precision_reason) if self.precision_reason else {}),
+                'data': self.digests, 'sources': self.sources,
                 **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')
 

@@ -111,8 +111,8 @@ def checkpoint_gradients(
         if hasattr(o.config, 'use_cache'): o.config.use_cache = False  # a cache is for generating text
     if len(able) < len(backbones) or not able:
         kinds = ', '.join(o.config.model_type for o in backbones if o not in able)
-        raise ValueError(f"gradient_checkpointing: {kinds + ' cannot' if kinds else 'there is no text encoder to'}"
-                         ' recompute its layers; leave it out')
+        raise ValueError(f"gradient_checkpointing: {kinds or 'a network without a text encoder'} cannot recompute its"
+                         ' layers; leave it out')
 
 # %% ../nbs/55_training.ipynb #rt000001
 def _encoders_of_clips(network, sets):

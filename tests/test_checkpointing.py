@@ -97,5 +97,5 @@ def test_a_network_without_an_encoder_to_checkpoint_is_refused(train):
         Network(freeze_text=True, gradient_checkpointing=True)
     without = ClipDataset(train.ids, {m: c for m, c in train.columns.items() if m != 'text'},
                           {k: v.numpy() for k, v in train.labels.items()}, train.tasks, train.groups)
-    with pytest.raises(ValueError, match='there is no text encoder to recompute'):
+    with pytest.raises(ValueError, match='without a text encoder cannot recompute'):
         build_model(Network(config=features, gradient_checkpointing=True), without)

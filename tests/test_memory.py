@@ -1,13 +1,17 @@
 """A training that is over leaves its result in memory, and not its network, optimizer or best weights."""
+import ctypes
 import gc
+import os
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 
 from conftest import TINY_NETWORK
 from hiccap import search, training
-from hiccap.learner import HICCAPLearner
+from hiccap.learner import HICCAPLearner, collected
 from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
 from hiccap.run_data import read_splits
 from hiccap.runs import Run
@@ -89,3 +93,22 @@ def test_a_pretraining_run_leaves_no_learner(tmp_path, made, no_luck):
         epochs=1, simple_models=(), **{'config.width': 16, 'config.heads': 2, 'config.head_widths': [16]})
     result = pretrain_run(run, tmp_path/'run', write=silent)
     assert made and alive(made) == [] and len(result.contributions)
+
+
+def resident():
+    "Bytes of this process that are in memory"
+    return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'malloc_trim'),
+                    reason='the C library has no malloc_trim')
+def test_freed_memory_goes_back_to_the_system():
+    def allocate():
+        pieces, between = [], []
+        for _ in range(3000):  # of 64 kB; small tensors that stay are between them
+            pieces.append(torch.ones(2**14))
+            between.append(torch.ones(16))
+        return between, resident()
+    before = resident()
+    kept, highest = collected(allocate)
+    assert highest - before > 150e6 and resident() - before < 50e6 and len(kept) == 3000

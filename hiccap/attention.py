@@ -145,8 +145,8 @@ WORTH_SLICING = 2**14  # scores of a row, over all heads, from which one row at 
 
 def _spans(query, rows, key, context_rows):
     "The spans of `attend_spans`; None where it does not apply or is not faster"
-    if not (rows.only_real and context_rows.only_real) or torch.is_autocast_enabled('cpu'): return None
-    if query.device.type != 'cpu' or not query.dtype == key.dtype == torch.float32: return None
+    if not (rows.only_real and context_rows.only_real) or query.device.type != 'cpu': return None
+    if query.dtype != key.dtype or query.dtype not in (torch.float32, torch.bfloat16): return None
     a, c = rows.ends, context_rows.ends
     spans = list(zip(a, a[1:], c, c[1:]))
     scores = query.shape[1]*sum((b - a)*(d - c) for a, b, c, d in spans)

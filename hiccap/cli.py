@@ -259,7 +259,8 @@ def _use_parser(prog, doc, out, several=False):
     p.add_argument('--without', nargs='+', default=(), metavar='NAME',
                    help='modalities that the run was trained with, and that these clips lack on purpose')
     p.add_argument('--bs', type=int, default=32, help='clips in a batch (default: 32)')
-    p.add_argument('--precision', choices=Run.settings()['precision'].metadata['choices'], default='float32',
+    formats = [o for o in Run.settings()['precision'].metadata['choices'] if o != 'auto']
+    p.add_argument('--precision', choices=formats, default='float32',
                    help='number format (default: float32); bfloat16 is faster if the CPU supports it')
     if out: p.add_argument('--out', help=out)
     p.add_argument('--overwrite', action='store_true', help='replace what is there')

@@ -81,41 +81,50 @@ def _weights(query, key, scale, out):
 # %% ../nbs/20_cpu.ipynb #cpu0fw01
 def _forward(ctx, query, key, value, spans, p, scale):
     "The output of `attend_spans`; keeps what the gradient needs in `ctx`"
-    heads = query.shape[1]
+    heads, full = query.shape[1], torch.promote_types(query.dtype, torch.float32)
     ctx.pieces, ctx.scale = list(_pieces(heads, spans)), scale
     ctx.largest = max((math.prod(shape) for _, shape, _ in ctx.pieces), default=0)
     keep, ctx.factor = draw_kept(heads*sum((b - a)*(d - c) for a, b, c, d in spans), p)
     out = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    scratch = query.new_empty(2, ctx.largest)
+    scratch = query.new_empty(2, ctx.largest, dtype=full)
     for (rows, cols, h), shape, at in ctx.pieces:
         n = math.prod(shape)
         weights, kept = (o[:n].view(shape) for o in scratch)
-        _weights(query[rows, h].transpose(0, 1), key[cols, h].transpose(0, 1), scale, weights)
+        q, k, v = (o.transpose(0, 1).to(full) for o in (query[rows, h], key[cols, h], value[cols, h]))
+        _weights(q, k, scale, weights)
         kept.copy_(keep[at:at + n].view(shape)).mul_(weights)
-        out[rows, h] = torch.bmm(kept, value[cols, h].transpose(0, 1)).transpose(0, 1)
-    ctx.save_for_backward(query, key, value, out.mul_(ctx.factor), keep)
+        out[rows, h] = torch.bmm(kept, v).mul_(ctx.factor).transpose(0, 1)
+    ctx.save_for_backward(query, key, value, out, keep)
     return out
 
 def _backward(ctx, grad):
     "Gradients of query, key and value, by the equations above"
     query, key, value, out, keep = ctx.saved_tensors
-    dq, dk, dv = (torch.zeros_like(o, memory_format=torch.contiguous_format) for o in (query, key, value))
-    delta, grad, scratch = (grad*out).sum(-1), grad*ctx.factor, query.new_empty(3, ctx.largest)
+    full = torch.promote_types(query.dtype, torch.float32)
+    grad = grad.to(full)
+    dq, dk, dv = (torch.zeros_like(o, dtype=full, memory_format=torch.contiguous_format) for o in (query, key, value))
+    delta, grad, scratch = (grad*out).sum(-1), grad*ctx.factor, query.new_empty(3, ctx.largest, dtype=full)
     for (rows, cols, h), shape, at in ctx.pieces:
         n = math.prod(shape)
         weights, kept, ds = (o[:n].view(shape) for o in scratch)
-        q, k, v, g = (o.transpose(0, 1) for o in (query[rows, h], key[cols, h], value[cols, h], grad[rows, h]))
+        q, k, v, g = (o.transpose(0, 1).to(full) for o in (query[rows, h], key[cols, h], value[cols, h], grad[rows, h]))
         _weights(q, k, ctx.scale, weights)
         kept.copy_(keep[at:at + n].view(shape))
         torch.bmm(g, v.transpose(1, 2), out=ds).mul_(kept).sub_(delta[rows, h].t()[..., None]).mul_(weights)
         dv[cols, h] += torch.bmm(kept.mul_(weights).transpose(1, 2), g).transpose(0, 1)
         dq[rows, h] = torch.bmm(ds, k).transpose(0, 1)
         dk[cols, h] += torch.bmm(ds.transpose(1, 2), q).transpose(0, 1)
-    return dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv, None, None, None
+    return *(o.to(query.dtype) for o in (dq.mul_(ctx.scale), dk.mul_(ctx.scale), dv)), None, None, None
+
+def _as_given(f):
+    "The function outside of automatic mixed precision: it computes in the types that it chooses"
+    def call(*args):
+        with torch.autocast('cpu', enabled=False): return f(*args)
+    return call
 
 class _Attention(torch.autograd.Function):
     "See `attend_spans`"
-    forward, backward = staticmethod(_forward), staticmethod(once_differentiable(_backward))
+    forward, backward = staticmethod(_as_given(_forward)), staticmethod(once_differentiable(_as_given(_backward)))
 
 # %% ../nbs/20_cpu.ipynb #160c8be7
 def _check_spans(query, key, value, spans):
@@ -135,13 +144,14 @@ def _check_spans(query, key, value, spans):
         last = b
 
 def attend_spans(
-    query,       # (N, H, d) float32 on the CPU, packed
+    query,       # (N, H, d) float32 or bfloat16 on the CPU, packed
     key, value,  # (M, H, d), packed
     spans,       # for each clip, in order, (start, end) of its queries and (start, end) of its keys; keys may be shared
     p: float=0., # dropout probability of the attention weights
     scale: float|None=None # factor of the scores, 1/√d if None
 ):               # (N, H, d), 0 for queries without keys
-    "Scaled dot-product attention with dropout within each clip, without storing scores; differentiable once"
+    """Scaled dot-product attention with dropout within each clip, without storing scores; differentiable once. What is
+    kept for the gradient has the type of the inputs; scores, weights and sums are in float32 at least"""
     _check_spans(query, key, value, spans)
     return _Attention.apply(query, key, value, spans, p, query.shape[-1]**-.5 if scale is None else scale)
 

@@ -185,6 +185,9 @@ class _Watch:
         self.names = {m: k for k, m in model.named_modules()}
 
     def __enter__(self):
+        # a layer that is computed again in the backward pass would be recorded twice
+        self.checkpointed = [m for m in self.names if getattr(m, 'gradient_checkpointing', False) is True]
+        for m in self.checkpointed: m.gradient_checkpointing = False
         self.handles = [
             h for m in self.names
             for h in (m.register_forward_pre_hook(self.enter, with_kwargs=True), m.register_forward_hook(self.leave))]
@@ -192,6 +195,7 @@ class _Watch:
 
     def __exit__(self, *_):
         for h in self.handles: h.remove()
+        for m in self.checkpointed: m.gradient_checkpointing = True
 
 # %% ../nbs/32_diagnosis.ipynb #6df74fa1
 @patch

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ClipDL', 'text_reader', 'clip_table', 'no_video_in_both', 'ClipDataLoaders', 'clip_dls', 'WholeLoss',
-           'probabilities_of', 'TaskScore', 'mean_score_name', 'MeanScore', 'score_metrics', 'HICCAPLearner',
-           'hiccap_learner', 'GatherDicts', 'DevicePrecision']
+           'probabilities_of', 'TaskScore', 'mean_score_name', 'MeanScore', 'score_metrics', 'DevicePrecision',
+           'HICCAPLearner', 'hiccap_learner', 'GatherDicts', 'give_back', 'collected', 'forget_fit']
 
 # %% ../nbs/36_learner.ipynb #95d774c9
 from .imports import quiet_imports
 with quiet_imports(): import fastai.callback.schedule, tqdm.auto  # noqa: F401
 
 # %% ../nbs/36_learner.ipynb #c1ca75f8
-import html, tempfile
+import ctypes, gc, html, sys, tempfile
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -31,7 +31,7 @@ from .padding import LengthSampler, collate
 from .checkpoints import save_model
 from .losses import MultiTaskLoss
 from .distributed import check_rank, part_of, rank, world_size
-from .callbacks import AcrossProcesses, gathers_rows
+from .callbacks import AcrossProcesses, KeepBest, gathers_rows
 from .tasks import check_tasks, is_labelled
 from .metrics import criterion_of, evaluate
 
@@ -356,6 +356,36 @@ def score_metrics(
     "Metrics for a `Learner`: the mean over the tasks and the score of each"
     return [MeanScore(tasks, score), *(TaskScore(t, score) for t in check_tasks(tasks))]
 
+# %% ../nbs/36_learner.ipynb #d9f6a30d
+class DevicePrecision(MixedPrecision):
+    "Mixed precision on the device of the batches; raises `ValueError` for bfloat16 on a GPU that lacks it"
+    entered = () # contexts that are open, the innermost last
+
+    def before_fit(self):
+        kind, half = torch.device(self.dls.device).type, self.amp_mode == AMPMode.FP16
+        if kind == 'cuda' and not half and not torch.cuda.is_bf16_supported():
+            raise ValueError('this GPU has no bfloat16: use to_fp16')
+        self.autocast = autocast(kind, dtype=torch.float16 if half else torch.bfloat16)
+        self.learn.scaler, self.scales = GradScaler(kind, **{**self.kwargs, 'enabled': half}), []
+        self.kept, self.entered = autocast(kind, enabled=False), []
+
+    def enter(self, context):
+        context.__enter__()
+        self.entered.append(context)
+
+    def leave(self, until=0):
+        "Leave contexts of mixed precision, the last first, until so many are left"
+        while len(self.entered) > until: self.entered.pop().__exit__(None, None, None)
+
+    def before_validate(self): self.enter(self.kept)  # as long as a context is open, PyTorch keeps converted weights
+    def after_validate(self): self.leave()
+    def before_batch(self): self.enter(self.autocast)
+    def after_loss(self): self.leave(len(self.entered) - 1)
+    def after_batch(self): self.leave(0 if self.learn.training else 1)  # a cancelled batch has no `after_loss`
+    def after_fit(self):
+        self.leave()
+        super().after_fit()
+
 # %% ../nbs/36_learner.ipynb #2fe234d6
 class HICCAPLearner(Learner):
     "A fastai `Learner` whose predictions and targets are dicts, task -> tensor; made by `hiccap_learner`"
@@ -363,6 +393,7 @@ class HICCAPLearner(Learner):
     fits = 0              # number of fits so far
     first_epoch = 0       # that the next fit starts in; a callback that resumes a fit sets it
     at_first_batch = None # called once, when the loader has started; set by a callback that resumes a fit
+    watch_batches = None  # function of a loader that yields its batches; set by a callback that measures
 
 @patch
 def fit_seed(self:HICCAPLearner) -> int:
@@ -375,8 +406,11 @@ def fit(self:HICCAPLearner, *args, **kwargs):
     "As fastai's; dropout is drawn from `fit_seed`, the global generators stay as they were"
     with torch.random.fork_rng():
         torch.manual_seed(self.fit_seed())
-        self.fits, self.first_epoch, self.at_first_batch = self.fits + 1, 0, None
-        return Learner.fit(self, *args, **kwargs)
+        self.fits, self.first_epoch, self.at_first_batch, self.watch_batches = self.fits + 1, 0, None, None
+        try: return Learner.fit(self, *args, **kwargs)
+        finally:
+            for cb in self.cbs:
+                if isinstance(cb, DevicePrecision): cb.leave()  # an error may have ended the fit within a batch
 
 @patch
 def _do_fit(self:HICCAPLearner):
@@ -386,10 +420,11 @@ def _do_fit(self:HICCAPLearner):
 
 @patch
 def all_batches(self:HICCAPLearner):
-    "As fastai's, but batches that the loader has done before count; calls `at_first_batch` once"
+    "As fastai's, but batches that the loader has done before count; `at_first_batch` is called once"
     done = getattr(self.dl, 'done', 0)
     self.dl.first, self.n_iter = done, done + len(self.dl)
-    for i, b in enumerate(self.dl, done):
+    batches = self.dl if self.watch_batches is None else self.watch_batches(self.dl)
+    for i, b in enumerate(batches, done):
         if self.at_first_batch:
             self.at_first_batch()
             self.at_first_batch = None
@@ -530,16 +565,7 @@ def lr_find(self:HICCAPLearner,
         try: return Learner.lr_find(self, *args, **kwargs)
         finally: self.model_dir = was
 
-# %% ../nbs/36_learner.ipynb #d9f6a30d
-class DevicePrecision(MixedPrecision):
-    "Mixed precision on the device of the batches; raises `ValueError` for bfloat16 on a GPU that lacks it"
-    def before_fit(self):
-        kind, half = torch.device(self.dls.device).type, self.amp_mode == AMPMode.FP16
-        if kind == 'cuda' and not half and not torch.cuda.is_bf16_supported():
-            raise ValueError('this GPU has no bfloat16: use to_fp16')
-        self.autocast = autocast(kind, dtype=torch.float16 if half else torch.bfloat16)
-        self.learn.scaler, self.scales = GradScaler(kind, **{**self.kwargs, 'enabled': half}), []
-
+# %% ../nbs/36_learner.ipynb #prec0001
 @patch
 def to_bf16(self:HICCAPLearner):
     "Train and predict in bfloat16; weights stay float32"
@@ -551,6 +577,31 @@ def to_fp16(self:HICCAPLearner,
 ):
     "Train and predict in float16 with a loss scale; weights stay float32"
     return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
+
+# %% ../nbs/36_learner.ipynb #99992334
+def give_back():
+    "Give freed memory back to the system, where the C library can (glibc, on Linux)"
+    if sys.platform != 'linux': return
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None: trim(0)
+
+def collected(
+    f # function without arguments
+): # its result
+    "Call a function, and free the learners that it leaves behind"
+    try: return f()
+    finally:
+        gc.collect()
+        give_back()
+
+def forget_fit(
+    learn # a learner after its fit
+):
+    "Free what only a fit needs: the moments of the optimizer, and the copy of the best weights"
+    learn.opt.opt.state.clear()
+    for cb in learn.cbs:
+        if isinstance(cb, KeepBest): cb.weights = None
+    give_back()
 
 # %% ../nbs/36_learner.ipynb #bec39bb9
 def _results(task, probs, targets):

@@ -21,6 +21,7 @@ from .basics import field_names, made_by_name, markdown_table, nearest_name, pla
 from .clips import DataError
 from .distributed import is_main
 from .feedback import plot_mixture
+from .learner import collected, forget_fit
 from .mixture import Mixture, Stream
 
 from .policies import policy
@@ -28,7 +29,8 @@ from .predictions import NETWORK, probability_table, write_probabilities
 from .pretraining import Contrastive, Matching, PretextStream, pretraining_learner
 from .reports import (calibration_section, comparison_rows, comparison_section, data_section, headline,
                             headline_markdown, nonfinite_markdown, operating_section, plot_calibration_of,
-                            plot_strategy, save_plots, settings_section, strategy_markdown, write_sections)
+                            plot_strategy, precision_markdown, save_plots, settings_section, strategy_markdown,
+                            time_section, write_sections)
 from .resuming import Checkpoint
 from .run_data import read_features_once, read_splits, tokenizer_for
 from .run_videos import extracted_clips
@@ -320,6 +322,7 @@ def train(self:PretrainRecipe):
     self.saved = Checkpoint(out/WORK/'fit', minutes=run.training.checkpoint_every, resume=True, write=self.log)
     with tracked(self.learn, run.training.track, out, config=run.to_flat(), write=self.log):
         fit_run(self.learn, run.training, self.saved)
+    forget_fit(self.learn)
     model = '../tokenizer' if self.tokenizer is not None else None
     if is_main(): self.learn.export(out/'model', overwrite=True, tokenizer=model)
 
@@ -377,7 +380,8 @@ def write(self:PretrainRecipe):
              calibration={n: {k: c.to_dict() for k, c in of.items()} for n, of in self.result.calibration.items()},
              simple={n: {k: o.chosen for k, o in p.simple.items()} for n, p in self.predicted.items()},
              contributions=self.result.contributions.reset_index().to_dict('records'), validation=self.feedback.valid,
-             seconds=self.seconds, not_finite=learn.nan_detector.counts, clipped=learn.clip_gradients.share_clipped,
+             seconds=self.seconds, time=learn.time_spent.state_dict(), not_finite=learn.nan_detector.counts,
+             clipped=learn.clip_gradients.share_clipped,
              clips={n: [len(ds) for ds in p] for n, p in self.parts.items()}))
 
 # %% ../nbs/56_pretraining_runs.ipynb #33b49801
@@ -434,11 +438,12 @@ def report(self:PretrainRecipe) -> list: # of sections, each a list of paragraph
          f"{len(learn.recorder.values)} epochs of {dl.steps} steps, each of {dl.mixture.bs} rows;"
          f" {self.seconds['training']:.0f} s. Gradients clipped in {learn.clip_gradients.share_clipped:.0%} of steps."
          f" The weights after the last step are in `model/`: `hiccap_train … --init {self.out.name}/model` starts"
-         " from them."],
+         " from them.", *precision_markdown(self.sized.training, self.precision_reason)],
         ['## What each stream contributed', contributions_markdown(self.result.contributions),
          '![shares, quotas, losses and clips seen](mixture.png)'],
         ['## Validation', '![validation losses](validation.png)', '![loss](loss.png)', '![gradient norm](gradient.png)',
-         *strategy_markdown(self.folder), *nonfinite_markdown([learn.nan_detector.counts])],
+         *strategy_markdown(self.folder), *nonfinite_markdown([learn.nan_detector.counts]),
+         *time_section([learn.time_spent.state_dict()], self.seconds['training'])],
         self.scores_markdown(),
         data_section(notes_of(self.parts)),
         settings_section(self.sized)]
@@ -468,7 +473,7 @@ def pretrain_run(
 ) -> PretrainResult|None: # None if the run was finished before
     """Read, check, pretrain, score the supervised streams and report. Raises `DataError`, `ValueError` or
     `FileExistsError`; nothing is trained before all is read and checked"""
-    return PretrainRecipe(run, out, overwrite, write, resume)()
+    return collected(lambda: PretrainRecipe(run, out, overwrite, write, resume)())
 
 # %% ../nbs/56_pretraining_runs.ipynb #80bd0265
 EXAMPLE = """# A mixture of streams. Each has a name, a section of clips, and either labels to learn or a pretext task.

@@ -7,9 +7,9 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'save_figure', 'save_plots', 'plot_strategy', 'plot_training', 'plot_scores_of', 'report_scores', 'headline',
            'headline_markdown', 'comparison_rows', 'comparison_section', 'table_guide', 'operating_section',
            'scores_section', 'plot_calibration_of', 'calibration_section', 'fold_table', 'folds_section',
-           'parts_section', 'nonfinite_markdown', 'kept_markdown', 'tracker_markdown', 'strategy_markdown',
-           'training_section', 'affinity_of', 'affinity_section', 'data_section', 'settings_section', 'write_sections',
-           'write_report']
+           'parts_section', 'nonfinite_markdown', 'kept_markdown', 'precision_markdown', 'tracker_markdown',
+           'strategy_markdown', 'time_section', 'training_section', 'affinity_of', 'affinity_section', 'data_section',
+           'settings_section', 'write_sections', 'write_report']
 
 # %% ../nbs/54_reports.ipynb #5c823fe2
 from pathlib import Path
@@ -19,6 +19,7 @@ from .affinity import MeasureAffinity, affinity_markdown, joined
 from .baselines import CONSTANT, DEEP_ALONE, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
 from .basics import counted, markdown_table, versions
 from .calibration import Calibration, calibration_table
+from .callbacks import PHASES
 from .clips import as_numpy
 from .metrics import (SCORE_NAMES, best_trivial, criterion_of, evaluate, headline_scores, interval_text,
                             score_text, score_with_interval)
@@ -375,6 +376,13 @@ def _kept(best, epochs):
     return f"{best['epoch'] + 1} of {epochs}, with the best {score} on the validation clips ({best['score']:.3f})"
 
 # %% ../nbs/54_reports.ipynb #13f9ad3f
+def precision_markdown(
+    training: Training, # how it was trained
+    reason: str=None    # why `auto` stands for its precision; None if the run names a precision
+) -> list: # of paragraphs; none without a reason
+    "In which number format was trained, and why"
+    return [f"Trained in {training.precision}, which `precision: auto` took because {reason}."] if reason else []
+
 def tracker_markdown(
     training: Training # how it was trained
 ) -> list: # of paragraphs; none without trackers
@@ -389,11 +397,27 @@ def strategy_markdown(
     "The picture of `plot_strategy`, if there is one"
     return ["![weight of each task's loss or gradient](weights.png)"] if (Path(folder)/'weights.png').is_file() else []
 
+# %% ../nbs/54_reports.ipynb #44af61ab
+def time_section(
+    times: list,    # of the state of `TimeSpent`, one for each training; None for one of an earlier version
+    seconds: float  # that all of them took
+) -> list: # of paragraphs; none if a training was not measured
+    "How many clips a second were trained on, and where the time went"
+    if None in times or not (clips := sum(t['clips'] for t in times)): return []
+    spent = {k: sum(t['seconds'][k] for t in times) for k in PHASES}
+    trained = sum(spent.values()) - spent['validation']
+    spent['rest'] = max(0., seconds - sum(spent.values()))
+    whole = sum(spent.values()) or 1.
+    return ['### Where the time went',
+            f'{clips/max(trained, 1e-9):.1f} clips a second in training, without validation.',
+            '\n'.join(f'- {k}: {v:.1f} s ({v/whole:.0%})' for k, v in spent.items())]
+
 # %% ../nbs/54_reports.ipynb #1c642061
 def training_section(
     folder,             # of the run
     training: Training, # how it was trained
-    folds               # list of `Fold`
+    folds,              # list of `Fold`
+    reason: str=None    # of `precision_markdown`
 ) -> list: # of paragraphs
     "How training went; clip numbers, clipping and pictures are those of the first fold"
     f, several = folds[0], len(folds) > 1
@@ -404,10 +428,12 @@ def training_section(
         f"{f.sizes['training']} clips in training, {f.sizes['validation']} in validation{first}; training took"
         f" {seconds:.0f} s. Gradients were clipped in {f.clipped:.0%} of the steps{first}. The weights are in {where}.",
         kept_markdown(folds, training.epochs),
+        *precision_markdown(training, reason),
         '![loss](loss.png)', '![validation scores](validation.png)', '![gradient norm](gradient.png)',
         *strategy_markdown(folder),
         *nonfinite_markdown([o.counts for o in folds]),
-        *tracker_markdown(training)]
+        *tracker_markdown(training),
+        *time_section([o.time for o in folds], seconds)]
 
 # %% ../nbs/54_reports.ipynb #dcce14fe
 def affinity_of(
@@ -468,7 +494,8 @@ def write_report(
     others: dict, # name -> `Scores` of another model on the same clips
     notes: list,  # sentences on what was left out or changed in reading
     differences: dict=None, # of `compare_folds`
-    calibration: dict=None # of `calibrate_folds`
+    calibration: dict=None, # of `calibrate_folds`
+    reason: str=None # of `precision_markdown`
 ):
     "Write `report.md`: the scores next to baselines, calibration, how training went, the data and the settings"
     write_sections(Path(folder)/'report.md', [
@@ -477,7 +504,7 @@ def write_report(
         parts_section(folds),
         folds_section(folds),
         calibration_section(calibration or {}),
-        training_section(folder, run.training, folds),
+        training_section(folder, run.training, folds, reason),
         affinity_section(folds),
         data_section(notes),
         ['## All scores', scores.markdown(others)],

@@ -115,7 +115,8 @@ def _check_same_fit(learn, s):
         raise CheckpointError(
             f"the state is of a fit of {s['at']['epochs']} epochs, this one has {learn.n_epoch}: the schedule would be"
             " another")
-    if odd := sorted(_callbacks_with_state(learn).keys() ^ s['callbacks'].keys()):
+    measures = {cb.name for cb in learn.cbs if getattr(cb, 'only_measures', False)}
+    if odd := sorted((_callbacks_with_state(learn).keys() ^ s['callbacks'].keys()) - measures):
         raise CheckpointError(f"the state is of a fit with other callbacks: {some_of(odd)}")
     if (_scaler(learn) is None) != (s['scaler'] is None):
         raise CheckpointError('the state is of a fit in another precision')
@@ -149,7 +150,8 @@ def load_learner_state(
     if s['scaler'] is not None: _scaler(learn).load_state_dict(s['scaler'])
     _load_recorder(learn, s['recorder'])
     for cb, hps in zip(_schedules(learn), s['schedules']): cb.hps = {k: list(v) for k, v in hps.items()}
-    for k, cb in _callbacks_with_state(learn).items(): cb.load_state_dict(s['callbacks'][k])
+    for k, cb in _callbacks_with_state(learn).items():
+        if k in s['callbacks']: cb.load_state_dict(s['callbacks'][k])
     learn.train_iter, learn.pct_train, learn.fits = (s['at'][k] for k in ('step', 'share', 'fits'))
 
 # %% ../nbs/37_resuming.ipynb #aefb85a3

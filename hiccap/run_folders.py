@@ -17,6 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 from .basics import check_new_folder, digest, put_back, read_json_dict, versions, whole_folder, write_json
 from .distributed import is_main, on_main, run_on_all
+from .precision import fast_precision
 from .runs import RECIPES, Run
 from .run_videos import videos_digest
 from .sources import find_sources
@@ -267,7 +268,8 @@ class Recipe:
 class RunRecipe(Recipe):
     "A run in a folder that is whole at the end; a subclass has `read_data`, `train`, `score` and `write`"
     extraction = None # how its features were made, of `kept_recipe`
-    used = None       # the settings of the recipe, of `with_recipe`
+    used = None       # the settings of the recipe, and what `auto` stands for, of `with_recipe`
+    precision_reason = None # why `auto` stands for that precision; None if the run names a precision
 
     def __init__(self,
         run,                   # a `Run` or a `PretrainRun`
@@ -324,7 +326,9 @@ def write_config(self:RunRecipe,
     write_json(self.folder/'config.json',
                {self.run.kind: self.run.to_dict(defaults=True), 'versions': versions(),
                 'tasks': [t.to_dict() for t in tasks],
-                **(dict(used=self.used) if self.used else {}), 'data': self.digests, 'sources': self.sources,
+                **(dict(used=self.used) if self.used else {}),
+                **(dict(precision_reason=self.precision_reason) if self.precision_reason else {}),
+                'data': self.digests, 'sources': self.sources,
                 **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')
 
@@ -332,8 +336,21 @@ def write_config(self:RunRecipe,
 def with_recipe(self:RunRecipe,
     n: int # training clips
 ): # a run of the same kind
-    """The run with the settings of its recipe where it gives none. A run that is resumed has those that it began with,
-    also where another version has other recipes"""
+    """The run with the settings of its recipe where it gives none, and with the precision that `auto` stands for. A run
+    that is resumed has those that it began with, also where another version has other recipes, or another machine
+    another precision"""
     training = self.run.training.sized(n)
     self.used = self.begun.get('used') or {k: getattr(training, k) for k in RECIPES['large']}
+    if training.precision == 'auto': self.choose_precision()
     return replace(self.run, training=replace(training, **self.used))
+
+@patch
+def choose_precision(self:RunRecipe):
+    "Keep the precision that a resumed run began with, or that is fast on this machine, and log it"
+    begun = 'precision' in self.used
+    if begun: self.precision_reason = self.begun['precision_reason']
+    else:
+        precision, self.precision_reason = on_main(fast_precision)
+        self.used = self.used | dict(precision=precision)
+    self.log(f"Precision: {self.used['precision']}, " + ('as when the run began: ' if begun else 'because ')
+             + self.precision_reason)

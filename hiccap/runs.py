@@ -204,6 +204,9 @@ class Network(Section):
     standardise: tuple=setting(('all',), read=standardised_names)
     # keep the text encoder as it is: its output for a text is computed once and stored on disk
     freeze_text: bool=setting(False, pretraining=False)
+    # keep no states of the layers of a text encoder for the backward pass, and compute them again there: the same
+    # results in less memory and more time
+    gradient_checkpointing: bool=setting(False, free=True)
     # folder where these outputs, and features of videos, are stored, also for other runs; `hiccap` in the user's cache
     # folder by default
     cache: str=setting(None, free=True, pretraining=False)
@@ -213,6 +216,9 @@ class Network(Section):
     def check(self):
         if self.encoder and 'text' in self.config:
             raise ValueError('encoder and a text configuration both say how text is read: give one of the two')
+        if self.freeze_text and self.gradient_checkpointing:
+            raise ValueError('freeze_text runs the text encoder without a backward pass, so there is nothing to'
+                             ' checkpoint: leave gradient_checkpointing out')
 
 # %% ../nbs/50_runs.ipynb #8a9b8080
 TRACKED = ('tensorboard', 'wandb')  # trackers that `track` may name
@@ -267,8 +273,9 @@ class Training(Section):
     class_weights: str=setting('none', choices=('none', 'balanced'), pretraining=False)
     label_smoothing: float=setting(0.) # share of each target that is spread over all classes
     clip: float=setting(1., least=0)   # limit of the gradient's norm; 0 does not clip
-    # number format of the computation; bfloat16 and float16 are mixed precision
-    precision: str=setting('float32', choices=('float32', 'bfloat16', 'float16'))
+    # number format of the computation; bfloat16 and float16 are mixed precision; auto is bfloat16 where the machine is
+    # fast in it, and else float32
+    precision: str=setting('float32', choices=('float32', 'bfloat16', 'float16', 'auto'))
     # what to do if a number is not finite: raise an error, skip the step, or roll back to earlier weights
     on_nan: str=setting('raise', choices=('raise', 'skip', 'rollback'))
     # validation score that chooses the best epoch; macro_f1 is the mean of the tasks' main scores: the macro F1 of

@@ -24,6 +24,7 @@ from fastai.callback.core import Callback, CancelFitException
 from .basics import (LOCK, alone, check_keys, check_whole, digest, field_names, markdown_table, nearest_field,
                            new_axes, one_line, plain, versions, write_json, write_whole)
 from .callbacks import lower_is_better
+from .learner import collected
 from .comparison import SEEDS, word_of
 from .clips import MODALITIES
 from .model import HICCAPConfig
@@ -140,7 +141,11 @@ class Search:
         values: dict # field, dotted to reach inside one -> value
     ) -> Run:
         "The run with these values; raises `ValueError`"
-        return Run.from_dict(self.base, self.where).but(**values)
+        run = Run.from_dict(self.base, self.where).but(**values)
+        if run.training.precision == 'auto':
+            raise ValueError("precision auto may differ between the machines that search, and the trials would not be"
+                             " comparable: write float32 or bfloat16")
+        return run
 
     @property
     def training(self): # a `Training`
@@ -214,6 +219,10 @@ def run_trial(
     write=lambda line: None # gets each line of progress
 ) -> Outcome:
     "Train once on the training clips and score on the validation clips"
+    return collected(lambda: _outcome(run, train, valid, trial, write))
+
+def _outcome(run, train, valid, trial, write):
+    "The outcome of one training, which leaves its learner behind"
     training = run.but(affinity=0).training.sized(len(train))
     with TemporaryDirectory(prefix='hiccap_trial_') as folder:
         model = build_model(run.network, train, training.seed, run.clips.max_length, verbose=False)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.basics import Callback, CancelStepException, DataLoaders, Learner, OptimWrapper
+from fastai.callback.fp16 import AMPMode
 from fastai.callback.training import GradientAccumulation
 from fastai.learner import noop
 from hypothesis import assume, example, given, settings, strategies as st
@@ -23,6 +24,7 @@ from hiccap.callbacks import (AddRegularizer, ClipGradients, KeepBest, ProgressL
                               callback_order, global_norm, lower_is_better)
 from hiccap.checkpoints import CheckpointError
 from hiccap.learner import HICCAPLearner
+from hiccap.learner import DevicePrecision
 from hiccap.nan_detector import NanDetector, NonFiniteError
 from hiccap.basics import seal
 from hiccap.losses import MultiTaskLoss, Regularizer
@@ -184,33 +186,41 @@ def same(a, b):
     return all(a[i].keys() == b[i].keys() and all(torch.equal(a[i][k], b[i][k]) for k in a[i]) for i in (0, 1))
 
 
-def learner(cbs, rows=(1,), back=False, seed=0, at=(), dl=None):
+half = st.booleans() # whether matrix products are in bfloat16
+
+
+def learner(cbs, rows=(1,), back=False, seed=0, at=(), dl=None, half=False):
     torch.manual_seed(seed)
     model = Net(nn.Sequential(nn.BatchNorm1d(D), nn.Dropout(.2), Breaker(list(rows), math.nan, back), nn.Tanh()))
     spy = Spy(model)
     learn = Learner(DataLoaders(dl or Loader(at=at), Loader(1, 9)), model, MultiTaskLoss(TASKS),
-                    partial(OptimWrapper, opt=torch.optim.AdamW), lr=0.01, cbs=[*cbs, spy])
+                    partial(OptimWrapper, opt=torch.optim.AdamW), lr=0.01,
+                    cbs=[*cbs, spy, *([DevicePrecision(AMPMode.BF16)] if half else [])])
     learn.logger = noop
     learn.remove_cb(learn.progress)
     return learn, spy
 
 
 @fewer
-@given(st.sets(st.integers(0, 5), min_size=1, max_size=3), rows_of, st.booleans(), st.integers(0, 99))
-def test_a_skipped_step_leaves_nothing_behind(at, rows, back, seed):
-    learn, spy = learner([find := NanDetector('skip', folder=None), ClipGradients(1e9)], rows, back, seed, at)
+@given(st.sets(st.integers(0, 5), min_size=1, max_size=3), rows_of, st.booleans(), st.integers(0, 99), half)
+def test_a_skipped_step_leaves_nothing_behind(at, rows, back, seed, half):
+    cbs = [find := NanDetector('skip', folder=None), ClipGradients(1e9)]
+    learn, spy = learner(cbs, rows, back, seed, at, half=half)
     learn.fit(1)
     assert find.counts['skipped'] == len(at) and [o.batch for o in find.findings] == sorted(at)
-    for f in find.findings: assert f.name == 'body.2' and f.clips_concerned == tuple(f'b{f.batch}_{r}' for r in rows)
+    for f in find.findings:
+        assert f.name == 'body.2' and f.clips_concerned == tuple(f'b{f.batch}_{r}' for r in rows)
+        assert f.precision == ('bfloat16' if half else None)
     for i, (a, b) in enumerate(zip(spy.before, spy.after)):
         assert same(a, b) == (i in at) and spy.taken[i] == (i not in at)
     assert math.isfinite(learn.recorder.values[0][0])
 
 
 @fewer
-@given(st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 99))
-def test_a_rollback_leads_to_a_good_state_that_was_seen(at, every, back, seed):
-    learn, spy = learner([find := NanDetector('rollback', folder=None, keep_every=every)], (0,), back, seed, {at})
+@given(st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 99), half)
+def test_a_rollback_leads_to_a_good_state_that_was_seen(at, every, back, seed, half):
+    cbs = [find := NanDetector('rollback', folder=None, keep_every=every)]
+    learn, spy = learner(cbs, (0,), back, seed, {at}, half=half)
     learn.fit(1)
     assert find.counts['rolled_back'] == 1
     assert same(spy.after[at], spy.before[(at - 1)//every*every])
@@ -219,18 +229,19 @@ def test_a_rollback_leads_to_a_good_state_that_was_seen(at, every, back, seed):
 
 
 @fewer
-@given(st.integers(0, 5), st.booleans(), st.integers(0, 99))
-def test_a_run_that_stops_leaves_the_state_before_the_step(at, back, seed):
-    learn, spy = learner([NanDetector(folder=None)], (2,), back, seed, {at})
+@given(st.integers(0, 5), st.booleans(), st.integers(0, 99), half)
+def test_a_run_that_stops_leaves_the_state_before_the_step(at, back, seed, half):
+    learn, spy = learner([NanDetector(folder=None)], (2,), back, seed, {at}, half=half)
     with pytest.raises(NonFiniteError) as e: learn.fit(1)
     assert (e.value.finding.step, e.value.finding.batch) == (at, at) and same(spy.before[at], spy.state())
     assert all(p.grad is None for p in learn.model.parameters())
 
 
 @fewer
-@given(st.integers(0, 5), st.sampled_from([1, 2, 3]), st.booleans())
-def test_with_accumulation_the_batch_that_failed_is_named_and_its_whole_step_left_out(at, per, back):
-    learn, spy = learner([find := NanDetector('skip', folder=None), GradientAccumulation(per*N)], (3,), back, 0, {at})
+@given(st.integers(0, 5), st.sampled_from([1, 2, 3]), st.booleans(), half)
+def test_with_accumulation_the_batch_that_failed_is_named_and_its_whole_step_left_out(at, per, back, half):
+    cbs = [find := NanDetector('skip', folder=None), GradientAccumulation(per*N)]
+    learn, spy = learner(cbs, (3,), back, 0, {at}, half=half)
     learn.fit(1)
     assert [(f.step, f.batch, f.clips_concerned) for f in find.findings] == [(at//per, at, (f'b{at}_3',))]
     last = at//per*per + per - 1
@@ -253,6 +264,30 @@ def test_clipping_keeps_the_direction_and_the_limit(values, limit):
     if true <= limit*(1 - 1e-6): assert torch.equal(was, now)
     elif true > limit*(1 + 1e-6):
         assert torch.allclose(now, was*(limit/true), rtol=1e-5, atol=1e-37) and cb.share_clipped == 1
+
+
+@pytest.mark.parametrize('limit', [.01, 1e9])
+def test_in_bfloat16_weights_gradients_and_moments_are_float32_and_clipped_alike(limit):
+    class Seen(Callback):
+        order = 95  # after `ClipGradients`
+        def before_step(self): self.norms.append(global_norm([p.grad for p in self.model.parameters()]))
+        def after_pred(self): self.kinds.add(self.model.first(self.xb[0]['x']).dtype)
+    def fit(half):
+        learn, _ = learner([clip := ClipGradients(limit), seen := Seen()], half=half)
+        seen.norms, seen.kinds = [], set()
+        learn.fit(1)
+        moments = [o for s in learn.opt.opt.state_dict()['state'].values() for o in s.values()]
+        assert all(o.dtype == torch.float32 for o in [*learn.model.parameters(), *moments])
+        return clip, seen, learn
+    clip, seen, learn = fit(True)
+    full, seen_full, learn_full = fit(False)
+    assert seen.kinds == {torch.bfloat16} and seen_full.kinds == {torch.float32}
+    assert clip.norms == pytest.approx(full.norms, rel=.05) and clip.norms != full.norms
+    assert all(o <= limit for o in seen.norms)
+    assert seen.norms == pytest.approx([min(o, limit) for o in clip.norms], rel=1e-5)
+    weights, whole = (torch.cat([p.flatten() for p in o.model.parameters()]) for o in (learn, learn_full))
+    assert torch.allclose(weights, whole, atol=.05) and not torch.equal(weights, whole)
+    assert not torch.equal(weights, weights.bfloat16().float())  # more digits than bfloat16 has
 
 
 @given(st.lists(st.sampled_from([math.nan, None, -1., 0., .5, .5, 1., math.inf]), min_size=1, max_size=8),

@@ -117,7 +117,8 @@ def test_what_it_does_not_do_better_is_left_to_pytorch(inner):
     assert type(inner) is Dropout
 
 
-def test_a_network_trains_through_it(monkeypatch):
+@pytest.mark.parametrize('mixed', [False, True])
+def test_a_network_trains_through_it(monkeypatch, mixed):
     "A step whose rows are long enough, with the network's own dropout; the encoder of `transformers` too"
     torch.manual_seed(0)
     text = dict(
@@ -131,7 +132,8 @@ def test_a_network_trains_through_it(monkeypatch):
     calls = []
     def counted(*a, **kw): calls.append(a[3]); return attend_spans(*a, **kw)
     monkeypatch.setattr(attention, 'attend_spans', counted)
-    net(x)['binary'].sum().backward()
+    with torch.autocast('cpu', torch.bfloat16, enabled=mixed): loss = net(x)['binary'].float().sum()
+    loss.backward()
     # BERT's layer, and two attentions of each modality
     assert len(calls) == 7 and calls[0] == [(0, 120, 0, 120), (120, 220, 120, 220)]
     unused = set(map(id, net.absent.values()))
@@ -153,3 +155,35 @@ def test_rows_go_either_way_to_the_same_answer(lengths, seed):
         torch.testing.assert_close(
             attend_rows(q, rows, k, v, rows, 1e-9), attend_rows(q, rows, k, v, rows, 0.0), rtol=1e-4, atol=1e-5)
     finally: attention.WORTH_SLICING = kept
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+@pytest.mark.parametrize('p', [0., .3])
+def test_attention_in_bfloat16_computes_in_float32_and_keeps_no_scores(p, mixed):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = ((torch.randn(300, 2, 8, generator=g)*3).bfloat16().requires_grad_() for _ in range(3))
+    spans, kept = [(0, 100, 0, 100), (100, 300, 100, 300)], {}
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+    torch.manual_seed(1)
+    with torch.autocast('cpu', torch.bfloat16, enabled=mixed):
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x): out = attend_spans(q, k, v, spans, p)
+    torch.manual_seed(1)
+    full = [o.detach().float().requires_grad_() for o in (q, k, v)]
+    want = attend_spans(*full, spans, p)
+    assert out.dtype == torch.bfloat16 and torch.equal(out, want.bfloat16())  # rounded once, at the end
+    scores = 2*(100**2 + 200**2)
+    assert sum(kept.values()) == scores + 4*2*q.numel()  # a byte of the mask for each score; q, k, v and the output
+    grad = torch.randn(out.shape, generator=g).bfloat16()
+    for a, b in zip(torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(want, full, grad.float())):
+        assert a.dtype == torch.bfloat16 and (a.float() - b).norm() < .01*b.norm()
+
+
+@pytest.mark.parametrize('dtype,way', [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False)])
+def test_long_rows_under_mixed_precision_take_the_way_without_scores(dtype, way):
+    mask = torch.ones(2, 120, dtype=torch.bool)
+    rows = PackedRows(mask)
+    q = torch.randn(240, 2, 8).to(dtype)
+    with torch.autocast('cpu', torch.bfloat16): found = attention._spans(q, rows, q, rows)
+    assert (found == [(0, 120, 0, 120), (120, 240, 120, 240)]) == way

@@ -487,19 +487,25 @@ def kill_at_random(begin, takes, same, kills, rng):
         # whether a kill falls after a checkpoint is chance; resuming from one is tested above, after every step
         assert same(i)
 
-def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program):
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_killed_at_random_moments_it_comes_out_the_same(tmp_path, alone, program, precision):
+    def train(name, after=None):
+        return program('--out', tmp_path/name, '--resume', '--precision', precision, after=after)
     begin = time.monotonic()
-    assert program('--out', tmp_path/'run', '--resume')[:2] == (False, 0) and result(tmp_path/'run') == alone
-    kill_at_random(lambda i, after: program('--out', tmp_path / f'run{i}', '--resume', after=after),
-                   time.monotonic() - begin, lambda i: result(tmp_path / f'run{i}') == alone, KILLS, random.Random(6))
+    assert train('run')[:2] == (False, 0)
+    want = result(tmp_path/'run')
+    assert (want == alone) == (precision == 'float32')
+    kill_at_random(lambda i, after: train(f'run{i}', after), time.monotonic() - begin,
+                   lambda i: result(tmp_path / f'run{i}') == want, KILLS, random.Random(6))
 
 
-def test_pretraining_killed_at_random_moments_comes_out_the_same(tmp_path, program):
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_pretraining_killed_at_random_moments_comes_out_the_same(tmp_path, program, precision):
     "With a policy that follows the losses, a pretext task, and a checkpoint after every step"
     from hiccap.pretraining_runs import PretrainRun, write_example
     mixture = write_example(tmp_path/'data', n=150)
     run = PretrainRun.from_yaml(mixture)
-    mixture.write_text(run.but(epochs=2, checkpoint_every=0, **NARROW).to_yaml())
+    mixture.write_text(run.but(epochs=2, checkpoint_every=0, precision=precision, **NARROW).to_yaml())
     tables = lambda out: result(out) | dict(shares=(out/'shares.csv').read_bytes())
     begin = time.monotonic()
     assert program(mixture, '--out', tmp_path/'run', '--resume', command='pretrain')[:2] == (False, 0)
@@ -510,7 +516,7 @@ def test_pretraining_killed_at_random_moments_comes_out_the_same(tmp_path, progr
         random.Random(7))
 
 
-@pytest.mark.parametrize('kind', ['famo', 'mixture'])
+@pytest.mark.parametrize('kind', ['famo', 'mixture', 'bf16'])
 def test_a_fit_killed_at_random_moments_comes_out_the_same(tmp_path, kind):
     "A weighting and a policy that learn, at the level of the library; most kills fall into the writing of a checkpoint"
     def begin(i, after):

@@ -1,0 +1,114 @@
+"""A training that is over leaves its result in memory, and not its network, optimizer or best weights."""
+import ctypes
+import gc
+import os
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import TINY_NETWORK
+from hiccap import search, training
+from hiccap.learner import HICCAPLearner, collected
+from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
+from hiccap.run_data import read_splits
+from hiccap.runs import Run
+
+SMALL = Run.flat(data='synthetic', synthetic=dict(n=90, scale=.1), epochs=1, bs=16, lr=.01, encoder_lr=.01, threads=1,
+                 config=TINY_NETWORK)
+
+
+def silent(line): pass
+
+
+@pytest.fixture
+def no_luck():
+    "Python does not look for circles of objects by itself, as it may not for a long time"
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    "References to all that a fit needs, of every fit"
+    found, fit = [], HICCAPLearner.fit
+    def watched(self, *args, **kwargs):
+        fit(self, *args, **kwargs)
+        found.extend(map(weakref.ref, (self, self.model, self.opt, self.opt.opt, self.dls, *self.cbs)))
+    monkeypatch.setattr(HICCAPLearner, 'fit', watched)
+    return found
+
+
+def alive(refs): return [type(o).__name__ for r in refs if (o := r()) is not None]
+
+
+def tensor_bytes():
+    "Bytes of all tensors that Python can reach"
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in tensors}.values())
+
+
+def test_nothing_of_a_fold_is_alive_when_the_next_one_begins(tmp_path, monkeypatch, made, no_luck):
+    sizes, models = [], []
+    class Watched(training.FoldRecipe):
+        def begin(self):
+            assert alive(made) == []
+            sizes.append(tensor_bytes())
+            return super().begin()
+        def read(self):
+            super().read()
+            models.append(sum(p.numel()*4 for p in self.model.parameters()))
+    monkeypatch.setattr(training, 'FoldRecipe', Watched)
+    training.train_run(SMALL.but(folds=3, simple_models='full'), tmp_path/'run', write=silent)
+    assert len(made) > 3*2*5  # the network and the fine-tuned simple model of three folds
+    assert alive(made) == []
+    assert len(sizes) == 3 and max(sizes) - min(sizes) < models[0]/10  # the predictions of two folds
+
+
+def test_scores_are_computed_without_the_state_of_the_fit(tmp_path, monkeypatch):
+    left, predict = [], training.trained_predictions
+    def watched(learn, *args):
+        left.append((dict(learn.opt.opt.state), learn.keep_best.weights))
+        return predict(learn, *args)
+    monkeypatch.setattr(training, 'trained_predictions', watched)
+    training.train_run(SMALL.but(simple_models=('words', 'fine_tuned')), tmp_path/'run', write=silent)
+    assert left == [({}, None)]*2
+
+
+def test_a_trial_of_a_search_leaves_no_learner(made, no_luck):
+    class Trial:
+        def report(self, value, step): pass
+        def should_prune(self): return False
+    train, valid, _ = read_splits(SMALL.clips, None)[0]
+    out = search.run_trial(SMALL, train, valid, Trial())
+    assert out.passes == 1 and made and alive(made) == []
+
+
+def test_a_pretraining_run_leaves_no_learner(tmp_path, made, no_luck):
+    run = PretrainRun.from_yaml(write_example(tmp_path/'data', n=150)).but(
+        epochs=1, simple_models=(), **{'config.width': 16, 'config.heads': 2, 'config.head_widths': [16]})
+    result = pretrain_run(run, tmp_path/'run', write=silent)
+    assert made and alive(made) == [] and len(result.contributions)
+
+
+def resident():
+    "Bytes of this process that are in memory"
+    return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'malloc_trim'),
+                    reason='the C library has no malloc_trim')
+def test_freed_memory_goes_back_to_the_system():
+    def allocate():
+        pieces, between = [], []
+        for _ in range(3000):  # of 64 kB; small tensors that stay are between them
+            pieces.append(torch.ones(2**14))
+            between.append(torch.ones(16))
+        return between, resident()
+    before = resident()
+    kept, highest = collected(allocate)
+    assert highest - before > 150e6 and resident() - before < 50e6 and len(kept) == 3000

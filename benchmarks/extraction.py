@@ -5,9 +5,10 @@ for what the pictures and the sound cost by themselves. Costs are seconds of CPU
 their inverse is how many times faster than real time an encoder is. Memory is the most that a process held above what
 it held before. The encoders that need no download may cost at most a tenth of real time without decoding. Encoders
 whose packages are missing are skipped, and named. I3D and VGGish get random weights, which cost what others do; I3D
-with motion is measured on a short video. `voice` is what finds voices for a recogniser, `ocr` reads text in pictures and
-decodes by itself; both give words, not features. The recipes that need no weights of the user's are measured too: their encoders share one pass
-over the video. `--encoders hf:FOLDER whisper:FOLDER …` measures others, and names joined by + several in one pass.
+with motion is measured on a short video. `voice` is what finds voices for a recogniser, `ocr` reads text in pictures
+and decodes by itself; both give words, not features. The recipes that need no weights of the user's are measured too:
+their encoders share one pass over the video. `--encoders hf:FOLDER whisper:FOLDER …` measures others, and names joined
+by + several in one pass.
 `row_seconds` is what a row of features stands for, in seconds; several encoders have a list of them, as of widths.
 
 What a million clips cost (nbs/14g_ray_extraction.ipynb) is computed from the file of

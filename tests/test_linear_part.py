@@ -162,7 +162,8 @@ def test_a_new_training_takes_no_linear_part(tmp_path):
 def test_a_run_of_an_earlier_version_has_none():
     config = dict(run=dict(data='synthetic', recipe='auto'))
     assert Run.from_config(config, 'config.json').network.linear_part == 0
-    assert Run.from_config(dict(run=Run.flat(data='synthetic').to_dict(defaults=True)), 'c').network.linear_part == 2**16
+    now = dict(run=Run.flat(data='synthetic').to_dict(defaults=True))
+    assert Run.from_config(now, 'config.json').network.linear_part == 2**16
 
 
 def test_an_odd_table_is_refused():

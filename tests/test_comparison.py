@@ -481,7 +481,7 @@ def test_folders_of_splits_are_one_column(tmp_path, kind):
 def test_a_run_of_the_earlier_version_pairs_with_one_of_the_same_split(tmp_path):
     "Version 0.1.0 split with the seed"
     write_run(tmp_path/'old', .5, 3, 3, version='0.1.0', lr=.1)
-    then = EARLIER | dict(config=EARLIER_HEADS, threshold_score='f1', lr=.2)
+    then = EARLIER | dict(config=EARLIER_HEADS, threshold_score='f1', lr=.2, linear_part=0)
     write_run(tmp_path/'new', .6, 3, 3, **then)
     assert set(compare_runs(tmp_path).columns) == {'lr=0.1', 'lr=0.2'}
     c = compare_runs([write_run(tmp_path/str(s), .5 + .1*s, s, s, f'{s}abc', version='0.1.0') for s in range(2)])

@@ -137,11 +137,12 @@ def test_another_search_and_other_clips_are_refused(quick, tmp_path):
 ])
 def test_a_search_of_the_earlier_version_is_resumed_or_refused_with_a_reason(quick, tmp_path, seed, message):
     base = {**EARLIER, **BASE, 'config': BASE['config'] | dict(head_dropout=.3), 'threshold_score': 'f1',
-            **(dict(seed=seed) if seed else {})}
+            'linear_part': 0, **(dict(seed=seed) if seed else {})}
     whole = run_search(Search(base, SPACE), tmp_path/'whole', 3, write=lambda s: None)
     run_search(Search(base, SPACE), tmp_path/'s', 2, write=lambda s: None)
     now = json.loads((tmp_path/'s'/'search.json').read_text())
-    then = {k: v for k, v in base.items() if k not in ('threshold_score', 'standardise')} | dict(config=BASE['config'])
+    new = 'threshold_score', 'standardise', 'linear_part'
+    then = {k: v for k, v in base.items() if k not in new} | dict(config=BASE['config'])
     old = dict(run=then, search=now['search'], clips=now['clips'])
     (tmp_path/'s'/'search.json').write_text(json.dumps(old))
     with pytest.raises(FileExistsError, match=message):

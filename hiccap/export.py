@@ -145,7 +145,7 @@ def input_specs(
         tokens = isinstance(e, TokenEncoder)
         out[m] = ('int64', None) if tokens else ('float32', e.width)
         out[f'{m}_mask'] = 'bool', None
-        second = m == 'text' and model.config.late_fusion
+        second = m == 'text' and (model.config.late_fusion or model.config.linear_part > 0)
         if tokens and (e.has_segments or second): out[f'{m}_segments'] = 'int64', None
     return out
 

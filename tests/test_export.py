@@ -14,6 +14,7 @@ from hiccap.metrics import Thresholds
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.padding import collate
 from hiccap.tasks import Task
+from test_any_modalities import with_linear_part
 
 for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
 TASKS = Task('gory'), Task('mood', 3, classes=('sad', 'glad', 'mad'))
@@ -32,8 +33,9 @@ def network(seed=0, **kw):
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    "Two folds of a network, and their file"
-    models, path = [network(0), network(1)], tmp_path_factory.mktemp('onnx')/'folds.onnx'
+    "Two folds of a network with a linear part, and their file"
+    models = [with_linear_part(network(i, linear_part=64), i) for i in range(2)]
+    path = tmp_path_factory.mktemp('onnx')/'folds.onnx'
     export_onnx(models, path, Thresholds(dict(gory=.4), 'validation data'))
     return models, OnnxModel(path), path
 
@@ -83,11 +85,14 @@ def test_the_original_with_all_it_does_otherwise(tmp_path):
     assert export_onnx(model, tmp_path/'upstream.onnx') < 1e-4
 
 
-@pytest.mark.parametrize('kind', ['bert', 'roberta'])
-def test_late_fusion_reads_captions_apart_also_where_the_encoder_does_not(tmp_path, kind):
-    text = dict(BERT, config=BERT['config'] | dict(model_type=kind, max_position_embeddings=66, pad_token_id=1))
-    model = network(text=text, late_fusion=True)
-    for h in model.heads.values(): torch.nn.init.normal_(h[-1].weight)
+@pytest.mark.parametrize('kind, part', [('bert', {}), ('roberta', {}), ('roberta', dict(linear_part=64))])
+def test_late_fusion_reads_captions_apart_also_where_the_encoder_does_not(tmp_path, kind, part):
+    text = dict(BERT, config=BERT['config'] | dict(
+        model_type=kind, max_position_embeddings=66, pad_token_id=1, type_vocab_size=2 if kind == 'bert' else 1))
+    model = network(text=text, late_fusion=not part, **part)
+    if part: with_linear_part(model)
+    else:
+        for h in model.heads.values(): torch.nn.init.normal_(h[-1].weight)
     assert export_onnx(model, tmp_path/'late.onnx') < 1e-4
     onnx, plain = OnnxModel(tmp_path/'late.onnx'), [Clip('a', [5, 6, 7, 8, 9]), Clip('b', [4])]
     captioned = [Clip('a', [5, 6, 7, 8, 9], segments=[0, 0, 1, 1, 1]), Clip('b', [4])]

@@ -20,7 +20,7 @@ from hiccap.run_data import read_splits
 from hiccap.runs import Run
 from hiccap.synthetic import synthetic_clips
 from hiccap.tasks import IGNORE, Task
-from hiccap.training import FoldRecipe, build_model, train_run
+from hiccap.training import FoldRecipe, build_model, predict_test, run_learner, train_run
 from test_any_modalities import network, with_linear_part
 from test_training import SMALL, of_two_tasks, silent, with_labels
 
@@ -168,6 +168,33 @@ def test_a_run_of_an_earlier_version_has_none():
 
 def test_an_odd_table_is_refused():
     with pytest.raises(ValueError, match='even number of rows'): HICCAPConfig(linear_part=7)
+
+
+def test_no_pair_reaches_from_a_text_into_its_context():
+    ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.ones(1, 4, dtype=torch.bool)
+    rows, real, second = word_rows(ids, mask, torch.tensor([[0, 0, 1, 1]]), 64)
+    assert real.sum() == 4 + 2 and second[real].sum() == 3
+    assert (rows[second] >= 32).all() and (rows[~second & real] < 32).all()
+
+
+def test_a_clip_that_lacks_a_modality_adds_the_same_numbers():
+    part = with_linear_part(network(KINDS, linear_part=64)).linear_part
+    mask, some = torch.tensor([[True, True], [False, False]]), torch.ones(2, 1, dtype=torch.bool)
+    read = dict(text=(torch.tensor([[5], [6]]), some, None), face=(torch.randn(2, 2, 3), mask, None))
+    alone = dict(text=read['text'], face=(torch.zeros(2, 0, 3), torch.zeros(2, 0, dtype=torch.bool), None))
+    deep = {k: torch.zeros(2, n) for k, n in part.outputs.items()}
+    with_face, without = part(read, deep), part(alone, deep)
+    for k in deep:
+        torch.testing.assert_close(with_face[k][1], without[k][1])
+        assert not torch.allclose(with_face[k][0], without[k][0])
+
+
+def test_predicting_twice_gives_the_same(parts, tmp_path):
+    run = SMALL.but(linear_part=2**10, simple_models=())
+    learn = run_learner(run.training, *parts[:2], build_model(run.network, parts[0], 0), tmp_path, silent)
+    first, second = (predict_test(learn, parts, network=run.network, training=run.training) for _ in range(2))
+    assert first.linear == second.linear
+    for k in first.probs: assert np.array_equal(first.probs[k], second.probs[k])
 
 
 @pytest.mark.parametrize('how', [dict(freeze_text=True), dict(precision='bfloat16'), dict(folds=2)])

@@ -632,7 +632,7 @@ def test_an_interruption_ends_the_processes(processes, tmp_path, monkeypatch):
 def test_folders_of_a_grid_are_checked_before_anything_starts(processes, tmp_path, monkeypatch):
     monkeypatch.setattr('hiccap.run_folders.source_digests', lambda run: None)  # the files are what they were
     processes.pop('')
-    runs = expand(dict(data='clips.csv', labels=['funny'], seeds=[0, 1, 2]), 'file')
+    runs = expand(dict(data='clips.csv', labels=['funny'], linear_part=0, seeds=[0, 1, 2]), 'file')
     write_run(tmp_path/'out'/'seed=0', .5)
     lines = []
     assert run_grid(runs, tmp_path/'out', write=lines.append) == dict.fromkeys(runs, 0)

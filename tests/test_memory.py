@@ -76,7 +76,7 @@ def test_scores_are_computed_without_the_state_of_the_fit(tmp_path, monkeypatch)
         return predict(learn, *args)
     monkeypatch.setattr(training, 'trained_predictions', watched)
     training.train_run(SMALL.but(simple_models=('words', 'fine_tuned')), tmp_path/'run', write=silent)
-    assert left == [({}, None)]*2
+    assert left == [({}, None)]*3  # of the fine-tuned encoder, the deep part and the network
 
 
 def test_a_trial_of_a_search_leaves_no_learner(made, no_luck):

@@ -332,7 +332,7 @@ NET = ['--set', 'width=16', 'heads=2', 'head_widths=[16]', 'text=' + json.dumps(
 
 def numbers_of(run):
     m = json.loads((run/'metrics.json').read_text())
-    return {k: v for k, v in m.items() if k not in ('seconds',)}
+    return {k: v for k, v in m.items() if k not in ('seconds', 'time')}
 
 
 def test_training_on_a_packed_folder_gives_what_the_source_gives(synthetic, tmp_path, capsys):

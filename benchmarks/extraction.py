@@ -132,7 +132,8 @@ def main():
                 r['seconds'], r['cost'] = seconds, r['encoding']/seconds
                 r['allowed'] = r['cost']/ALLOWED[name] if name in ALLOWED else None
             print(described(name, r), flush=True)
-    r = dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', **vars(a), found=found)
+    asked = {k: v for k, v in vars(a).items() if k != 'out'}
+    r = dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', **asked, found=found)
     if a.out: Path(a.out).write_text(json.dumps(r, indent=1) + '\n')
     return int(any((o.get('allowed') or 0) > 1 for o in found.values()))
 

@@ -78,7 +78,8 @@ def main():
     more = {k: found[f'long {k}']['mb'] - found[f'short {k}']['mb'] for k in ('pictures', 'sound', 'both')}
     print('the long one needs', ', '.join(f'{v:.1f} MB more for {k}' for k, v in more.items()),
           f"({max(more.values())/ALLOWED['more_mb']:.2f} of what is allowed)")
-    r = dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', **vars(a), found=found, more=more,
+    asked = {k: v for k, v in vars(a).items() if k != 'out'}
+    r = dict(machine=f'{platform.machine()}, {os.cpu_count()} cores', **asked, found=found, more=more,
              allowed=ALLOWED)
     if a.out: Path(a.out).write_text(json.dumps(r, indent=1) + '\n')
     return int(max(more.values()) > ALLOWED['more_mb'])

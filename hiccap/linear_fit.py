@@ -148,12 +148,10 @@ def part_weights(
     return _number_weights(outputs[:, k, 0] - centre, y[k] - centre, np.array([0., *[1/n]*n]))
 
 # %% ../nbs/27b_linear_fit.ipynb #lfi00015
-def _source_outputs(fitted, name): return logits_of(fitted[name][2].on_valid)
-
 def _outputs(task, deep, fitted):
     "(K, N, n_outputs) of the validation clips: of the deep part and of each source"
-    if task.is_regression: return [deep[task.name], *(o[task.name][2].on_valid for o in fitted.values())]
-    return [logits_of(deep[task.name]), *(_source_outputs(o, task.name) for o in fitted.values())]
+    each = [deep[task.name], *(o[task.name][2].on_valid for o in fitted.values())]
+    return each if task.is_regression else [*map(logits_of, each)]
 
 def fit_linear_part(
     part: LinearPart, # of the network; it is switched off before, and on afterwards

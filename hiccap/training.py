@@ -316,12 +316,14 @@ def probabilities(
 def trained_predictions(
     learn,       # after its fit
     valid, test, # validation and test clips, as the network reads them
-    score: str='macro_f1' # the operating point
+    score: str='macro_f1', # the operating point
+    on_valid: tuple=None # `probabilities` of the validation clips, if they are known
 ) -> Predictions: # of the test clips
     """Fit temperatures and choose thresholds on the validation clips, and predict the test clips. No label of a test
     clip is read"""
-    return calibrated_predictions(*probabilities(learn, valid), probabilities(learn, without_labels(test))[0],
-                                  valid.tasks, score, groups=valid.groups)
+    if on_valid is None: on_valid = probabilities(learn, valid)
+    return calibrated_predictions(*on_valid, probabilities(learn, without_labels(test))[0], valid.tasks, score,
+                                  groups=valid.groups)
 
 def predict_test(
     learn,             # after its fit
@@ -335,11 +337,12 @@ def predict_test(
     (train, valid, test), score = parts, training.operating_point
     part = getattr(learn.model, 'linear_part', None)  # a model of pretraining has none
     if part is not None: part.reset()
-    found, alone, linear = trained_predictions(learn, *(seen or parts)[1:], score), {}, None
+    _, *scored = seen or parts
+    deep = probabilities(learn, scored[0])
+    found, alone, linear = trained_predictions(learn, *scored, score, deep), {}, None
     if part is not None:
-        deep = probabilities(learn, (seen or parts)[1])[0]
         alone = {DEEP_ALONE: replace(found, chosen={t.name: {} for t in train.tasks})}
-        linear = fit_linear_part(part, train, valid, deep, score)
+        linear = fit_linear_part(part, train, valid, deep[0], score)
         found = trained_predictions(learn, valid, test, score)
     encoder = starting_encoder(network, train)
     simple = baseline_predictions(train, valid, without_labels(test), tokenizer, encoder, score, training.simple_models)

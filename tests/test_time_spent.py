@@ -18,6 +18,7 @@ from hiccap.resuming import Checkpoint
 from hiccap.runs import Run
 from hiccap.tasks import Task
 from hiccap.training import train_run
+from test_resume import Killed, Once
 
 TASKS = [Task('loud')]
 BS, EPOCHS = 4, 3
@@ -109,15 +110,6 @@ def test_batches_of_one_step_have_their_own_passes_and_one_optimizer():
     assert learn.step_recorder.n_steps == 4  # of 42 clips, each of at least 8
     assert learn.time_spent.seconds == WHOLE['seconds'] | dict(optimizer=8.*4)
     assert learn.time_spent.clips == WHOLE['clips']
-
-
-class Killed(BaseException): pass
-
-class Once(Checkpoint):
-    "A kill right after a checkpoint"
-    def save(self, batch=0):
-        Checkpoint.save(self, batch)
-        raise Killed()
 
 
 def test_a_fit_broken_off_after_every_step_adds_up_to_the_fit_that_was_not(tmp_path):

@@ -54,7 +54,7 @@ def feature_folder(
 ) -> FeatureSources|None:
     "The features of a run; where the configuration gives no width, it is the one that all arrays share"
     if not sources: return None
-    given = {m: encoder_config(e, m) for m, e in named_encoders(config).items()}
+    given = {m: encoder_config(e) for m, e in named_encoders(config).items()}
     return open_features(sources, {m: getattr(e, 'width', None) for m, e in given.items()}, non_finite)
 
 def feature_modalities(

@@ -67,28 +67,36 @@ def parse_sources(
 # %% ../nbs/09a_sources.ipynb #fb89145a
 EXTRACTED, EXTRACTED_TABLE = 'extraction.json', 'clips.csv'  # in a folder of extracted features
 
+def _extracted(
+    folder # of features
+) -> dict|None: # None where `hiccap_extract` wrote no description: another program's file may have its name
+    "The description that `hiccap_extract` wrote into a folder, complete or not; raises `ValueError` for a damaged one"
+    about = Path(folder)/EXTRACTED
+    if not about.is_file(): return None
+    try: found = json.loads(about.read_text(encoding='utf-8'))
+    except ValueError:
+        raise ValueError(f"{about} cannot be read as JSON. If hiccap_extract wrote it, extract the features again; if "
+                         "another program did, move the file to another folder") from None
+    ours = isinstance(found, dict) and isinstance(found.get('settings'), dict)
+    return found if ours and {'text', 'encoders'} <= found['settings'].keys() else None
+
 def read_extraction(
     folder # of features
 ) -> dict|None: # None for a folder that `hiccap_extract` did not write
     "What a folder of extracted features says of itself; raises `ValueError` for one that is damaged or not complete"
-    about = Path(folder)/EXTRACTED
-    if not about.is_file(): return None
-    try:
-        found = json.loads(about.read_text(encoding='utf-8'))
-        found['settings']['text'], [o['name'] for o in found['settings']['encoders']]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{about} is damaged: extract the features again with hiccap_extract") from None
-    if found.get('complete', True): return found
+    found = _extracted(folder)
+    if found is None or found.get('complete', True): return found
     raise ValueError(f"features: {folder} is not complete, as the extraction was stopped. Finish it: "
                      + found.get('command', 'run the same hiccap_extract again'))
 
+# %% ../nbs/09a_sources.ipynb #09a5e003
 def extraction_of(
     source: Source # of one modality
 ) -> tuple: # what the folder above says of itself, and the settings of the encoder; (None, None) for other features
     "How the features of a source were extracted; raises `ValueError` if that was not finished"
     path = Path(source.path)
-    if source.parts != ('',) or not (path.parent/EXTRACTED).is_file(): return None, None
-    about = read_extraction(path.parent)
+    about = read_extraction(path.parent) if source.parts == ('',) else None
+    if about is None: return None, None
     encoder = next((o for o in about['settings']['encoders'] if o['name'] == path.name), None)
     return (about, encoder) if encoder else (None, None)
 
@@ -110,7 +118,7 @@ def group_column(
 ) -> str|None:
     "The column of the video in a table that `hiccap_extract` wrote; None for another table"
     path = Path(path)
-    return 'video' if path.name == EXTRACTED_TABLE and (path.parent/EXTRACTED).is_file() else None
+    return 'video' if path.name == EXTRACTED_TABLE and _extracted(path.parent) is not None else None
 
 # %% ../nbs/09a_sources.ipynb #d7163855
 def source_texts(

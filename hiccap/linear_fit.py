@@ -13,8 +13,8 @@ from scipy.optimize import lsq_linear, minimize
 from scipy.special import log_softmax, softmax
 from .clips import as_numpy
 from .tasks import Task, is_labelled
-from .calibration import fit_temperature, logits_of
 from .padding import pad
+from .temperatures import fit_temperature, logits_of
 from .linear_part import LinearPart, WordsSource
 from .baselines import SECOND_WEIGHTS, STRENGTHS, WORD_STRENGTHS, column_scaling, tuned_models
 
@@ -108,7 +108,7 @@ def fit_source(
         out[name] = weight, o.model.level, o
     return out
 
-# %% ../nbs/27b_linear_fit.ipynb #5f4a6123
+# %% ../nbs/27b_linear_fit.ipynb #40124834
 def _scale(z, y):
     "One over the temperature of logits (N, C)"
     return 1/fit_temperature(softmax(z, 1), y)[0]

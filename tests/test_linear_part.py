@@ -9,7 +9,6 @@ from hypothesis import given, strategies as st
 from scipy.special import log_softmax, softmax
 
 from hiccap.baselines import DEEP_ALONE, fit_linear
-from hiccap.calibration import fit_temperature
 from hiccap.checkpoints import init_from, load_model, save_model
 from hiccap.clips import ClipDataset
 from hiccap.linear_fit import (PRIOR_STRENGTH, fit_linear_part, part_scales, part_weights, prior_weights,
@@ -22,6 +21,7 @@ from hiccap.run_data import read_splits
 from hiccap.runs import Run
 from hiccap.synthetic import synthetic_clips
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import fit_temperature
 from hiccap.training import FoldRecipe, build_model, predict_test, run_learner, train_run
 from test_any_modalities import network, with_linear_part
 from test_training import SMALL, of_two_tasks, silent, with_labels

@@ -332,6 +332,7 @@ def write_config(self:RunRecipe,
                 **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')
 
+# %% ../nbs/53_run_folders.ipynb #rf000017
 @patch
 def with_recipe(self:RunRecipe,
     n: int # training clips

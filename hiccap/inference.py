@@ -516,7 +516,8 @@ def write_evaluation(
     seen=None, # of `Trained.seen`, if the defaults of that are not right
     raw=None,  # the probabilities before calibration, of `mean_probabilities`; predicted here by default
     moments: int=0, # clips on which it is measured whether the moments decide; 0 leaves it out
-    log=lambda line: None # gets lines of progress
+    log=lambda line: None, # gets lines of progress
+    more=() # functions: folder, for tables and plots -> paragraphs of the report
 ):
     """Write the scores of a finished run on other clips: `config.json`, `metrics.json`, `predictions.csv`, plots and
     `report.md`. Report and metrics begin with how many of the clips the run has seen. Raises `FileExistsError`"""
@@ -537,6 +538,7 @@ def write_evaluation(
             calibration_section({NETWORK: calibration}),
             write_robustness(folder, trained, ds) if robustness else [],
             write_moments(folder, trained, ds, moments, log=log) if moments else [],
+            *(write(folder) for write in more),
             data_section(ds.notes),
             ['## All scores', scores.markdown()]])
         write_json(folder/'metrics.json', dict(seen=seen.counts(), scores=scores.to_dict(), notes=ds.notes,

@@ -107,6 +107,7 @@ def cut_clip(
     values = {}
     for m in clip.modalities:
         x = getattr(clip, m, None)
+        values[m] = None
         if x is None: continue
         rows = np.flatnonzero(np.ones(len(x), bool) if keep.get(m) is None else keep[m])
         if x.ndim == 1 and len(rows) > (most := (longest or {}).get(m) or len(rows)):
@@ -128,6 +129,7 @@ class WindowScores:
     tasks: tuple # of `Task`
     uncut: tuple=() # modalities that the clip has whole in every window
     thresholds: dict=field(default_factory=dict) # task of two classes -> probability from which the answer is yes
+    shortened: tuple=() # modalities of token ids that are longer than a network reads
 
     def __repr__(self):
         seconds = f' from {self.spans[0, 0]:g} to {self.spans[-1, 1]:g} s' if len(self.spans) else ''
@@ -201,9 +203,11 @@ def _scored(pending, answer, tasks, longest, thresholds):
     probs, at = answer(ClipDataset.from_clips(parts, tasks)), 0
     for clip, times, spans, of_clip in pending:
         end = at + 1 + len(of_clip)
-        uncut = tuple(m for m in clip.modalities if getattr(clip, m, None) is not None and m not in times)
+        has = {m: x for m in clip.modalities if (x := getattr(clip, m, None)) is not None}
+        shortened = tuple(m for m, x in has.items() if x.ndim == 1 and len(x) > (longest or {}).get(m, len(x)))
         yield WindowScores(clip.id, spans, {k: p[at + 1:end] for k, p in probs.items()},
-                           {k: p[at] for k, p in probs.items()}, tuple(tasks), uncut, dict(thresholds or {}))
+                           {k: p[at] for k, p in probs.items()}, tuple(tasks), tuple(m for m in has if m not in times),
+                           dict(thresholds or {}), shortened)
         at = end
 
 def score_windows(

@@ -312,11 +312,12 @@ def predict(
                    ' fiftyone.Sample.from_dict reads. Needs clips of video files')
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
                    ' and the moments of each clip. Open its index.html')
-    _add_windows(p, 'also predict windows that slide over each clip, and the segments in which the answer is yes: in the'
-                    ' files of --json, on the pages of --html, and next to --out as NAME_segments.csv. A run that'
+    _add_windows(p, 'also predict windows that slide over each clip, and the segments in which the answer is yes: in'
+                    ' the files of --json, on the pages of --html, and next to --out as NAME_segments.csv. A run that'
                     ' learned from parts of videos takes whole ones with --seconds and no columns')
     return _guarded(_predict, p.parse_args(argv))
 
+# %% ../nbs/62_cli.ipynb #85846302
 def _add_windows(p, what):
     "The option of windows"
     p.add_argument('--windows', metavar='LENGTH/STEP',
@@ -330,6 +331,7 @@ def _windows(args):
 
 def _segments_file(args): return Path(args.out).with_name(f'{Path(args.out).stem}_segments.csv')
 
+# %% ../nbs/62_cli.ipynb #5f8cd2fc
 def _predict(args):
     from hiccap.training import prediction_table
     windows = _windows(args)
@@ -354,8 +356,8 @@ def _check_written(args):
         raise ValueError('--moments adds the moments to the files of --json, --label-studio and --fiftyone: give --json'
                          ' too, or one of the others; --html has them always')
     if args.windows and not any((args.out, args.json, args.html)):
-        raise ValueError('--windows adds windows and segments to the files of --json and --html, and a table of segments'
-                         ' next to --out: give one of them')
+        raise ValueError('--windows adds windows and segments to the files of --json and --html, and a table of'
+                         ' segments next to --out: give one of them')
     segments = _segments_file(args) if args.windows and args.out else None
     written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html, segments, *_exported_files(args)) if o]
     if len({*written}) < len(written):
@@ -365,6 +367,7 @@ def _check_written(args):
     for o in _exported_files(args): check_new_file(o, f'a {Path(o).suffix or ".json"} file', args.overwrite)
     if args.html: check_new_folder(args.html, args.overwrite, 'a review page', REVIEW)
 
+# %% ../nbs/62_cli.ipynb #65161286
 def _found_segments(args, trained, ds, clips, windows):
     "The windows and segments of the clips, with their notes on standard error; writes the table of segments"
     from hiccap.clip_places import clip_places
@@ -384,6 +387,7 @@ def _exported_files(args):
 
 def _wants_records(args): return bool(args.json or args.html or _exported_files(args))
 
+# %% ../nbs/62_cli.ipynb #9d87850d
 def _exported(args, records):
     "The contents of the files for Label Studio and FiftyOne, and what they are; raises `ValueError`"
     from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
@@ -437,8 +441,8 @@ def evaluate(
     p.add_argument(
         '--only-unseen', action='store_true',
         help='leave out clips that the run was trained on, that chose its epoch, or whose video has such clips')
-    _add_windows(p, 'also score the segments that windows find, next to trivial baselines, where a table has two columns'
-                    ' of seconds, from when to when a label holds (needs --out)')
+    _add_windows(p, 'also score the segments that windows find, next to trivial baselines, where a table has two'
+                    ' columns of seconds, from when to when a label holds (needs --out)')
     add_run_options(p, only=('own_numbering',))
     return _guarded(_evaluate, p.parse_args(argv))
 

@@ -66,7 +66,8 @@ def test_every_position_is_in_a_window_and_only_where_it_shares_time(w, starts):
     assert positions_within(times, *time_range(dict(face=times)), True).all()
 
 
-@pytest.mark.parametrize('text, says', [('x', "'x'"), ('4/', "'4/'"), ('4/1/1', "'4/1/1'"), ('0', 'above 0'), ('-4', 'above 0'),
+@pytest.mark.parametrize('text, says', [('x', "'x'"), ('4/', "'4/'"), ('4/1/1', "'4/1/1'"), ('0', 'above 0'),
+                                        ('-4', 'above 0'),
                                         ('4/0', 'above 0'), ('4/-1', 'above 0'), ('inf', 'above 0'), ('nan', 'above 0'),
                                         ('1/1.5', 'leave seconds out')])
 def test_impossible_windows_say_what_to_write(text, says):
@@ -164,7 +165,8 @@ def test_a_gap_in_the_features_is_a_clip_without_them():
 
 def test_features_without_seconds_are_refused_and_texts_are_kept_whole_and_said():
     face = torch.zeros(4, 3)
-    with pytest.raises(DataError, match='do not say their seconds') as e: known_times(Clip('a', face=face), file='t.csv')
+    with pytest.raises(DataError, match='do not say their seconds') as e:
+        known_times(Clip('a', face=face), file='t.csv')
     assert e.value.clip == 'a' and 'a_times.npy' in str(e.value) and '--without face' in str(e.value)
     model, clips = both_kinds(), [timed_clip(), Clip('words', text=[110, 111])]
     found = list(score_windows([(o, known_times(o)) for o in clips], Windows(1), answers_of(model), model.tasks))
@@ -388,13 +390,16 @@ def test_the_command_finds_the_span_that_is_known(run, typed, tmp_path):
         of, at = o['tasks']['label'], known[o['clip']]
         assert o['windows']['spans'] == [[1000*k, 1000*k + 2000] for k in range(29)] and len(of['windows']) == 29
         first = max(of['segments'], key=lambda s: s['peak'])
-        assert first['start_ms'] <= 1000*at + 1 and first['end_ms'] >= 1000*(at + 3) - 1, (o['clip'], at, of['segments'])
+        assert first['start_ms'] <= 1000 * at + 1 and first['end_ms'] >= 1000 * (at + 3) - 1, (
+            o['clip'], at, of['segments'])
         assert first['end_ms'] - first['start_ms'] <= 5000  # and not much else
         rows = table[table['clip'] == o['clip']]
         assert (1000*rows.start).round().tolist() == [s['start_ms'] for s in of['segments']]
-        assert (rows.answer == 'loud').all() and (1000*rows.end).round().tolist() == [s['end_ms'] for s in of['segments']]
+        assert (rows.answer == 'loud').all() and (1000 * rows.end).round().tolist() == [
+            s['end_ms'] for s in of['segments']]
     assert 'segments' in (tmp_path/'page/clips/0.js').read_text()
-    same = load_run(folder/'run').segments(folder/'whole/clips.csv', '2/1', [f"sound={folder/'whole/sound'}"], seconds=())
+    same = load_run(folder / 'run').segments(
+        folder / 'whole/clips.csv', '2/1', [f"sound={folder/'whole/sound'}"], seconds=())
     for o, r in zip(same, records):
         np.testing.assert_allclose(o.probs['label'], r['tasks']['label']['windows'], atol=1e-5)
 
@@ -440,13 +445,15 @@ def test_an_evaluation_scores_segments_next_to_trivial_baselines(run, typed, tmp
 
 
 @pytest.mark.parametrize('name, more, says', [
-    ('predict', ['--windows', '4/0'], 'above 0'), ('predict', ['--windows', '4/5', '--out', 'x.csv'], 'leave seconds out'),
+    ('predict', ['--windows', '4/0'], 'above 0'),
+    ('predict', ['--windows', '4/5', '--out', 'x.csv'], 'leave seconds out'),
     ('predict', ['--windows', '4'], 'give one of them'), ('evaluate', ['--windows', 'x'], 'where with --out'),
     ('evaluate', ['--windows', 'x', '--out', 'scored'], "windows are 'x'")])
 def test_options_that_cannot_be(run, typed, tmp_path, monkeypatch, name, more, says):
     monkeypatch.chdir(tmp_path)
     folder, _ = run
-    status, _, err = typed(name, folder/'run', folder/'new/parts.csv', '--features', f"sound={folder/'new/sound'}", *more)
+    status, _, err = typed(
+        name, folder / 'run', folder / 'new/parts.csv', '--features', f"sound={folder/'new/sound'}", *more)
     assert status == 2 and says in err and not list(tmp_path.iterdir())
 
 
@@ -459,7 +466,8 @@ def test_a_table_of_segments_is_not_replaced(run, typed, tmp_path):
 
 
 @pytest.mark.parametrize('old, new, says', [
-    ('film100_4,film100,8,10', 'film100_4,film100,8,18', "its label is from 8 to 18 s, and what is known of video 'film100'"),
+    ('film100_4,film100,8,10', 'film100_4,film100,8,18',
+     "its label is from 8 to 18 s, and what is known of video 'film100'"),
     ('film100_4,film100,8,10', 'film100_4,film100,28,30', 'its label is from 28 to 30 s'),
     ('film100_4,film100,8,10', 'film100_4,film100,9,8', 'ends after it begins')])
 def test_labels_outside_of_their_video_name_the_row(run, typed, tmp_path, old, new, says):
@@ -475,8 +483,8 @@ def test_labels_outside_of_their_video_name_the_row(run, typed, tmp_path, old, n
 def test_a_table_without_times_has_no_segments_to_score(run, typed, tmp_path):
     folder, known = run
     (tmp_path/'clips.csv').write_text('\n'.join(['id,video,label', *(f'{o},{o},loud' for o in known)]))
-    status, _, err = typed('evaluate', folder/'run', tmp_path/'clips.csv', '--features', f"sound={folder/'whole/sound'}",
-                           '--seconds', '--windows', '2', '--out', tmp_path/'scored')
+    status, _, err = typed('evaluate', folder / 'run', tmp_path / 'clips.csv', '--features',
+                           f"sound={folder/'whole/sound'}", '--seconds', '--windows', '2', '--out', tmp_path / 'scored')
     assert status == 2 and "clip 'w0'" in err and 'clips.csv' in err and '--seconds start end' in err
 
 
@@ -492,7 +500,8 @@ def test_parts_put_together_are_the_video(sizes, seed):
         keep = (times[:, 0] < b) & (times[:, 1] > a)
         part = cut_clip(whole, dict(face=keep), f'film_{k}')
         words.append(['silly', 'dog', 'king'][k % 3])
-        clips.append(Clip(part.id, text=tokenizer(words[-1])['input_ids'], face=part.face, face_seconds=part.face_seconds))
+        clips.append(
+            Clip(part.id, text=tokenizer(words[-1])['input_ids'], face=part.face, face_seconds=part.face_seconds))
         places[part.id] = Place(start=a, end=b)
     order = rng.permutation(len(clips))
     ds = ClipDataset.from_clips([clips[k] for k in order], (), ['film']*len(clips))
@@ -507,11 +516,17 @@ def test_parts_put_together_are_the_video(sizes, seed):
 
 def test_a_second_is_yes_if_a_row_says_so_and_unknown_without_a_label():
     places = {'v_1': Place(start=0, end=4), 'v_2': Place(start=2, end=3), 'v_3': Place(start=4, end=6)}
-    clips = [Clip(k, face=torch.ones(int(o.end - o.start), 2), labels=dict() if k == 'v_3' else dict(loud=int(k == 'v_2')),
-                  face_seconds=torch.arange(o.start, o.end)[:, None] + torch.tensor([0., 1.])) for k, o in places.items()]
+    clips = [
+        Clip(k, face=torch.ones(int(o.end - o.start), 2), labels=dict() if k == 'v_3' else dict(loud=int(k == 'v_2')),
+             face_seconds=torch.arange(o.start, o.end)[:, None] + torch.tensor([0.0, 1.0]))
+        for k, o in places.items()
+    ]
     ds = ClipDataset.from_clips(clips, [LOUD], ['v']*3)
     videos = labelled_videos(ds, places)
-    found = [WindowScores('v', np.array([[0, 6]]), dict(loud=np.array([[.3, .7]])), dict(loud=np.array([.4, .6])), (LOUD,))]
+    found = [
+        WindowScores(
+            'v', np.array([[0, 6]]), dict(loud=np.array([[0.3, 0.7]])), dict(loud=np.array([0.4, 0.6])), (LOUD,))
+    ]
     scored, = scored_videos(videos, found, ds.labels, LOUD)
     assert scored.true.tolist() == [[2, 3]] and scored.labelled.tolist() == [[0, 4]] and scored.whole == .6
     assert scored.is_yes.sum() == 1/FRAME and len(scored.at) == 4/FRAME

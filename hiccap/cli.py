@@ -372,7 +372,7 @@ def _found_segments(args, trained, ds, clips, windows):
     "The windows and segments of the clips, with their notes on standard error; writes the table of segments"
     from hiccap.clip_places import clip_places
     from hiccap.segments import segments_table, window_notes
-    found = trained.segments_of(ds, windows, clip_places(clips), args.bs, args.precision)
+    found = trained.segment_clips(ds, windows, clip_places(clips), args.bs, args.precision)
     for o in window_notes(found): print(o, file=sys.stderr)
     if args.out:
         table = segments_table(found)
@@ -461,6 +461,8 @@ def _segment_writer(args, trained, ds, clips, windows):
     import numpy as np
     from hiccap.clip_places import clip_places
     from hiccap.segments import labelled_videos, write_segment_scores
+    from hiccap.windows import yes_or_no
+    if not yes_or_no(trained.tasks): raise ValueError('--windows: the run has no task of two classes, so no segments')
     videos = labelled_videos(ds, clip_places(clips), trained.speller(), args.data)
     return lambda folder: write_segment_scores(folder, trained, ds, videos, windows, np.random.default_rng(0),
                                                args.bs, args.precision)

@@ -362,14 +362,19 @@ def predict(self:Trained,
 
 # %% ../nbs/60_inference.ipynb #ba6788fd
 @patch
+def speller(self:Trained) -> Speller|None:
+    "What finds the words of the run's token ids; None without a tokenizer"
+    return None if self.tokenizer is None else Speller(self.tokenizer)
+
+@patch
 def clip_versions(self:Trained,
     clip,              # `Clip`
     seconds: float=1., # about the length of a span of a modality with seconds
     speller: Speller=None # of the run's tokenizer; made here by default
 ) -> Versions:
     "A clip, divided into spans, as the networks of the run see it"
-    if speller is None and self.tokenizer is not None: speller = Speller(self.tokenizer)
-    return versions_of(clip, self.models, [o.values for o in self.temperatures] or None, speller, seconds)
+    return versions_of(clip, self.models, [o.values for o in self.temperatures] or None, speller or self.speller(),
+                       seconds)
 
 @patch
 def explain(self:Trained,
@@ -383,7 +388,7 @@ def explain(self:Trained,
 ) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
     clips = self.clips_of(data, features, without, **kwargs)
-    speller = None if self.tokenizer is None else Speller(self.tokenizer)
+    speller = self.speller()
     return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
                         for clip in tqdm(clips, unit='clip', disable=None))
 
@@ -434,7 +439,7 @@ def write_moments(
     log=lambda line: None # gets lines of progress
 ) -> list: # of paragraphs of a report
     "Measure whether the moments of a run decide its predictions"
-    speller = None if trained.tokenizer is None else Speller(trained.tokenizer)
+    speller = trained.speller()
     found = measure_faithfulness(ds, lambda clip: trained.clip_versions(clip, speller=speller), trained.thresholds, n,
                                  seed=seed, log=log)
     found.table().to_csv(folder/'moments.csv', index=False)

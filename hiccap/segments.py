@@ -47,11 +47,6 @@ def longest_texts(self: Trained) -> dict: # modality of token ids -> tokens
     return {m: n for m in encoders if (n := getattr(encoders[m], 'max_length', None))}
 
 @patch
-def speller(self: Trained) -> Speller|None:
-    "What finds the words of the run's token ids; None without a tokenizer"
-    return None if self.tokenizer is None else Speller(self.tokenizer)
-
-@patch
 def scored_windows(self: Trained,
     clips,   # an iterable of pairs, a `Clip` and its times, of `known_times`
     windows, # `Windows`, or such as `4/1`
@@ -76,10 +71,10 @@ def segments(self: Trained,
 ) -> list: # of `WindowScores`, one for each clip
     "The windows and segments of clips; raises `DataError`, also where no clip has seconds"
     ds, located = self.located_clips(data, features, without, **kwargs)
-    return self.segments_of(ds, windows, clip_places(located) if located else {}, bs, precision)
+    return self.segment_clips(ds, windows, clip_places(located) if located else {}, bs, precision)
 
 @patch
-def segments_of(self: Trained,
+def segment_clips(self: Trained,
     ds,         # a `ClipDataset`
     windows,    # `Windows`, or their length and step in seconds
     places,     # id -> `Place`, of `clip_places`; empty for clips in memory

@@ -17,7 +17,7 @@ from hiccap.clip_places import Place
 from hiccap.clips import Clip, ClipDataset, DataError
 from hiccap.inference import Trained, load_run
 from hiccap.metrics import Thresholds
-from hiccap.moments import clip_inputs, kept_logits
+from hiccap.moments import Speller, clip_inputs, kept_logits
 from hiccap.prediction_records import prediction_records, prediction_schema, read_prediction_records
 from hiccap.review_page import clip_details
 from hiccap.runs import Run
@@ -25,6 +25,7 @@ from hiccap.segment_scores import (FRAME, OVERLAPS, ScoredVideo, by_windows, fra
                                    is_within, joined, matched, overlaps, random_segments, segment_f1, segment_scores,
                                    trivial_segments)
 from hiccap.segments import labelled_videos, scored_videos, text_times, window_notes, with_segments
+from hiccap.statistics import score_interval
 from hiccap.synthetic import synthetic_tokenizer
 from hiccap.tasks import Task
 from hiccap.windows import (Windows, WindowScores, cut_clip, known_times, parse_windows, positions_within,
@@ -324,7 +325,6 @@ def test_intervals_are_by_video():
     frames = [by_windows([o], .5).frames[0] for o in videos]
     def precision(rows): return average_precision_score(np.concatenate([videos[k].is_yes for k in rows]),
                                                         np.concatenate([frames[k] for k in rows]))
-    from hiccap.statistics import score_interval
     left = [precision([j for j in range(24) if j != k]) for k in range(24)]
     expected, _ = score_interval(precision(range(24)), left)
     np.testing.assert_allclose((own.low.average_precision, own.high.average_precision), expected, atol=1e-6)
@@ -411,7 +411,7 @@ def test_records_with_windows_follow_the_schema_and_those_without_still_do(run):
     trained = Trained(Path('run'), Run(), [model], model.tasks, None, Thresholds(dict(a=.4), 'fixed'))
     ds = ClipDataset.from_clips([clip, Clip('words', text=[110])], model.tasks)
     before = prediction_records(trained, ds)
-    found = trained.segments_of(ds, '1/.5', {})
+    found = trained.segment_clips(ds, '1/.5', {})
     after = with_segments(before, found, Windows(1, .5))
     for o in (*before, *after): check(json.loads(json.dumps(o)))
     assert after[1]['windows']['spans'] == [] and after[0]['windows']['uncut'] == ['text']
@@ -505,7 +505,6 @@ def test_parts_put_together_are_the_video(sizes, seed):
         places[part.id] = Place(start=a, end=b)
     order = rng.permutation(len(clips))
     ds = ClipDataset.from_clips([clips[k] for k in order], (), ['film']*len(clips))
-    from hiccap.moments import Speller
     video, = labelled_videos(ds, places, Speller(tokenizer))
     assert torch.equal(video.clip.face, face) and torch.equal(video.clip.face_seconds, torch.as_tensor(times).float())
     assert video.clip.text.tolist() == tokenizer(' '.join(words))['input_ids']
@@ -534,11 +533,9 @@ def test_a_second_is_yes_if_a_row_says_so_and_unknown_without_a_label():
 
 
 def test_words_are_in_the_windows_of_their_captions():
-    tokenizer, model = synthetic_tokenizer(), both_kinds()
-    from hiccap.moments import Speller
+    tokenizer = synthetic_tokenizer()
     ids = tokenizer('the silly dog and king')['input_ids']
-    clip = Clip('film', text=[i % 200 for i in ids], face=torch.randn(8, 3), face_seconds=timed_clip().face_seconds)
-    clip.text = torch.tensor(ids)
+    clip = Clip('film', text=ids, face=torch.zeros(8, 3), face_seconds=timed_clip().face_seconds)
     place = Place(cues=dict(text=[(0., 2., 'the silly dog'), (2., 4., 'and king')]))
     times = known_times(clip, text_times(clip, place, Speller(tokenizer)))
     seen = []

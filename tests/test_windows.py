@@ -127,6 +127,7 @@ def test_a_window_of_the_whole_clip_has_its_own_probability():
         found = list(score_windows([(o, known_times(o)) for o in clips], w, answers_of(model), model.tasks))
         assert [o.clip for o in found] == [o.id for o in clips] and [len(o.spans) for o in found] == [1]*4
         for k, o in enumerate(found):
+            assert o.spans.tolist() == [[0, (3 + k)/2]]
             for t in model.tasks:
                 np.testing.assert_allclose(o.probs[t.name][0], expected[t.name][k], atol=1e-6)
                 np.testing.assert_allclose(o.whole[t.name], expected[t.name][k], atol=1e-6)
@@ -176,6 +177,10 @@ def test_features_without_seconds_are_refused_and_texts_are_kept_whole_and_said(
     assert any('text is whole in every window of 1 clip' in o for o in notes)
     assert any('1 clip has nothing with seconds, and so no windows: words' in o for o in notes)
     assert any('no segments of b, n' in o for o in notes)
+    trained = Trained(Path('run'), Run(), [model], model.tasks, None, Thresholds({}, 'fixed'))
+    for nothing in (clips[1], Clip('none', text=None, face=None)):
+        ds = ClipDataset.from_clips([nothing], model.tasks)
+        with pytest.raises(DataError, match='nothing has seconds'): trained.segment_clips(ds, '1', {})
 
 
 def test_a_text_longer_than_the_network_reads_is_cut_and_said():

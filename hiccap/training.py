@@ -46,7 +46,8 @@ from .predictions import NETWORK, probability_table, write_probabilities
 from .learner import clip_dls, collected, forget_fit, hiccap_learner, mean_score_name
 from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
 from .linear_fit import fit_linear_part
-from .calibration import Predictions, Temperatures, calibrated_predictions, compare_calibration
+from .calibration import Predictions, calibrated_predictions, compare_calibration
+from .temperatures import Temperatures
 from .metrics import Thresholds, compare_scores, criterion_of, evaluate
 from .column_statistics import ColumnStatistics
 from .readers import text_modalities

@@ -15,13 +15,13 @@ from hiccap.checkpoints import save_model
 from hiccap.clips import Clip, ClipDataset, as_numpy
 from hiccap.encoders import TokensConfig, text_backbone
 from hiccap.mean_pooling import MeanPooled
-from hiccap.calibration import fit_temperatures
 from hiccap.metrics import Thresholds, choose_thresholds, compare_scores, evaluate
 from hiccap.predictions import NETWORK, PROBABILITIES, read_probabilities
 from hiccap.reports import comparison_rows, comparison_section, headline, headline_markdown
 from hiccap.run_data import read_splits
 from hiccap.runs import EARLIER_HEADS, RECIPES, Network, Run
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import fit_temperatures
 from hiccap.training import (
     HEAD_DROPOUT,
     Fold, FoldRecipe, Predicted, build_model, compare_folds, fit_run, models_of_folds, predict_test, prediction_table,

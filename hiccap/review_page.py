@@ -94,8 +94,9 @@ def clip_details(
                 without=[_answer(t['without_top_moments'], t.get('classes')) for t in tasks], segments=segments)
 
 def _segments(t):
-    "The segments of a task: from, to, and the highest probability"
-    return [[_seconds(s['start_ms']), _seconds(s['end_ms']), s['peak']] for s in t['segments'] or ()]
+    "The segments of a task: from, to, and the highest probability; None for a task that has none"
+    if t['segments'] is None: return None
+    return [[_seconds(s['start_ms']), _seconds(s['end_ms']), s['peak']] for s in t['segments']]
 
 # %% ../nbs/60b_review_page.ipynb #9b29f06b
 def answers_command(

@@ -8,13 +8,14 @@ __all__ = ['CLIPS_FILE', 'DEMO', 'AUDITED', 'add_run_options', 'run_of', 'Comman
            'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/62_cli.ipynb #6415c537
-import argparse, json, os, sys, warnings
+import argparse, importlib, json, os, sys, warnings
 from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
 from .basics import check_new_file, check_new_folder, counted, field_names, nearest, write_json, write_whole
 from .display import text_table
+from .imports import first_imports
 from .runs import SMALL_NETWORK, Clips, Network, Run, Training, default_of, read_yaml
 
 # %% ../nbs/62_cli.ipynb #a93ffdc2
@@ -77,15 +78,18 @@ def run_of(
     return base.but(**given)
 
 # %% ../nbs/62_cli.ipynb #ab1630df
-def _guarded(f, args, several=False):
-    "Call `f`, also in `several` processes; an error that a user can fix becomes one line, and exit status 2"
+def _guarded(f, args, needs, several=False):
+    """Import the module that a command needs and call `f`, also in `several` processes. An error that a user can fix
+    becomes one line, and exit status 2"""
     if not sys.stderr.isatty():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
         os.environ.setdefault('TQDM_DISABLE', '1')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)
         warnings.filterwarnings('ignore', message='IProgress not found')
-        try: return _in_processes(f, args, several) or 0
+        try:
+            with first_imports(): importlib.import_module('hiccap.' + needs)
+            return _in_processes(f, args, several) or 0
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             return 130
@@ -193,7 +197,7 @@ def train(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_train`"
-    return _guarded(_train, train_parser().parse_args(argv), several=True)
+    return _guarded(_train, train_parser().parse_args(argv), 'training', several=True)
 
 def _train(args):
     from hiccap.run_folders import interrupted_run
@@ -229,7 +233,7 @@ def demo(
     p.add_argument('--write-data', metavar='FOLDER',
                    help='also write the synthetic clips as files, to try the other commands on')
     add_run_options(p, only=('epochs', 'seed'))
-    return _guarded(_demo, p.parse_args(argv))
+    return _guarded(_demo, p.parse_args(argv), 'training')
 
 def _demo(args):
     from hiccap.synthetic import synthetic_clips, write_synthetic
@@ -310,7 +314,7 @@ def predict(
                    ' fiftyone.Sample.from_dict reads. Needs clips of video files')
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
                    ' and the moments of each clip. Open its index.html')
-    return _guarded(_predict, p.parse_args(argv))
+    return _guarded(_predict, p.parse_args(argv), 'sharing')
 
 def _predict(args):
     from hiccap.training import prediction_table
@@ -400,7 +404,7 @@ def evaluate(
         '--only-unseen', action='store_true',
         help='leave out clips that the run was trained on, that chose its epoch, or whose video has such clips')
     add_run_options(p, only=('own_numbering',))
-    return _guarded(_evaluate, p.parse_args(argv))
+    return _guarded(_evaluate, p.parse_args(argv), 'inference')
 
 # %% ../nbs/62_cli.ipynb #230014ba
 def _check_evaluation(args):
@@ -454,7 +458,7 @@ def calibrate(
         p.add_argument('--' + name.replace('_', '-'), type=float, default=default, metavar='P',
                        help=f'{what} (default: {default})')
     add_run_options(p, only=('own_numbering',))
-    return _guarded(_calibrate, p.parse_args(argv))
+    return _guarded(_calibrate, p.parse_args(argv), 'inference')
 
 def _calibrate(args):
     from hiccap.inference import DECISIONS
@@ -479,7 +483,7 @@ def export(
     p.add_argument('folder', help='folder of a finished or shared run, or its name on the Hugging Face Hub')
     p.add_argument('out', help='.onnx file to write')
     p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
-    return _guarded(_export, p.parse_args(argv))
+    return _guarded(_export, p.parse_args(argv), 'export')
 
 def _export(args):
     from hiccap.export import export_onnx
@@ -533,7 +537,7 @@ def extract(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_extract`"
-    return _guarded(_extract, extract_parser().parse_args(argv))
+    return _guarded(_extract, extract_parser().parse_args(argv), 'extraction')
 
 def _extract(args):
     from hiccap.extraction import do_jobs, extract, recipe_encoders
@@ -571,7 +575,7 @@ def audit(
     p.add_argument('--fail-on', choices=('note', 'warning', 'error'), default='warning',
                    help='severity from which the exit status is 1 (default: warning)')
     add_run_options(p, only=AUDITED)
-    return _guarded(_audit, p.parse_args(argv))
+    return _guarded(_audit, p.parse_args(argv), 'audit')
 
 def _audit(args):
     from hiccap.audit import run_audit
@@ -609,7 +613,7 @@ def pack(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_pack`"
-    return _guarded(_pack, pack_parser().parse_args(argv))
+    return _guarded(_pack, pack_parser().parse_args(argv), 'packing')
 
 # %% ../nbs/62_cli.ipynb #cl00000e
 def _pack(args):
@@ -657,7 +661,7 @@ def pretrain(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_pretrain`"
-    return _guarded(_pretrain, pretrain_parser().parse_args(argv), several=True)
+    return _guarded(_pretrain, pretrain_parser().parse_args(argv), 'pretraining_runs', several=True)
 
 def _pretrain(args):
     from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
@@ -696,7 +700,7 @@ def run(
                    help='folder of the run, or of the runs of a grid (default: the name of the file)')
     p.add_argument('--overwrite', action='store_true', help='replace other runs that are there')
     p.add_argument('--jobs', type=int, default=1, help='runs of a grid at once, each in a process (default: 1)')
-    return _guarded(_run, p.parse_args(argv))
+    return _guarded(_run, p.parse_args(argv), 'pretraining_runs')
 
 def _run(args):
     from hiccap.comparison import expand, run_grid, write_example_runs
@@ -733,7 +737,7 @@ def compare(
                    help='a mean validation macro F1: report the steps and seconds until it is reached')
     p.add_argument('--out', metavar='FOLDER', help='folder for comparison.md, comparison.json and comparison.png')
     p.add_argument('--overwrite', action='store_true', help='replace a comparison that is there')
-    return _guarded(_compare, p.parse_args(argv))
+    return _guarded(_compare, p.parse_args(argv), 'comparison')
 
 def _compare(args):
     from hiccap.comparison import compare_runs
@@ -761,7 +765,7 @@ def search(
     p.add_argument('--out', metavar='FOLDER', help='folder of the search (default: the name of the file)')
     p.add_argument(
         '--trials', type=int, default=20, help='trials in all, including those of earlier calls (default: 20)')
-    return _guarded(_search, p.parse_args(argv))
+    return _guarded(_search, p.parse_args(argv), 'search')
 
 def _search(args):
     from hiccap.search import read_search, run_search

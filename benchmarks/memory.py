@@ -1,8 +1,8 @@
 """Peak memory of a run and of its phases: `python benchmarks/memory.py [--clips 690] [--folds 5] [--out memory.json]`.
 
 Trains MiniLM for one epoch a fold as `hiccap_train` does, with the simple models of its defaults, as it is, with
-`--gradient-checkpointing` and in bfloat16, each in a process of its own. Prints the highest memory of each phase of each
-fold. The aim is 1,500 MB, the same in all folds. `--quick` takes few short clips and two folds. Linux.
+`--gradient-checkpointing` and in bfloat16, each in a process of its own. Prints the highest memory of each phase and of
+each fold. The aim is 1,500 MB, the same in all folds. `--quick` takes few short clips and two folds. Linux.
 """
 import argparse
 import json
@@ -38,8 +38,9 @@ def main():
     if a.quick: a.clips, a.folds, a.ways = 40, 2, ['float32']
     found = {way: measured(way, a.clips, a.folds, 20 if a.quick else None) for way in a.ways}
     for way, o in found.items():
-        print(f"{way}: peak {o['peak_mb']:,.0f} MB; of the folds {', '.join(f'{v:,.0f}' for v in o['folds_mb'])}; when"
-              f" training starts {', '.join(f'{v:,.0f}' for v in o['starts_mb'])}; {o['imports_mb']:,.0f} before a network")
+        peaks, starts = (', '.join(f'{v:,.0f}' for v in o[k]) for k in ('folds_mb', 'starts_mb'))
+        print(f"{way}: peak {o['peak_mb']:,.0f} MB; of the folds {peaks}; when training starts {starts};"
+              f" {o['imports_mb']:,.0f} before a network")
         for phase in dict.fromkeys(p['phase'] for p in o['phases']):
             highest = max((p for p in o['phases'] if p['phase'] == phase), key=lambda p: p['peak_mb'])
             print(f"  {phase:<28} {highest['before_mb']:,.0f} MB before, {highest['peak_mb']:,.0f} at the peak")

@@ -42,17 +42,17 @@ def plain(code, *args):
     return dict(seconds=time.perf_counter() - start)
 
 
-def measured(n, times):
-    "name -> medians"
+def measured(n, times, warm=1):
+    "name -> medians, without the first times, which warm the files"
     with tempfile.TemporaryDirectory() as folder:
         ways = {k: lambda v=v: watched(*v) for k, v in prepared(Path(folder), n).items()}
         ways |= {'help': lambda: plain('from hiccap.cli import train; train(["--help"])'),
                  'import of PyTorch and fastai': lambda: plain(IMPORTS)}
         found = {k: [] for k in ways}
-        for i in range(times + 1):
+        for i in range(warm + times):
             for k, f in ways.items():
                 o = f()
-                if i: found[k].append(o)
+                if i >= warm: found[k].append(o)
     keep = 'seconds', 'processor_seconds', 'mb', 'peak_mb'
     return {k: {n: statistics.median(o[n] for o in v) for n in keep if n in v[0]} for k, v in found.items()}
 
@@ -65,7 +65,7 @@ def main():
     p.add_argument('--quick', action='store_true', help='few clips, one time')
     a = p.parse_args()
     if a.quick: a.clips, a.times = 40, 1
-    r = dict(machine=machine_of(), clips=a.clips, times=a.times, commands=measured(a.clips, a.times))
+    r = dict(machine=machine_of(), clips=a.clips, times=a.times, commands=measured(a.clips, a.times, warm=not a.quick))
     base = r['commands']['import of PyTorch and fastai']['seconds']
     for k, o in r['commands'].items():
         more = f", {o['processor_seconds']:.1f} s of processors, {o['peak_mb']:.0f} MB" if 'mb' in o else ''

@@ -24,8 +24,9 @@ from .padding import pad
 from .records import words_of
 from .encoders import TokenEncoder
 from sklearn.linear_model import LogisticRegression, Ridge
+from .temperatures import fit_temperatures, logits_of
 from .tasks import check_tasks, is_labelled
-from .calibration import Predictions, calibrated_predictions, fit_temperatures, logits_of
+from .calibration import Predictions, calibrated_predictions
 from .metrics import choose_thresholds, count_scores, criterion_of, merits
 from .number_scores import number_scores
 
@@ -333,12 +334,12 @@ def _late_fusion(sources, train, valid, score):
     "Predictions of the test clips by the sum of the log-odds, or of the numbers, of a model for each source"
     found = {k: _tuned(variants, train, valid, score, strengths) for k, (variants, strengths) in sources.items()}
     y, sides = as_numpy(valid.labels), ({}, {})
-    temperatures = [fit_temperatures(on_valid, y, train.tasks).values for on_valid, *_ in found.values()]
+    temperatures = [fit_temperatures(on_valid, y, train.tasks, groups=valid.groups) for on_valid, *_ in found.values()]
+    found = {k: (of.apply(v), of.apply(p), chosen) for of, (k, (v, p, chosen)) in zip(temperatures, found.items())}
     for t in train.tasks:
         each = [(on_valid[t.name], probs[t.name]) for on_valid, probs, _ in found.values()]
         if t.is_regression: fused = _fused_numbers(each, y[t.name])
-        else: fused = [softmax(sum(logits_of(p)/of[t.name] for p, of in zip(o, temperatures)), axis=1)
-                       for o in zip(*each)]
+        else: fused = [softmax(sum(map(logits_of, o)), axis=1) for o in zip(*each)]
         for side, p in zip(sides, fused): side[t.name] = p
     chosen = {t.name: {f'{k}: {name}': v for k, o in found.items() for name, v in o[2][t.name].items()}
               for t in train.tasks}

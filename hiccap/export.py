@@ -22,6 +22,7 @@ from .imports import load_extra
 from .model import HICCAP
 from .padding import batch_modalities, batch_size
 from .tasks import Task
+from .temperatures import calibrated
 
 # %% ../nbs/61_export.ipynb #503889a5
 @functools.cache
@@ -103,15 +104,15 @@ def mean_logits(
 
 def calibrated_logits(
     logits: dict,     # task -> (B, C)
-    temperatures: dict # task -> temperature; any other output is left as it is
+    temperatures: dict # task -> temperature or curve; any other output is left as it is
 ) -> dict: # task -> (B, C)
-    "Logits divided by the temperature of their task, so that a softmax gives calibrated probabilities"
-    return {k: v/temperatures[k] if k in temperatures else v for k, v in logits.items()}
+    "Logits whose softmax gives calibrated probabilities"
+    return {k: calibrated(v, temperatures[k]) if k in temperatures else v for k, v in logits.items()}
 
 def joint_logits(
     models: list,       # of `HICCAP`
     inputs: dict,       # of a batch
-    temperatures: list=() # a dict task -> temperature for each model; none without calibration
+    temperatures: list=() # a dict task -> temperature or curve for each model; none without calibration
 ) -> dict: # task -> (B, C)
     "The logits of several models as one, calibrated"
     return mean_logits([calibrated_logits(m(inputs), t) for m, t in zip(models, temperatures or [{}]*len(models))])
@@ -239,7 +240,7 @@ def check_batches(
 def largest_difference(
     models: list,     # of `HICCAP`, in evaluation mode
     onnx: OnnxModel,  # their export
-    temperatures: list=() # a dict task -> temperature for each model; none without calibration
+    temperatures: list=() # a dict task -> temperature or curve for each model; none without calibration
 ) -> float:
     "The largest difference of a logit between networks and their export, over `check_batches`; infinite for NaN"
     found = []
@@ -282,7 +283,7 @@ def _program(models, temperatures):
 def about(
     models: list,               # of `HICCAP`
     thresholds: Thresholds=None, # probability from which a class is predicted; 0.5 by default
-    temperatures: list=() # a dict task -> temperature for each model, by which the logits are already divided
+    temperatures: list=() # a dict task -> temperature or curve for each model, by which the logits are already divided
 ) -> dict:
     "The JSON that is stored in an exported file's metadata under `hiccap`"
     m = models[0]
@@ -300,7 +301,7 @@ def export_onnx(
     thresholds: Thresholds=None, # probability from which a class is predicted; 0.5 by default
     overwrite: bool=False, # replace a file that is there
     tolerance: float=1e-4, # largest difference of a logit that is accepted
-    temperatures: list=()  # a dict task -> temperature for each network; none without calibration
+    temperatures: list=()  # a dict task -> temperature or curve for each network; none without calibration
 ) -> float: # the largest difference found
     """Write networks to an ONNX file after comparing it with them; raises `ExportError`, `OSError` for the path, and
     `ImportError` without the extra"""

@@ -15,7 +15,8 @@ import torch
 from fastcore.basics import patch
 from tqdm import tqdm
 from .basics import counted, dict_table, markdown_table, read_json_dict, some_of, versions, write_json
-from .calibration import Temperatures, compare_calibration
+from .calibration import compare_calibration
+from .temperatures import Temperatures, are_right_errors, is_curve, is_right_curve
 from .checkpoints import load_model
 from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
@@ -83,10 +84,11 @@ def _read_temperatures(folder, metrics, models):
     if (found := metrics.get('temperatures')) is None: return []
     errors = metrics.get('temperature_errors', [{} for _ in models])  # earlier versions did not keep them
     names = {t.name for t in models[0].tasks if not t.is_regression}
-    def are_positive(o): return all(isinstance(v, float) and v > 0 for v in o.values())
+    def are_right(o, right): return all(right(v) if is_curve(v) else isinstance(v, float) and v > 0
+                                        for v in o.values())
     whole = all(isinstance(o, list) and len(o) == len(models) for o in (found, errors)) and all(
         isinstance(of, dict) and set(of) in (set(), names) and isinstance(e, dict) and set(e) <= set(of)
-        and are_positive(of) and are_positive(e) for of, e in zip(found, errors))
+        and are_right(of, is_right_curve) and are_right(e, are_right_errors) for of, e in zip(found, errors))
     if not whole:
         raise ValueError(f"{folder/'metrics.json'} holds no temperatures that a run wrote: it was changed or damaged;"
                          " copy the folder again")

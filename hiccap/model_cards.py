@@ -16,6 +16,7 @@ from .metrics import LOWER_IS_BETTER, SCORE_NAMES, score_with_interval
 from .operating_points import operating_point
 from .predictions import NETWORK
 from .reports import comparison_section, headline_markdown, report_scores
+from .temperatures import value_text
 
 # %% ../nbs/60ba_model_cards.ipynb #5a3006ce
 _HUB_NAME = re.compile(r'[\w.-]+(/[\w.-]+)?', re.ASCII)
@@ -125,10 +126,12 @@ def _calibration_part(trained):
     def cell(side, task, k):
         o = found[side].get(task, dict(scores={}, intervals_95={}))
         return score_with_interval(o['scores'].get(k), o['intervals_95'].get(k))
-    rows = [[task, ', '.join(f'{t.values[task]:.2f}' for t in trained.temperatures if task in t.values),
+    def calibration(t, task): return value_text(t.values[task], t.errors.get(task))
+    rows = [[task, ', '.join(calibration(t, task) for t in trained.temperatures if task in t.values),
              *(f"{cell('before', task, k)} → {cell('after', task, k)}" for k in ('ece', 'brier'))]
             for task in found['after']]
-    return ['The logits of each task are divided by a temperature, which was fitted on validation clips; it stays 1'
+    return ['The logits of each task are divided by a temperature, or moved along a curve where many validation clips'
+            ' show that it is better. Both were fitted on validation clips; a temperature stays 1'
             ' where they leave it open. The error was'
             ' measured on the held-out clips, which had no part in it: before → after, lower is better, 95% intervals'
             ' by video in brackets.',

@@ -23,6 +23,7 @@ from .basics import lookup, probability_text, some_of
 from .encoders import FeatureEncoder, TokenEncoder
 from .padding import collate
 from .pooling import POOLINGS
+from .temperatures import calibrated
 
 # %% ../nbs/59_moments.ipynb #71e2b7cd
 class Speller:
@@ -198,10 +199,10 @@ def kept_logits(
 # %% ../nbs/59_moments.ipynb #8f6c69a8
 def mean_log_probabilities(
     logits: list,      # (R, C) of each network
-    temperatures: list # of each network
+    temperatures: list # of each network, or curves
 ) -> np.ndarray: # (R, C)
     "The logarithm of the mean of the calibrated probabilities"
-    each = [log_softmax(np.asarray(z, np.float64)/t, axis=1) for z, t in zip(logits, temperatures)]
+    each = [log_softmax(calibrated(np.asarray(z, np.float64), t), axis=1) for z, t in zip(logits, temperatures)]
     return logsumexp(each, axis=0) - np.log(len(each))
 
 def log_odds(
@@ -218,7 +219,7 @@ class Versions:
     clip: object       # `Clip`
     spans: dict        # modality -> `Spans`
     models: list       # of `HICCAP` in evaluation mode
-    temperatures: list # of dicts, task name -> temperature, one for each network
+    temperatures: list # of dicts, task name -> temperature or curve, one for each network
 
 @patch(as_prop=True)
 def columns(self: Versions) -> dict: # modality -> slice
@@ -258,7 +259,7 @@ def answers(self: Versions,
 def versions_of(
     clip,              # `Clip`
     models: list,      # of `HICCAP` in evaluation mode, one for each fold
-    temperatures=None, # of dicts, task name -> temperature, one for each network; 1 by default
+    temperatures=None, # of dicts, task name -> temperature or curve, one for each network; 1 by default
     speller: Speller=None, # of token ids; None where they cannot be spelled
     seconds: float=1., # about the length of a span of a modality with seconds
     most: int=MOST_SPANS # spans of a modality

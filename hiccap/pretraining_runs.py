@@ -265,7 +265,7 @@ def pretraining_network(
     if 'matching' in used: needs['matching'] = True
     if 'contrastive' in used: needs['projection'] = 128
     network = replace(run.network, config={**needs, **run.network.config})
-    return build_model(replace(network, linear_part=0), [s.dataset for s in streams], run.training.seed,
+    return build_model(replace(network, linear_part=0, size='large'), [s.dataset for s in streams], run.training.seed,
                        verbose=verbose)
 
 # %% ../nbs/56_pretraining_runs.ipynb #c5a4f6ac

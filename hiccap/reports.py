@@ -336,13 +336,14 @@ def parts_section(
     "The weights of the deep part and of the linear models, one for each fold"
     found = [f.linear for f in folds if f.linear]
     if not found: return []
-    names = list(next(iter(found[0].values())))
+    names = [k for k in next(iter(found[0].values())) if k != 'deep_scale']
     def weight(o): return f"{o['weight'] if isinstance(o, dict) else o:.2f}"
     rows = [[task, *(', '.join(weight(f[task][k]) if k in f[task] else '–' for f in found) for k in names)]
             for task in found[0]]
     head = ['task', 'deep part', *(f'linear model of {k}' for k in names[1:])]
     return ['### Deep and linear part', 'The answer is a weighted sum of the logits of encoders, cross-attention and'
-            ' heads (the deep part) and of a linear model for each modality. The weights are those under which the'
+            ' heads (the deep part) and of a linear model for each modality. Each is divided by a temperature first, so'
+            ' that its probabilities are true on the validation clips. The weights are those under which the'
             ' labels of the validation clips are most likely, with a prior by which the deep part counts 0. A weight of'
             ' 0 for the deep part says that these clips give no reason to use it.', markdown_table(head, rows)]
 

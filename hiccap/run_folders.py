@@ -332,17 +332,23 @@ def write_config(self:RunRecipe,
                 **(dict(extraction=self.extraction) if self.extraction else {})})
     if self.tokenizer is not None: self.tokenizer.save_pretrained(self.folder/'tokenizer')
 
+# %% ../nbs/53_run_folders.ipynb #rf000017
 @patch
 def with_recipe(self:RunRecipe,
     n: int # training clips
 ): # a run of the same kind
-    """The run with the settings of its recipe where it gives none, and with the precision that `auto` stands for. A run
-    that is resumed has those that it began with, also where another version has other recipes, or another machine
-    another precision"""
-    training = self.run.training.sized(n)
-    self.used = self.begun.get('used') or {k: getattr(training, k) for k in RECIPES['large']}
+    """The run with the settings of its recipe and the size of its network where it gives none, and with the precision
+    that `auto` stands for. A run that is resumed has those that it began with, also where another version has other
+    recipes, or another machine another precision"""
+    training, network = self.run.training.sized(n), self.run.network
+    has_size = 'size' in self.run.settings()
+    self.used = self.begun.get('used') or {k: getattr(training, k) for k in RECIPES['large']} | (
+        dict(size=network.sized(n).size) if has_size else {})
     if training.precision == 'auto': self.choose_precision()
-    return replace(self.run, training=replace(training, **self.used))
+    used = dict(self.used)
+    size = used.pop('size', 'large')  # networks of earlier versions had one size
+    if has_size: network = replace(network, size=size)
+    return replace(self.run, training=replace(training, **used), network=network)
 
 @patch
 def choose_precision(self:RunRecipe):

@@ -34,7 +34,7 @@ from .precision import fast_precision
 from .reports import BEST_POSSIBLE, affinity_of, plot_calibration_of, plot_scores_of, plot_training, write_report
 from .resuming import Checkpoint, load_state, save_state
 from .run_folders import WORK, Recipe, RunRecipe, data_digests
-from .runs import Network, Run, Training, strategy_part
+from .runs import SIZES, Network, Run, Training, strategy_part
 from .seen import write_records
 from .tracking import check_trackers, tracked
 from .weighting import Weigh
@@ -46,7 +46,8 @@ from .predictions import NETWORK, probability_table, write_probabilities
 from .learner import clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name
 from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
 from .linear_fit import fit_linear_part
-from .calibration import Predictions, Temperatures, calibrated_predictions, compare_calibration
+from .calibration import Predictions, calibrated_predictions, compare_calibration
+from .temperatures import Temperatures
 from .metrics import Thresholds, compare_scores, criterion_of, evaluate
 from .column_statistics import ColumnStatistics
 from .readers import text_modalities
@@ -126,6 +127,15 @@ def _encoders_of_clips(network, sets):
         out[m] = first.shape[1] if first.is_floating_point() else tokens
     return out
 
+def _of_size(size, encoders, given):
+    "Encoders and fields of a network that reads feature vectors alone, with the sizes where none are given"
+    width, hidden, layers = (SIZES[size][k] for k in ('width', 'hidden', 'layers'))
+    encoders = {m: FeaturesConfig(e, hidden, layers) if isinstance(e, int) else e for m, e in encoders.items()}
+    heads = given.get('heads', HICCAPConfig.heads)
+    fits = isinstance(heads, int) and heads > 0 and width%heads == 0
+    return encoders, (dict(width=width) if fits else {}) | given
+
+# %% ../nbs/55_training.ipynb #rt000018
 HEAD_DROPOUT = .1 # of the heads of a run, which have one hidden layer, as wide as the network
 
 def _network_config(network, sets, base):
@@ -135,6 +145,8 @@ def _network_config(network, sets, base):
     given = {k: v for k, v in (base | network.config).items() if k not in (*MODALITIES, 'modalities')}
     if set(named_encoders(base)) != set(encoders) and 'contexts' not in network.config: given.pop('contexts', None)
     heads, text = given.get('heads', 12), any(isinstance(e, TokensConfig) for e in encoders.values())
+    if not network.init and not any(isinstance(encoder_config(e, m), TokensConfig) for m, e in encoders.items()):
+        encoders, given = _of_size(network.sized(sum(map(len, sets))).size, encoders, given)
     if network.encoder and text and 'width' not in given and isinstance(heads, int) and heads > 0:
         width = hidden_size(encoder_path(network.encoder))
         if width % heads == 0: given['width'] = width

@@ -14,11 +14,11 @@ from hiccap.baselines import (
     standardised, tuned_linear, validation_score, word_counts)
 from hiccap.clips import Clip, ClipDataset
 from hiccap.encoders import TokenEncoder, TokensConfig
-from hiccap.calibration import fit_temperatures
 from hiccap.metrics import choose_thresholds
 from hiccap.records import words_of
 from hiccap.synthetic import synthetic_clips
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import fit_temperatures
 
 FUNNY = Task('funny')
 VOCABULARY = '[CLS] [SEP] [UNK] you are here no film i u ! ? 😀 😢 not bad'.split()

@@ -13,14 +13,15 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from hiccap.baselines import validation_score
-from hiccap.calibration import (BINS, TEMPERATURES, Temperatures, calibrated_predictions, calibration_errors,
-                                compare_calibration, fit_temperature, fit_temperatures, log_slopes, logits_of,
-                                off_by_chance, reliability_bins, task_calibration, temperature_error, tempered)
+from hiccap.calibration import (BINS, calibrated_predictions, calibration_errors, compare_calibration, off_by_chance,
+                                reliability_bins, task_calibration)
 from hiccap.decisions import (CHOICES, GRID, STARTS, Decisions, TaskDecision, block_threshold, decisions_of,
                               fit_decisions, loss_p_value, pass_threshold, review_curve, videos_needed)
 from hiccap.metrics import Thresholds, best_threshold, choose_thresholds, count_scores, criterion_of, merits
 from hiccap.operating_points import GOALS, OperatingPoint, operating_point
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import (TEMPERATURES, Temperatures, fit_temperature, fit_temperatures, log_slopes, logits_of,
+                                 temperature_error, tempered)
 
 FUNNY, MOOD = Task('funny'), Task('mood', 3)
 seeds = st.integers(0, 2**32 - 1)

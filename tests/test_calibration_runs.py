@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from conftest import TINY_NETWORK
-from hiccap.calibration import Temperatures, fit_temperatures, tempered
 from hiccap.clips import DataError, as_numpy
 from hiccap.cli import calibrate, evaluate, predict, train
 from hiccap.decisions import decisions_of
@@ -18,6 +17,7 @@ from hiccap.operating_points import operating_point
 from hiccap.run_data import read_splits
 from hiccap.runs import Run
 from hiccap.synthetic import synthetic_clips, write_synthetic
+from hiccap.temperatures import Temperatures, fit_temperatures, tempered
 
 SHAPE = {**TINY_NETWORK, 'head_dropout': .3,
          'text': dict(kind='tokens', config=dict(TINY_NETWORK['text']['config'], vocab_size=512))}

@@ -11,7 +11,8 @@ from scipy.special import log_softmax, softmax
 from hiccap.baselines import DEEP_ALONE, fit_linear
 from hiccap.checkpoints import init_from, load_model, save_model
 from hiccap.clips import ClipDataset
-from hiccap.linear_fit import PRIOR_STRENGTH, fit_linear_part, part_weights, prior_weights, word_values
+from hiccap.linear_fit import (PRIOR_STRENGTH, fit_linear_part, part_scales, part_weights, prior_weights,
+                               word_values)
 from hiccap.linear_part import word_rows
 from hiccap.model import HICCAP
 from hiccap.network_config import HICCAPConfig
@@ -20,6 +21,7 @@ from hiccap.run_data import read_splits
 from hiccap.runs import Run
 from hiccap.synthetic import synthetic_clips
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import fit_temperature
 from hiccap.training import FoldRecipe, build_model, predict_test, run_learner, train_run
 from test_any_modalities import network, with_linear_part
 from test_training import SMALL, of_two_tasks, silent, with_labels
@@ -83,6 +85,25 @@ def test_weights_are_the_best_ones(n, sources, seed):
     if not n: assert w.tolist() == prior.tolist()
 
 
+@given(st.integers(1, 3), st.lists(st.floats(.2, 8.), min_size=4, max_size=4), st.integers(0, 99))
+def test_how_sure_a_part_is_of_itself_changes_nothing(sources, factors, seed):
+    rng, task, factors = np.random.default_rng(seed), Task('mood', 3), np.array(factors[:sources + 1])[:, None, None]
+    y = rng.integers(0, 3, 60)
+    z = rng.standard_normal((sources + 1, 60, 3)) + np.eye(3)[y]  # each part knows something, none is always right
+    scales, other = (part_scales(o, y)[:, None, None] for o in (z, factors*z))
+    np.testing.assert_allclose(other*factors, scales, rtol=1e-6)
+    np.testing.assert_allclose(part_weights(other*factors*z, y, task), part_weights(scales*z, y, task), atol=1e-3)
+
+
+def test_the_linear_models_with_their_scales_are_calibrated():
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((3, 500)), rng.integers(0, 2, 500)
+    z = np.stack([0*x, 5*(x + 2*y - 1)], 2)  # of the deep part and of two linear models, all far too sure
+    scales = part_scales(z, y)[:, None, None]
+    for own in (z[0]*scales[0], (scales*z)[1:].sum(0)):
+        assert fit_temperature(softmax(own, 1), y)[0] == pytest.approx(1, abs=1e-6)
+
+
 @given(st.integers(0, 40), st.integers(1, 3), st.sampled_from([1., 100.]), st.integers(0, 99))
 def test_weights_of_numbers_do_not_depend_on_the_unit(n, sources, unit, seed):
     rng = np.random.default_rng(seed)
@@ -138,7 +159,9 @@ def test_labels_of_validation_clips_do_decide(parts):
     known = fit_linear_part(model.linear_part, train, valid, dict(zeros(valid)))
     without = fit_linear_part(model.linear_part, train, unknown, dict(zeros(valid)))
     assert known != without
-    assert all(o['deep'] == 0 and o['text']['weight'] == pytest.approx(3**-.5) for o in without.values())
+    assert all(o['deep'] == 0 and o['text']['weight'] == pytest.approx(1) for o in without.values())
+    kinds = {t.name: t.is_regression for t in train.tasks}
+    assert all(o['text']['scale'] == pytest.approx(1 if kinds[k] else 3**-.5) for k, o in without.items())
 
 
 def test_the_linear_part_travels_with_the_network(tmp_path):
@@ -204,7 +227,8 @@ def test_runs_of_other_kinds_say_what_each_part_counts(tmp_path, how):
     report = (tmp_path/'run/report.md').read_text()
     assert '### Deep and linear part' in report and DEEP_ALONE in report
     found = json.loads((tmp_path/'run/metrics.json').read_text())['linear_part']
-    assert len(found) == (2 if 'folds' in how else 1) and found[0]['said'].keys() == {'deep', 'text', 'video', 'audio'}
+    assert len(found) == (2 if 'folds' in how else 1)
+    assert found[0]['said'].keys() == {'deep', 'deep_scale', 'text', 'video', 'audio'}
 
 
 def test_clips_of_one_modality_have_one_linear_model(parts, tmp_path):
@@ -212,4 +236,4 @@ def test_clips_of_one_modality_have_one_linear_model(parts, tmp_path):
                                     o.tasks, o.groups)) for o in parts)
     model = build_model(SMALL.but(config={}).network, train, 0)
     report = fit_linear_part(model.linear_part, train, valid, dict(zeros(valid)))
-    assert all(set(o) == {'deep', 'audio'} for o in report.values())
+    assert all(set(o) == {'deep', 'deep_scale', 'audio'} for o in report.values())

@@ -15,13 +15,14 @@ from hiccap.checkpoints import save_model
 from hiccap.clips import Clip, ClipDataset, as_numpy
 from hiccap.encoders import TokensConfig, text_backbone
 from hiccap.mean_pooling import MeanPooled
-from hiccap.calibration import fit_temperatures
+from hiccap.inference import load_run
 from hiccap.metrics import Thresholds, choose_thresholds, compare_scores, evaluate
 from hiccap.predictions import NETWORK, PROBABILITIES, read_probabilities
 from hiccap.reports import comparison_rows, comparison_section, headline, headline_markdown
 from hiccap.run_data import read_splits
-from hiccap.runs import EARLIER_HEADS, RECIPES, Network, Run
+from hiccap.runs import EARLIER_HEADS, RECIPE_SIZES, RECIPES, SIZES, Network, Run
 from hiccap.tasks import IGNORE, Task
+from hiccap.temperatures import fit_temperatures
 from hiccap.training import (
     HEAD_DROPOUT,
     Fold, FoldRecipe, Predicted, build_model, compare_folds, fit_run, models_of_folds, predict_test, prediction_table,
@@ -388,7 +389,7 @@ def test_a_resumed_run_keeps_the_recipe_that_it_began_with(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt): train_run(run, tmp_path/'run', write=stop)
     monkeypatch.setitem(RECIPES, 'small', recipe | dict(epochs=3, bs=16))  # that of another version
     train_run(run, tmp_path/'run', write=silent, resume=True)
-    assert json.loads((tmp_path/'run'/'config.json').read_text())['used'] == recipe
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['used'] == recipe | dict(size='small')
     assert pd.read_csv(tmp_path/'run'/'history.csv').epoch.nunique() == 2
 
 
@@ -421,3 +422,55 @@ def test_a_run_has_one_hidden_layer_and_standardised_features_unless_it_starts_f
     save_model(as_before, tmp_path/'model')
     again = build_model(Network(init=str(tmp_path/'model')), ds, verbose=False)
     assert again.config.head_widths == (200, 40) and again.encoders['face'].standardise is None
+
+
+def vectors(n):
+    "Clips of two modalities of vectors"
+    rng = np.random.default_rng(0)
+    return ClipDataset.from_clips([Clip(f'c{i}', face=rng.normal(size=(3, 4)).astype(np.float32),
+                                        sound=rng.normal(size=(2, 5)).astype(np.float32), labels=dict(y=i%2))
+                                   for i in range(n)], [Task('y')])
+
+
+def shape(model): return model.config.width, {m: (e.hidden, e.layers) for m, e in model.config.modalities.items()}
+
+
+def test_the_size_of_a_network_of_vectors_follows_from_the_number_of_clips():
+    few, many = vectors(10), vectors(1000)
+    assert shape(build_model(Network(), few)) == (96, dict(face=(64, 1), sound=(64, 1)))
+    assert shape(build_model(Network(), many)) == (192, dict(face=(128, 1), sound=(128, 1)))
+    assert shape(build_model(Network(), [few, vectors(990)]))[0] == 192  # several data sets count together
+    assert shape(build_model(Network(size='medium'), few)) == shape(build_model(Network(), many))
+    given = dict(width=24, modalities=dict(face=dict(kind='features', width=4, hidden=5, layers=2)))
+    assert shape(build_model(Network(config=given), few)) == (24, dict(face=(5, 2), sound=(64, 1)))
+    assert shape(build_model(Network(config=dict(heads=64)), few))[0] == 768  # 96 cannot be divided by it
+
+
+def test_a_network_that_reads_text_has_the_size_of_its_encoder(parts):
+    config = {k: v for k, v in SMALL.network.config.items() if k not in ('width', 'video', 'audio')}
+    few = build_model(replace(SMALL.network, config=config), parts[0])
+    assert few.config.width == 768 and few.config.video.hidden == 512
+
+
+@pytest.mark.parametrize('begun', ['small', None])
+def test_a_resumed_run_keeps_the_size_that_it_began_with(tmp_path, monkeypatch, begun):
+    "A run of an earlier version does not say which it has: all had the large one"
+    ds = vectors(60)
+    (tmp_path/'face').mkdir()
+    for i, id in enumerate(ds.ids): np.save(tmp_path/'face'/f'{id}.npy', ds.columns['face'][i].numpy())
+    pd.DataFrame(dict(id=ds.ids, y=ds.targets('y').numpy())).to_csv(tmp_path/'clips.csv', index=False)
+    run = Run.flat(data=str(tmp_path/'clips.csv'), labels=('y',), features=(f"face={tmp_path/'face'}",), epochs=2,
+                   threads=1, simple_models=(), bs=16, lr=1e-3, encoder_lr=1e-3, checkpoint_every=0)
+    def stop(line):
+        if 'epoch 1/2' in line: raise KeyboardInterrupt
+    monkeypatch.setitem(SIZES, 'large', dict(width=48, hidden=8, layers=2))
+    first = run if begun else run.but(size='large')
+    with pytest.raises(KeyboardInterrupt): train_run(first, tmp_path/'run', write=stop)
+    config, = tmp_path.glob('*run*/config.json')
+    kept = json.loads(config.read_text())
+    assert kept['used']['size'] == (begun or 'large')
+    if not begun: del kept['used']['size'], kept['run']['network']['size']
+    config.write_text(json.dumps(kept))
+    monkeypatch.setitem(RECIPE_SIZES, 'small', 10)  # those of another version
+    train_run(first, tmp_path/'run', write=silent, resume=True)
+    assert load_run(tmp_path/'run').models[0].config.width == (96 if begun else 48)

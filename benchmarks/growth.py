@@ -16,7 +16,6 @@ from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
-import torch
 from packing import synthetic
 from sampling import mixture
 from steps import MINILM, machine, timed, unheard

@@ -26,8 +26,8 @@ def quiet_imports():
 # %% ../nbs/04_imports.ipynb #6b927d0e
 @contextmanager
 def first_imports():
-    """Import what a command needs without a search for unreachable objects, now or later. Does nothing where PyTorch has
-    been imported before, because then the objects of a user may be there"""
+    """Import what a command needs without a search for unreachable objects, now or later. Does nothing where PyTorch
+    has been imported before, because then the objects of a user may be there"""
     if 'torch' in sys.modules or not gc.isenabled():
         yield
         return

@@ -156,7 +156,7 @@ def flow_model(
     "The flow model of a folder; raises `ValueError`"
     at = weights_file(folder, ('pwc', 'raft'), f'{PWC_WEIGHTS}; or {RAFT_WEIGHTS}')
     if 'raft' in at.name.lower():
-        # here: torchvision brings the compiler of PyTorch, which takes seconds and 200 MB of whoever imports this module
+        # here, because torchvision imports the compiler of PyTorch, for which prediction has no use
         from torchvision.models.optical_flow import raft_large
         with torch.device('meta'): network = raft_large(weights=None)
         return RAFT(load_weights(network, at, RAFT_WEIGHTS))

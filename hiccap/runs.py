@@ -308,19 +308,20 @@ class Training(Section):
 
 # %% ../nbs/50_runs.ipynb #eb98fb27
 @patch
-def sized(self:Network,
-    n: int # training clips
-) -> Network:
-    "The same settings, with the sizes that `auto` stands for"
-    return replace(self, size=recipe_for(n)) if self.size == 'auto' else self
-
-@patch
 def sized(self:Training,
     n: int # training clips
 ) -> Training:
     "The same settings, with those of the recipe where none is given"
     name = recipe_for(n) if self.recipe == 'auto' else self.recipe
     return replace(self, **{k: v for k, v in RECIPES[name].items() if getattr(self, k) is None})
+
+# %% ../nbs/50_runs.ipynb #rc000024
+@patch
+def sized(self:Network,
+    n: int # training clips
+) -> Network:
+    "The same settings, with the sizes that `auto` stands for"
+    return replace(self, size=recipe_for(n)) if self.size == 'auto' else self
 
 # %% ../nbs/50_runs.ipynb #rc00000d
 class Composed:

@@ -33,7 +33,9 @@ MODULES = dict(
     training='train_run',
     pretraining_runs='PretrainRun pretrain_run',
     comparison='compare_runs',
+    windows='Windows',
     prediction_records='read_prediction_records',
+    segments='segments_table', # with the methods that find segments
     review_page='write_review',
     sharing='load_run Trained', # with the methods that save, share and load a run
 )

@@ -43,7 +43,9 @@ def _option(f, text):
         return '--set' if f.name == 'config' else flag, more | dict(nargs='+', type=_value, metavar='NAME=VALUE')
     if f.metadata['named']: return flag, more | dict(nargs='+', metavar=('NAME', 'ARGUMENT=VALUE'))
     if isinstance(default, bool): return flag, more | dict(action='store_true')
-    if isinstance(default, tuple): return flag, more | dict(nargs='+', metavar=f.name.upper())
+    # parts of videos can be whole videos for another command
+    several = '*' if f.name == 'seconds' else '+'
+    if isinstance(default, tuple): return flag, more | dict(nargs=several, metavar=f.name.upper())
     if f.metadata['choices']: return flag, more | dict(choices=f.metadata['choices'])
     return flag, more | dict(type=f.type, metavar=f.name.upper())
 
@@ -314,15 +316,35 @@ def predict(
                    ' fiftyone.Sample.from_dict reads. Needs clips of video files')
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
                    ' and the moments of each clip. Open its index.html')
+    _add_windows(p, 'also predict windows that slide over each clip, and the segments in which the answer is yes: in'
+                    ' the files of --json, on the pages of --html, and next to --out as NAME_segments.csv. A run that'
+                    ' learned from parts of videos takes whole ones with --seconds and no columns')
     return _guarded(_predict, p.parse_args(argv), 'sharing')
 
+# %% ../nbs/62_cli.ipynb #85846302
+def _add_windows(p, what):
+    "The option of windows"
+    p.add_argument('--windows', metavar='LENGTH/STEP',
+                   help=f'{what}. 4/1: windows of 4 s, one every 1 s; 4 is the same')
+
+def _windows(args):
+    "The `Windows` that were asked for; None without; raises `ValueError`"
+    if args.windows is None: return None
+    from hiccap.windows import parse_windows
+    return parse_windows(args.windows)
+
+def _segments_file(args): return Path(args.out).with_name(f'{Path(args.out).stem}_segments.csv')
+
+# %% ../nbs/62_cli.ipynb #5f8cd2fc
 def _predict(args):
     from hiccap.training import prediction_table
+    windows = _windows(args)
     _check_written(args)
     trained, clips, failures = _locate_for(args)
     ds = _read_located(args, trained, clips, labelled=False)
     probs, predicted = trained.answer(ds, args.bs, args.precision)
-    if _wants_records(args): _write_records(args, trained, ds, clips, probs, failures)
+    found = _found_segments(args, trained, ds, clips, windows) if windows else None
+    if _wants_records(args): _write_records(args, trained, ds, clips, probs, failures, found, windows)
     if args.out or not _wants_records(args):
         table = prediction_table(ds.ids, probs, predicted, trained.tasks, decisions=trained.decide(probs))
         table.to_csv(args.out or sys.stdout, index=False)
@@ -337,13 +359,30 @@ def _check_written(args):
     if args.moments and not any((args.json, args.label_studio, args.fiftyone)):
         raise ValueError('--moments adds the moments to the files of --json, --label-studio and --fiftyone: give --json'
                          ' too, or one of the others; --html has them always')
-    written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html, *_exported_files(args)) if o]
+    if args.windows and not any((args.out, args.json, args.html)):
+        raise ValueError('--windows adds windows and segments to the files of --json and --html, and a table of'
+                         ' segments next to --out: give one of them')
+    segments = _segments_file(args) if args.windows and args.out else None
+    written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html, segments, *_exported_files(args)) if o]
     if len({*written}) < len(written):
         raise ValueError('--out, --json, --html, --label-studio and --fiftyone name one path twice: give each its own')
-    if args.out: check_new_file(args.out, 'a .csv file', args.overwrite)
+    for o in filter(None, (args.out, segments)): check_new_file(o, 'a .csv file', args.overwrite)
     if args.json: check_new_file(args.json, 'a .jsonl file', args.overwrite)
     for o in _exported_files(args): check_new_file(o, f'a {Path(o).suffix or ".json"} file', args.overwrite)
     if args.html: check_new_folder(args.html, args.overwrite, 'a review page', REVIEW)
+
+# %% ../nbs/62_cli.ipynb #65161286
+def _found_segments(args, trained, ds, clips, windows):
+    "The windows and segments of the clips, with their notes on standard error; writes the table of segments"
+    from hiccap.clip_places import clip_places
+    from hiccap.segments import segments_table, window_notes
+    found = trained.segment_clips(ds, windows, clip_places(clips), args.bs, args.precision)
+    for o in window_notes(found): print(o, file=sys.stderr)
+    if args.out:
+        table = segments_table(found)
+        table.to_csv(_segments_file(args), index=False)
+        print(f"{counted(len(table), 'segment')}: {_segments_file(args)}", file=sys.stderr)
+    return found
 
 def _exported_files(args):
     "The files for Label Studio and FiftyOne"
@@ -352,6 +391,7 @@ def _exported_files(args):
 
 def _wants_records(args): return bool(args.json or args.html or _exported_files(args))
 
+# %% ../nbs/62_cli.ipynb #9d87850d
 def _exported(args, records):
     "The contents of the files for Label Studio and FiftyOne, and what they are; raises `ValueError`"
     from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
@@ -362,13 +402,15 @@ def _exported(args, records):
     if args.fiftyone: found.append((fiftyone_samples(records), 'Samples for FiftyOne'))
     return found
 
-def _write_records(args, trained, ds, clips, probs, failures):
+def _write_records(args, trained, ds, clips, probs, failures, found, windows):
     "Write the records, the pages of predictions, and the files for other tools"
     from hiccap.clip_places import clip_places
     from hiccap.prediction_records import prediction_records, write_prediction_records
     from hiccap.review_page import write_review
+    from hiccap.segments import with_segments
     explanations = trained.explain(ds) if args.moments or args.html else None
     records = prediction_records(trained, ds, explanations, clip_places(clips), probs)
+    if found is not None: records = with_segments(records, found, windows)
     exported = _exported(args, records)
     if args.json:
         write_prediction_records(args.json, records, args.overwrite)
@@ -403,18 +445,31 @@ def evaluate(
     p.add_argument(
         '--only-unseen', action='store_true',
         help='leave out clips that the run was trained on, that chose its epoch, or whose video has such clips')
+    _add_windows(p, 'also score the segments that windows find, next to trivial baselines, where a table has two'
+                    ' columns of seconds, from when to when a label holds (needs --out)')
     add_run_options(p, only=('own_numbering',))
     return _guarded(_evaluate, p.parse_args(argv), 'inference')
 
 # %% ../nbs/62_cli.ipynb #230014ba
 def _check_evaluation(args):
     "Raise `ValueError` for options that need another one"
-    for name in ('robustness', 'moments'):
+    for name in ('robustness', 'moments', 'windows'):
         value = getattr(args, name)
         if value not in (None, False) and not args.out:
             raise ValueError(f'--{name} writes tables and plots: say where with --out')
     if args.moments is not None and args.moments < 1:
         raise ValueError(f'--moments is the number of clips, at least 1, got {args.moments}')
+
+def _segment_writer(args, trained, ds, clips, windows):
+    "What scores the segments of videos and writes them to a folder; raises `DataError` for a table without seconds"
+    import numpy as np
+    from hiccap.clip_places import clip_places
+    from hiccap.segments import labelled_videos, write_segment_scores
+    from hiccap.windows import yes_or_no
+    if not yes_or_no(trained.tasks): raise ValueError('--windows: the run has no task of two classes, so no segments')
+    videos = labelled_videos(ds, clip_places(clips), trained.speller(), args.data)
+    return lambda folder: write_segment_scores(folder, trained, ds, videos, windows, np.random.default_rng(0),
+                                               args.bs, args.precision)
 
 def _evaluate(args):
     from hiccap.clips import as_numpy
@@ -423,13 +478,16 @@ def _evaluate(args):
     from hiccap.moments import check_explainable
     from hiccap.run_folders import check_folder
     _check_evaluation(args)
+    windows = _windows(args)
     if args.out: check_folder(args.out, args.overwrite, 'evaluation')
-    trained, ds, failures = _read_for(args, labelled=True)
+    trained, clips, failures = _locate_for(args)
+    ds = _read_located(args, trained, clips, labelled=True)
     for o in trained.models if args.moments else (): check_explainable(o)
     where = args.data, getattr(args, 'own_numbering', False)
     if args.only_unseen:
         ds = trained.unseen(ds, *where)
         print(ds.notes[-1])
+    segments = _segment_writer(args, trained, ds, clips, windows) if windows else None
     seen = trained.seen(ds, *where)
     print(seen)
     raw, probs = trained.mean_probabilities(ds, args.bs, args.precision)
@@ -437,7 +495,8 @@ def _evaluate(args):
     scores = evaluate(probs, as_numpy(ds.labels), trained.tasks, trained.thresholds, predicted, ds.groups)
     if args.out:
         write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness,
-                         seen, raw, args.moments or 0, lambda line: print(line, file=sys.stderr))
+                         seen, raw, args.moments or 0, lambda line: print(line, file=sys.stderr),
+                         [segments] if segments else ())
         print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
     return int(bool(failures))

@@ -364,14 +364,19 @@ def predict(self:Trained,
 
 # %% ../nbs/60_inference.ipynb #ba6788fd
 @patch
+def speller(self:Trained) -> Speller|None:
+    "What finds the words of the run's token ids; None without a tokenizer"
+    return None if self.tokenizer is None else Speller(self.tokenizer)
+
+@patch
 def clip_versions(self:Trained,
     clip,              # `Clip`
     seconds: float=1., # about the length of a span of a modality with seconds
     speller: Speller=None # of the run's tokenizer; made here by default
 ) -> Versions:
     "A clip, divided into spans, as the networks of the run see it"
-    if speller is None and self.tokenizer is not None: speller = Speller(self.tokenizer)
-    return versions_of(clip, self.models, [o.values for o in self.temperatures] or None, speller, seconds)
+    return versions_of(clip, self.models, [o.values for o in self.temperatures] or None, speller or self.speller(),
+                       seconds)
 
 @patch
 def explain(self:Trained,
@@ -385,7 +390,7 @@ def explain(self:Trained,
 ) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
     clips = self.clips_of(data, features, without, **kwargs)
-    speller = None if self.tokenizer is None else Speller(self.tokenizer)
+    speller = self.speller()
     return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
                         for clip in tqdm(clips, unit='clip', disable=None))
 
@@ -436,7 +441,7 @@ def write_moments(
     log=lambda line: None # gets lines of progress
 ) -> list: # of paragraphs of a report
     "Measure whether the moments of a run decide its predictions"
-    speller = None if trained.tokenizer is None else Speller(trained.tokenizer)
+    speller = trained.speller()
     found = measure_faithfulness(ds, lambda clip: trained.clip_versions(clip, speller=speller), trained.thresholds, n,
                                  seed=seed, log=log)
     found.table().to_csv(folder/'moments.csv', index=False)
@@ -518,7 +523,8 @@ def write_evaluation(
     seen=None, # of `Trained.seen`, if the defaults of that are not right
     raw=None,  # the probabilities before calibration, of `mean_probabilities`; predicted here by default
     moments: int=0, # clips on which it is measured whether the moments decide; 0 leaves it out
-    log=lambda line: None # gets lines of progress
+    log=lambda line: None, # gets lines of progress
+    more=() # functions: folder, for tables and plots -> paragraphs of the report
 ):
     """Write the scores of a finished run on other clips: `config.json`, `metrics.json`, `predictions.csv`, plots and
     `report.md`. Report and metrics begin with how many of the clips the run has seen. Raises `FileExistsError`"""
@@ -539,6 +545,7 @@ def write_evaluation(
             calibration_section({NETWORK: calibration}),
             write_robustness(folder, trained, ds) if robustness else [],
             write_moments(folder, trained, ds, moments, log=log) if moments else [],
+            *(write(folder) for write in more),
             data_section(ds.notes),
             ['## All scores', scores.markdown()]])
         write_json(folder/'metrics.json', dict(seen=seen.counts(), scores=scores.to_dict(), notes=ds.notes,

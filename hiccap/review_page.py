@@ -89,8 +89,14 @@ def clip_details(
                  for m, v in spans.items()}
     modalities = [dict(name=m, present=o['present'], positions=o['positions'], source=o['source'],
                        spans=spans[m] if spans else []) for m, o in record['modalities'].items()]
+    segments = [_segments(t) for t in tasks] if 'windows' in record else None
     return dict(modalities=modalities, contributions=contributions, explained=[t.get('explained') for t in tasks],
-                without=[_answer(t['without_top_moments'], t.get('classes')) for t in tasks])
+                without=[_answer(t['without_top_moments'], t.get('classes')) for t in tasks], segments=segments)
+
+def _segments(t):
+    "The segments of a task: from, to, and the highest probability; None for a task that has none"
+    if t['segments'] is None: return None
+    return [[_seconds(s['start_ms']), _seconds(s['end_ms']), s['peak']] for s in t['segments']]
 
 # %% ../nbs/60b_review_page.ipynb #9b29f06b
 def answers_command(

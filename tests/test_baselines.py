@@ -335,7 +335,7 @@ def test_class_frequencies():
     frequencies, y_valid = dict(funny=np.tile([.75, .25], (4, 1))), dict(funny=np.array(y['valid']))
     fitted = fit_temperatures(frequencies, y_valid, [FUNNY])
     assert found.temperatures == fitted and (found.probs['funny'] == fitted.apply(frequencies)['funny'][:2]).all()
-    assert found.thresholds == choose_thresholds(found.temperatures.apply(frequencies), y_valid, [FUNNY])
+    assert found.thresholds == choose_thresholds(found.temperatures.apply(frequencies), y_valid, [FUNNY], steady=True)
     three = ClipDataset(['a', 'b', 'c'], {}, dict(mood=[2, 2, 0]), [Task('mood', 3)])
     found = baseline_predictions(three, three, three.subset([0]))[CONSTANT]
     assert np.allclose(found.raw['mood'], [[1/3, 0, 2/3]]) and found.predicted['mood'].tolist() == [2]

@@ -17,7 +17,8 @@ from hiccap.calibration import (BINS, calibrated_predictions, calibration_errors
                                 reliability_bins, task_calibration)
 from hiccap.decisions import (CHOICES, GRID, STARTS, Decisions, TaskDecision, block_threshold, decisions_of,
                               fit_decisions, loss_p_value, pass_threshold, review_curve, videos_needed)
-from hiccap.metrics import Thresholds, best_threshold, choose_thresholds, count_scores, criterion_of, merits
+from hiccap.metrics import (Thresholds, best_threshold, choose_thresholds, count_scores, criterion_of, merits,
+                            steady_threshold)
 from hiccap.operating_points import GOALS, OperatingPoint, operating_point
 from hiccap.tasks import IGNORE, Task
 from hiccap.temperatures import (TEMPERATURES, Temperatures, fit_temperature, fit_temperatures, log_slopes, logits_of,
@@ -398,6 +399,58 @@ def test_the_chosen_threshold_is_the_best_on_its_own_data(seed, text, n, tied):
         else:
             assert missed == pytest.approx(max(map(bound, every))) == pytest.approx(bound(counts))
     assert point.goal != 'recall' or missed is None  # a recall of 1 is always there
+
+
+def score_at(threshold, p, y, point):
+    "By definition, with labels or expected labels"
+    yes = p >= threshold
+    counts = np.array([[((1 - y)*~yes).sum(), ((1 - y)*yes).sum()], [(y*~yes).sum(), (y*yes).sum()]])
+    return np.nan_to_num(merits(counts, point)[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.sampled_from(['macro_f1', 'f1', 'accuracy', 'cost=5:1']), st.integers(3, 60), st.booleans())
+def test_the_steady_threshold_is_one_that_the_rows_cannot_tell_from_the_best(seed, point, n, tied):
+    p, y = rows(n, 2, seed)
+    assume(0 < y.sum() < n)
+    p = p[:, 1].round(1) if tied else p[:, 1]
+    t, (best, _) = steady_threshold(p, y, point), best_threshold(p, y, point)
+    cuts = [0, *((a + b)/2 for a, b in itertools.pairwise(np.unique(p))), 2]
+    def apart(cut):
+        "The difference to the best cut, and its standard error over samples of the rows"
+        rng, top = np.random.default_rng(0), max(cuts, key=lambda c: score_at(c, p, y, point))
+        drawn = [rng.integers(n, size=n) for _ in range(100)]
+        d = [score_at(top, p[o], y[o], point) - score_at(cut, p[o], y[o], point) for o in drawn]
+        return score_at(top, p, y, point) - score_at(cut, p, y, point), np.std(d)
+    off, error = apart(t)
+    assert off <= 3*error + 1e-9
+    for cut in cuts:  # one that the probabilities expect to be better was left out because of the labels
+        if score_at(cut, p, p, point) > score_at(t, p, p, point) + 1e-9: assert apart(cut)[0] > 0
+
+
+def test_the_steady_threshold_of_few_rows_is_what_the_probabilities_expect():
+    p, y = np.array([.1, .2, .3, .45, .6, .7, .8, .9]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
+    cuts = np.linspace(.05, .95, 91)
+    expected = max(score_at(c, p, p, 'macro_f1') for c in cuts)
+    assert score_at(steady_threshold(p, y, 'macro_f1'), p, p, 'macro_f1') == pytest.approx(expected)
+
+
+def test_rows_of_one_video_say_less_about_a_threshold():
+    p, y = rows(400, 2, 0)
+    p = p[:, 1]**6  # far too low, which 400 videos show and two do not
+    alone, together = (steady_threshold(p, y, 'macro_f1', g) for g in (None, np.arange(400)//200))
+    assert score_at(alone, p, p, 'macro_f1') < score_at(together, p, p, 'macro_f1')
+    twice = [steady_threshold(p, y, 'macro_f1', np.arange(400)//2) for _ in range(2)]
+    assert twice[0] == twice[1]
+
+
+def test_a_least_precision_is_kept_also_by_calibrated_predictions():
+    p, y = rows(200, 2, 3)
+    found = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], 'precision=0.8')
+    probs = found.temperatures.apply(dict(funny=p))
+    assert found.thresholds == choose_thresholds(probs, dict(funny=y), [FUNNY], score='precision=0.8')
+    steady = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], groups=np.arange(200)//4)
+    assert steady.thresholds.values['funny'] == steady_threshold(probs['funny'][:, 1], y, 'macro_f1', np.arange(200)//4)
 
 
 def test_a_precision_that_is_not_reached_is_said_with_the_best():

@@ -288,6 +288,25 @@ def test_the_queue_is_sorted_and_filtered(opened):
     assert page.run("document.getElementById('decision').disabled")
 
 
+def test_segments_are_on_the_timeline_of_their_task(page, videos, tmp_path):
+    found = record('a', .9, videos)
+    found['windows'] = dict(length_ms=2000, step_ms=1000, uncut=['text'], spans=[[0, 2000], [1000, 3000], [3000, 5000]])
+    found['tasks']['funny'] |= dict(windows=[[.9, .1], [.2, .8], [.1, .9]],
+                                    segments=[dict(start_ms=1000, end_ms=2000, peak=.8),
+                                              dict(start_ms=3000, end_ms=5000, peak=.9)])
+    found['tasks']['rating'] |= dict(windows=[[1.], [2.], [3.]], segments=None)
+    SCHEMA.validate(found)
+    page.open(write_review(tmp_path/'review', [found]))
+    page.wait("document.querySelectorAll('.segment').length === 2")
+    places = page.run("[...document.querySelectorAll('.segment')].map(e => [e.style.left, e.style.width])")
+    assert places == [['20%', '20%'], ['60%', '40%']]
+    assert page.run("document.querySelector('.segment').title") == 'yes 0:01.0–0:02.0, highest probability 0.800'
+    size = page.run("(r => [r.width, r.height])(document.querySelector('.segment').getBoundingClientRect())")
+    assert min(size) > 8
+    page.run("(e => { e.value = '1'; e.dispatchEvent(new Event('change')); })(document.getElementById('task'))")
+    assert not page.run("document.querySelectorAll('.segments').length") and not page.errors
+
+
 def test_the_keyboard_is_enough(opened):
     page = opened
     for key, clip in zip('jjjjkk', 'caddac'):

@@ -119,8 +119,10 @@ def test_thresholds_of_the_network_are_those_of_validation_clips(parts, learn, s
     (p, y), (p_test, y_test) = (probabilities(learn, o) for o in parts[1:])
     fitted = fit_temperatures(p, y, parts[1].tasks, groups=parts[1].groups)
     assert found.temperatures == fitted != fit_temperatures(p_test, y_test, parts[1].tasks, groups=parts[2].groups)
-    assert found.thresholds == choose_thresholds(fitted.apply(p), y, parts[1].tasks, score=score)
-    assert found.thresholds != choose_thresholds(fitted.apply(p_test), y_test, parts[1].tasks, score=score)
+    how = dict(score=score, steady=True, groups=parts[1].groups)
+    assert found.thresholds == choose_thresholds(fitted.apply(p), y, parts[1].tasks, **how)
+    other = dict(score=score, steady=True, groups=parts[2].groups)
+    assert found.thresholds != choose_thresholds(fitted.apply(p_test), y_test, parts[1].tasks, **other)
     assert bits(found.predicted) == bits(found.thresholds.predict(found.probs))
     assert bits(found.raw) == bits(p_test) and bits(found.probs) == bits(fitted.apply(p_test))
     assert found.simple[CONSTANT].thresholds.score == score and found.simple[CONSTANT].temperatures.values

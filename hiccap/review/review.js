@@ -264,7 +264,7 @@ function renderMoments() {
     const lanes = d.modalities.map((m, k) => ({...m, own: own[k]})).filter(m => m.spans.length);
     const top = Math.max(...lanes.flatMap(m => m.own.map(Math.abs)), 1e-9);
     const what = classes() ? d.explained[task] : 'a higher number';
-    parts.push(el('h3', {}, `What speaks for ${what}`), legend(what, top), timeline(lanes, top),
+    parts.push(el('h3', {}, `What speaks for ${what}`), legend(what, top), timeline(lanes, top, d.segments && d.segments[task]),
       ...lanes.filter(m => m.spans.some(s => s[2] !== null)).map(m => words(m, top)), without(d), list(lanes));
   }
   box.replaceChildren(...parts.filter(Boolean), sources(d));
@@ -275,7 +275,7 @@ function legend(what, top) {
     el('i', {class: 'sign against'}), ` down, −: speaks against it. The largest is ${top.toPrecision(2)}`
     + (classes() ? ' in log-odds.' : '.'));
 }
-function timeline(lanes, top) {
+function timeline(lanes, top, segments) {
   const c = data.clips[current], timed = lanes.flatMap(m => m.spans).filter(s => s[0] !== null);
   const from = c.from ?? Math.min(0, ...timed.map(s => s[0])), to = c.to ?? Math.max(0, ...timed.map(s => s[1]));
   const box = el('div', {class: 'timeline', id: 'timeline'});
@@ -298,6 +298,12 @@ function timeline(lanes, top) {
       el('div', {class: 'bars'}, ...bars)));
   }
   if (!(to > from)) { box.classList.add('still'); return box; }
+  if (segments) box.append(el('div', {class: 'lane segments'}, el('div', {}, 'segments'),
+    el('div', {class: 'bars'}, ...segments.map(([start, end, peak]) => {
+      const label = `${classes()[1]} ${time(start)}–${time(end)}, highest probability ${share(peak, null)}`;
+      return el('div', {class: 'bar segment', title: label,
+        style: `left:${100*(start - from)/(to - from)}%;width:${100*(end - start)/(to - from)}%`});
+    }))));
   box.append(el('div', {class: 'lane axis'}, el('div', {}),
     el('div', {class: 'bars'}, ...[0, .25, .5, .75, 1].map(f => el('span', {}, time(from + f*(to - from)))))));
   const area = () => box.querySelector('.axis .bars').getBoundingClientRect();

@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 from fastai.basics import DataLoaders, Learner, OptimWrapper
 from fastai.learner import noop
+from watched import memory
 
 from hiccap.clips import Clip
 from hiccap.losses import MultiTaskLoss
@@ -93,10 +94,8 @@ def machine():
 
 
 def peak_memory():
-    "The most memory that this process has held, in bytes"
-    import resource
-    import sys
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+    "The most memory that this process has held, in bytes; what its parent held does not count"
+    return int(memory()[1]*2**20)
 
 
 def matrix_product(n=2048, times=8):

@@ -200,6 +200,16 @@ def _describe(model, tokenizer, weights):
              tokenizer=tokenizer, weights_checksum=file_sha(weights))
     return json.loads(json.dumps(d))
 
+def _separate(tensors):
+    "The tensors on the CPU, copied only where one is not contiguous or two share memory, which safetensors refuses"
+    seen, out = set(), {}
+    for k, v in tensors.items():
+        v = v.detach().cpu().contiguous()
+        at = v.untyped_storage().data_ptr()
+        out[k] = v.clone() if at in seen else v
+        seen.add(at)
+    return out
+
 def save_tensors(
     tensors: dict, # name -> tensor, on any device
     path           # of the safetensors file
@@ -207,8 +217,7 @@ def save_tensors(
     "Write tensors to a safetensors file; raises `OSError`, also for errors that safetensors reports"
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    try: save_file(tensors, path, metadata=dict(format='pt'))
+    try: save_file(_separate(tensors), path, metadata=dict(format='pt'))
     except SafetensorError as e:
         n = re.search(r'os error (\d+)', str(e))
         raise OSError(int(n[1]) if n else errno.EIO, os.strerror(int(n[1])) if n else str(e), str(path)) from e

@@ -8,13 +8,14 @@ __all__ = ['CLIPS_FILE', 'DEMO', 'AUDITED', 'add_run_options', 'run_of', 'Comman
            'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
 # %% ../nbs/62_cli.ipynb #6415c537
-import argparse, json, os, sys, warnings
+import argparse, importlib, json, os, sys, warnings
 from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
 from .basics import check_new_file, check_new_folder, counted, field_names, nearest, write_json, write_whole
 from .display import text_table
+from .imports import first_imports
 from .runs import SMALL_NETWORK, Clips, Network, Run, Training, default_of, read_yaml
 
 # %% ../nbs/62_cli.ipynb #a93ffdc2
@@ -79,15 +80,18 @@ def run_of(
     return base.but(**given)
 
 # %% ../nbs/62_cli.ipynb #ab1630df
-def _guarded(f, args, several=False):
-    "Call `f`, also in `several` processes; an error that a user can fix becomes one line, and exit status 2"
+def _guarded(f, args, needs, several=False):
+    """Import the module that a command needs and call `f`, also in `several` processes. An error that a user can fix
+    becomes one line, and exit status 2"""
     if not sys.stderr.isatty():
         os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
         os.environ.setdefault('TQDM_DISABLE', '1')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', category=FutureWarning)
         warnings.filterwarnings('ignore', message='IProgress not found')
-        try: return _in_processes(f, args, several) or 0
+        try:
+            with first_imports(): importlib.import_module('hiccap.' + needs)
+            return _in_processes(f, args, several) or 0
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             return 130
@@ -195,7 +199,7 @@ def train(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_train`"
-    return _guarded(_train, train_parser().parse_args(argv), several=True)
+    return _guarded(_train, train_parser().parse_args(argv), 'training', several=True)
 
 def _train(args):
     from hiccap.run_folders import interrupted_run
@@ -231,7 +235,7 @@ def demo(
     p.add_argument('--write-data', metavar='FOLDER',
                    help='also write the synthetic clips as files, to try the other commands on')
     add_run_options(p, only=('epochs', 'seed'))
-    return _guarded(_demo, p.parse_args(argv))
+    return _guarded(_demo, p.parse_args(argv), 'training')
 
 def _demo(args):
     from hiccap.synthetic import synthetic_clips, write_synthetic
@@ -315,7 +319,7 @@ def predict(
     _add_windows(p, 'also predict windows that slide over each clip, and the segments in which the answer is yes: in'
                     ' the files of --json, on the pages of --html, and next to --out as NAME_segments.csv. A run that'
                     ' learned from parts of videos takes whole ones with --seconds and no columns')
-    return _guarded(_predict, p.parse_args(argv))
+    return _guarded(_predict, p.parse_args(argv), 'sharing')
 
 # %% ../nbs/62_cli.ipynb #85846302
 def _add_windows(p, what):
@@ -444,7 +448,7 @@ def evaluate(
     _add_windows(p, 'also score the segments that windows find, next to trivial baselines, where a table has two'
                     ' columns of seconds, from when to when a label holds (needs --out)')
     add_run_options(p, only=('own_numbering',))
-    return _guarded(_evaluate, p.parse_args(argv))
+    return _guarded(_evaluate, p.parse_args(argv), 'inference')
 
 # %% ../nbs/62_cli.ipynb #230014ba
 def _check_evaluation(args):
@@ -513,7 +517,7 @@ def calibrate(
         p.add_argument('--' + name.replace('_', '-'), type=float, default=default, metavar='P',
                        help=f'{what} (default: {default})')
     add_run_options(p, only=('own_numbering',))
-    return _guarded(_calibrate, p.parse_args(argv))
+    return _guarded(_calibrate, p.parse_args(argv), 'inference')
 
 def _calibrate(args):
     from hiccap.inference import DECISIONS
@@ -538,7 +542,7 @@ def export(
     p.add_argument('folder', help='folder of a finished or shared run, or its name on the Hugging Face Hub')
     p.add_argument('out', help='.onnx file to write')
     p.add_argument('--overwrite', action='store_true', help='replace a file that is there')
-    return _guarded(_export, p.parse_args(argv))
+    return _guarded(_export, p.parse_args(argv), 'export')
 
 def _export(args):
     from hiccap.export import export_onnx
@@ -592,7 +596,7 @@ def extract(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_extract`"
-    return _guarded(_extract, extract_parser().parse_args(argv))
+    return _guarded(_extract, extract_parser().parse_args(argv), 'extraction')
 
 def _extract(args):
     from hiccap.extraction import do_jobs, extract, recipe_encoders
@@ -630,7 +634,7 @@ def audit(
     p.add_argument('--fail-on', choices=('note', 'warning', 'error'), default='warning',
                    help='severity from which the exit status is 1 (default: warning)')
     add_run_options(p, only=AUDITED)
-    return _guarded(_audit, p.parse_args(argv))
+    return _guarded(_audit, p.parse_args(argv), 'audit')
 
 def _audit(args):
     from hiccap.audit import run_audit
@@ -668,7 +672,7 @@ def pack(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_pack`"
-    return _guarded(_pack, pack_parser().parse_args(argv))
+    return _guarded(_pack, pack_parser().parse_args(argv), 'packing')
 
 # %% ../nbs/62_cli.ipynb #cl00000e
 def _pack(args):
@@ -716,7 +720,7 @@ def pretrain(
     argv=None # arguments; those of the process by default
 ): # exit status
     "Console command `hiccap_pretrain`"
-    return _guarded(_pretrain, pretrain_parser().parse_args(argv), several=True)
+    return _guarded(_pretrain, pretrain_parser().parse_args(argv), 'pretraining_runs', several=True)
 
 def _pretrain(args):
     from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
@@ -755,7 +759,7 @@ def run(
                    help='folder of the run, or of the runs of a grid (default: the name of the file)')
     p.add_argument('--overwrite', action='store_true', help='replace other runs that are there')
     p.add_argument('--jobs', type=int, default=1, help='runs of a grid at once, each in a process (default: 1)')
-    return _guarded(_run, p.parse_args(argv))
+    return _guarded(_run, p.parse_args(argv), 'pretraining_runs')
 
 def _run(args):
     from hiccap.comparison import expand, run_grid, write_example_runs
@@ -792,7 +796,7 @@ def compare(
                    help='a mean validation macro F1: report the steps and seconds until it is reached')
     p.add_argument('--out', metavar='FOLDER', help='folder for comparison.md, comparison.json and comparison.png')
     p.add_argument('--overwrite', action='store_true', help='replace a comparison that is there')
-    return _guarded(_compare, p.parse_args(argv))
+    return _guarded(_compare, p.parse_args(argv), 'comparison')
 
 def _compare(args):
     from hiccap.comparison import compare_runs
@@ -820,7 +824,7 @@ def search(
     p.add_argument('--out', metavar='FOLDER', help='folder of the search (default: the name of the file)')
     p.add_argument(
         '--trials', type=int, default=20, help='trials in all, including those of earlier calls (default: 20)')
-    return _guarded(_search, p.parse_args(argv))
+    return _guarded(_search, p.parse_args(argv), 'search')
 
 def _search(args):
     from hiccap.search import read_search, run_search

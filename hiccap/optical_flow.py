@@ -10,7 +10,6 @@ __all__ = ['REACH', 'CHANNELS', 'GROWTH', 'NEIGHBOURS', 'SCALE', 'PWC_WEIGHTS', 
 import re
 import torch, torch.nn.functional as F
 from torch import nn
-from torchvision.models.optical_flow import raft_large
 from .encoder_weights import load_weights, weights_file
 
 # %% ../nbs/14bc_optical_flow.ipynb #b6181d29
@@ -157,6 +156,8 @@ def flow_model(
     "The flow model of a folder; raises `ValueError`"
     at = weights_file(folder, ('pwc', 'raft'), f'{PWC_WEIGHTS}; or {RAFT_WEIGHTS}')
     if 'raft' in at.name.lower():
+        # here, because torchvision imports the compiler of PyTorch, for which prediction has no use
+        from torchvision.models.optical_flow import raft_large
         with torch.device('meta'): network = raft_large(weights=None)
         return RAFT(load_weights(network, at, RAFT_WEIGHTS))
     with torch.device('meta'): network = PWCNet()

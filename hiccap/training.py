@@ -43,7 +43,7 @@ from .encoders import (FeaturesConfig, TokenEncoder, TokensConfig, encoder_confi
                              hidden_size)
 from .mean_pooling import mean_pooled
 from .predictions import NETWORK, probability_table, write_probabilities
-from .learner import clip_dls, collected, forget_fit, hiccap_learner, mean_score_name
+from .learner import clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name
 from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
 from .linear_fit import fit_linear_part
 from .calibration import Predictions, calibrated_predictions, compare_calibration
@@ -356,6 +356,7 @@ def predict_test(
         alone = {DEEP_ALONE: replace(found, chosen={t.name: {} for t in train.tasks})}
         linear = fit_linear_part(part, train, valid, deep[0], score)
         found = trained_predictions(learn, valid, test, score)
+    give_back()  # what predictions needed, before a second text encoder is made
     encoder = starting_encoder(network, train)
     simple = baseline_predictions(train, valid, without_labels(test), tokenizer, encoder, score, training.simple_models)
     return Predicted(test, found.probs, found.predicted, found.thresholds, alone | simple,

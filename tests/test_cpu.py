@@ -9,7 +9,7 @@ from torch import nn
 
 import hiccap.cpu as cpu
 import hiccap.attention as attention
-from hiccap.cpu import Dropout, attend_spans, draw_kept, quick_dropout
+from hiccap.cpu import Dropout, attend_spans, draw_kept, pack_mask, quick_dropout, unpack_mask
 from hiccap.attention import PackedRows, attend_rows
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.tasks import Task
@@ -87,6 +87,20 @@ def test_any_number_is_kept_with_the_probability_that_was_asked(n, p, seed):
     torch.set_num_threads(2 if before == 1 else 1)
     try: assert torch.equal(kept, draw_kept(n, p, torch.Generator().manual_seed(seed))[0])
     finally: torch.set_num_threads(before)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 2**31))
+def test_a_mask_is_the_same_after_it_was_packed(shape, seed):
+    keep = (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < .5).to(torch.uint8)
+    bits = pack_mask(keep)
+    assert torch.equal(unpack_mask(bits, keep.shape), keep) and bits.nbytes == -(-keep.numel()//8)
+
+
+def test_dropout_keeps_a_bit_for_each_number():
+    kept, x = [], torch.randn(300, 301, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda o: kept.append(o) or o, lambda o: o): y = Dropout(.4)(x)
+    assert [o.untyped_storage().nbytes() for o in kept] == [-(-x.numel()//8)]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0] > 0, y != 0)
 
 
 def test_scores_of_any_size_give_finite_gradients():
@@ -174,7 +188,7 @@ def test_attention_in_bfloat16_computes_in_float32_and_keeps_no_scores(p, mixed)
     want = attend_spans(*full, spans, p)
     assert out.dtype == torch.bfloat16 and torch.equal(out, want.bfloat16())  # rounded once, at the end
     scores = 2*(100**2 + 200**2)
-    assert sum(kept.values()) == scores + 4*2*q.numel()  # a byte of the mask for each score; q, k, v and the output
+    assert sum(kept.values()) == scores/8 + 4*2*q.numel()  # a bit of the mask for each score; q, k, v and the output
     grad = torch.randn(out.shape, generator=g).bfloat16()
     for a, b in zip(torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(want, full, grad.float())):
         assert a.dtype == torch.bfloat16 and (a.float() - b).norm() < .01*b.norm()

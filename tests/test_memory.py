@@ -11,6 +11,7 @@ import torch
 
 from conftest import TINY_NETWORK
 from hiccap import search, training
+from hiccap.checkpoints import save_tensors
 from hiccap.learner import HICCAPLearner, collected
 from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
 from hiccap.run_data import read_splits
@@ -112,3 +113,20 @@ def test_freed_memory_goes_back_to_the_system():
     before = resident()
     kept, highest = collected(allocate)
     assert highest - before > 150e6 and resident() - before < 50e6 and len(kept) == 3000
+
+
+def test_tensors_are_written_without_a_copy_unless_they_share_memory(tmp_path, monkeypatch):
+    import safetensors.torch
+    written, save = [], safetensors.torch.save_file
+    def watched(tensors, *args, **kwargs):
+        written.append({k: v.data_ptr() for k, v in tensors.items()})
+        return save(tensors, *args, **kwargs)
+    monkeypatch.setattr(safetensors.torch, 'save_file', watched)
+    whole = torch.arange(12.).view(3, 4)
+    tensors = dict(a=torch.randn(5, requires_grad=True), tied=whole, tied_too=whole, part=whole[1], turned=whole.T,
+                   none=torch.zeros(0, 3), number=torch.tensor(7), row=torch.arange(9.).view(3, 3)[1])
+    save_tensors(tensors, tmp_path/'t.safetensors')
+    assert all(written[0][k] == tensors[k].data_ptr() for k in ('a', 'tied', 'number'))
+    assert len({written[0][k] for k in ('tied', 'tied_too', 'part', 'turned')}) == 4
+    found = safetensors.torch.load_file(tmp_path/'t.safetensors')
+    assert found.keys() == tensors.keys() and all(torch.equal(found[k], v) for k, v in tensors.items())

@@ -208,6 +208,8 @@ def table_guide(
     "A list that says how to read the table of scores"
     several = {s.task.n_classes > 2 for s in scores.tasks.values() if not s.task.is_regression}
     by = f', for {operating_point(k).description}' if (k := scores.thresholds.score) else ''
+    if k and operating_point(k).least is None:
+        by += '; of the thresholds that these clips cannot tell from the best one, that of the highest expected score'
     lines = ['**95% interval**: from leaving out one video at a time; a dash where there are too few videos.']
     if several:
         lines += ['**Best trivial baseline**: the best of always predicting one class, and of guessing with the'

@@ -42,7 +42,8 @@ def calibrated_predictions(
 ) -> Predictions:
     "Predictions with temperatures and thresholds from validation clips"
     temperatures = fit_temperatures(on_valid, y_valid, tasks, groups=groups)
-    thresholds = choose_thresholds(temperatures.apply(on_valid), y_valid, tasks, score=point, steady=True, groups=groups)
+    thresholds = choose_thresholds(temperatures.apply(on_valid), y_valid, tasks, score=point, steady=True,
+                                   groups=groups)
     calibrated = temperatures.apply(probs)
     return Predictions(calibrated, thresholds.predict(calibrated), thresholds, chosen or {}, temperatures, probs)
 

@@ -333,6 +333,11 @@ def _windows(args):
     from hiccap.windows import parse_windows
     return parse_windows(args.windows)
 
+def _places(clips):
+    "Where in which file each of the located clips is"
+    from hiccap.clip_places import clip_places
+    return clip_places(clips)
+
 def _segments_file(args): return Path(args.out).with_name(f'{Path(args.out).stem}_segments.csv')
 
 # %% ../nbs/62_cli.ipynb #5f8cd2fc
@@ -374,9 +379,8 @@ def _check_written(args):
 # %% ../nbs/62_cli.ipynb #65161286
 def _found_segments(args, trained, ds, clips, windows):
     "The windows and segments of the clips, with their notes on standard error; writes the table of segments"
-    from hiccap.clip_places import clip_places
     from hiccap.segments import segments_table, window_notes
-    found = trained.segment_clips(ds, windows, clip_places(clips), args.bs, args.precision)
+    found = trained.segment_clips(ds, windows, _places(clips), args.bs, args.precision)
     for o in window_notes(found): print(o, file=sys.stderr)
     if args.out:
         table = segments_table(found)
@@ -404,12 +408,11 @@ def _exported(args, records):
 
 def _write_records(args, trained, ds, clips, probs, failures, found, windows):
     "Write the records, the pages of predictions, and the files for other tools"
-    from hiccap.clip_places import clip_places
     from hiccap.prediction_records import prediction_records, write_prediction_records
     from hiccap.review_page import write_review
     from hiccap.segments import with_segments
     explanations = trained.explain(ds) if args.moments or args.html else None
-    records = prediction_records(trained, ds, explanations, clip_places(clips), probs)
+    records = prediction_records(trained, ds, explanations, _places(clips), probs)
     if found is not None: records = with_segments(records, found, windows)
     exported = _exported(args, records)
     if args.json:
@@ -462,14 +465,9 @@ def _check_evaluation(args):
 
 def _segment_writer(args, trained, ds, clips, windows):
     "What scores the segments of videos and writes them to a folder; raises `DataError` for a table without seconds"
-    import numpy as np
-    from hiccap.clip_places import clip_places
     from hiccap.segments import labelled_videos, write_segment_scores
-    from hiccap.windows import yes_or_no
-    if not yes_or_no(trained.tasks): raise ValueError('--windows: the run has no task of two classes, so no segments')
-    videos = labelled_videos(ds, clip_places(clips), trained.speller(), args.data)
-    return lambda folder: write_segment_scores(folder, trained, ds, videos, windows, np.random.default_rng(0),
-                                               args.bs, args.precision)
+    videos = labelled_videos(ds, _places(clips), trained.speller(), args.data, trained.tasks)
+    return lambda folder: write_segment_scores(folder, trained, ds, videos, windows, args.bs, args.precision)
 
 def _evaluate(args):
     from hiccap.clips import as_numpy

@@ -204,9 +204,12 @@ def labelled_videos(
     ds,     # clips that are parts of videos, a `ClipDataset`
     places, # id -> `Place`, of `clip_places`, with the seconds of the parts
     speller: Speller=None, # of the run's tokenizer
-    file=None # for messages
+    file=None,  # for messages
+    tasks=None  # that are to be scored, of which one must have segments
 ) -> list: # of `LabelledVideo`
     "The videos of a table whose rows have seconds; raises `DataError`"
+    if tasks is not None and not yes_or_no(tasks):
+        raise DataError('no task has two classes, so nothing has segments', None, file, 'Leave --windows out')
     rows = {}
     for i, (id, video) in enumerate(zip(ds.ids, ds.groups)):
         place = places.get(id, Place())
@@ -247,11 +250,12 @@ def write_segment_scores(
     ds,               # labelled parts of videos
     videos: list,     # of `LabelledVideo`, the same parts together
     windows: Windows, # to predict
-    rng,              # NumPy generator of the random segments
     bs: int=32,       # windows in a batch
-    precision: str='float32' # float32, bfloat16 or float16 (mixed)
+    precision: str='float32', # float32, bfloat16 or float16 (mixed)
+    seed: int=0       # of the generator of the random segments
 ) -> list: # of paragraphs of a report
     "Find the segments of videos, and score them next to trivial baselines; raises `DataError`"
+    rng = np.random.default_rng(seed)
     found = trained.scored_windows([(o.clip, o.times) for o in videos], windows, bs, precision)
     segments_table(found).to_csv(folder/'segments.csv', index=False)
     notes, tables, scored = window_notes(found), {}, {}

@@ -135,7 +135,7 @@ def _of_size(size, encoders, given):
     fits = isinstance(heads, int) and heads > 0 and width%heads == 0
     return encoders, (dict(width=width) if fits else {}) | given
 
-# %% ../nbs/55_training.ipynb #rt000018
+# %% ../nbs/55_training.ipynb #rt000031
 HEAD_DROPOUT = .1 # of the heads of a run, which have one hidden layer, as wide as the network
 
 def _network_config(network, sets, base):

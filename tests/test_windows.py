@@ -557,3 +557,11 @@ def test_words_are_in_the_windows_of_their_captions():
     assert said[0] == 'the silly dog and king' and said[1] == 'the silly dog' and said[-1] == 'and king'
     assert set(said[2:-1]) == {'the silly dog and king'} and found.uncut == ()
     assert text_times(clip, Place(cues=dict(text=[(0., 2., 'other words')])), Speller(tokenizer)) == {}
+
+
+def test_a_run_without_a_task_of_two_classes_has_no_segments_to_score():
+    clip = Clip('v_1', face=torch.ones(2, 2), face_seconds=[[0., 1.], [1., 2.]])
+    ds, places = ClipDataset.from_clips([clip], (), ['v']), {'v_1': Place(start=0, end=2)}
+    for tasks in ([Task('mood', 3)], [Task('n', kind='regression')], []):
+        with pytest.raises(DataError, match='Leave --windows out'): labelled_videos(ds, places, tasks=tasks)
+    assert len(labelled_videos(ds, places, tasks=[Task('mood', 3), LOUD])) == 1

@@ -448,6 +448,14 @@ def from_dict(cls:Composed,
 EARLIER = dict(epochs=8, bs=16, lr=1e-3, encoder_lr=5e-5, standardise='none')
 EARLIER_HEADS = dict(head_widths=[200, 40], head_dropout=.3) # fields of their networks
 
+def _earlier_size(d):
+    "The size of an earlier version's network: large, but `auto` where it reads text, so that the size says nothing"
+    config = d.get('config') or {}
+    named = [config.get('text'), *(config.get('modalities') or {}).values()]
+    is_text = d.get('encoder') or d.get('tokenizer') or any(isinstance(o, dict) and o.get('kind') == 'tokens'
+                                                           for o in named)
+    return 'large' if d.get('features') and not is_text else 'auto'
+
 @patch(cls_method=True)
 def from_config(cls:Composed,
     config: dict, # content of `config.json`
@@ -456,7 +464,7 @@ def from_config(cls:Composed,
     "The run in the folder of a run, with the defaults of the version that wrote it; raises `ValueError`"
     d = flatten(cls, config[cls.kind], where)
     if 'recipe' not in d: d = EARLIER | d | dict(config=EARLIER_HEADS | d.get('config', {}))
-    if 'linear_part' in cls.settings(): d = dict(linear_part=0, size='large') | d
+    if 'linear_part' in cls.settings(): d = dict(linear_part=0, size=_earlier_size(d)) | d
     if config.get('versions', {}).get('hiccap') == '0.1.0':
         split = dict(split_seed=d.get('seed', 0))
         d = dict(operating_point='f1') | ({} if 'streams' in d else split) | d

@@ -233,3 +233,14 @@ def test_training_settings_that_pretraining_lacks_are_refused():
             PretrainRun.from_dict({**d, section: {**d[section], **more}})
     with pytest.raises(ValueError, match='monitor is a setting of training runs'):
         PretrainRun(PretrainRun.from_dict(d).streams, training=Training(monitor='auroc'))
+
+
+@pytest.mark.parametrize('settings, size', [
+    (dict(features=['face=face']), 'large'), (dict(features=['face=face'], encoder='minilm'), 'auto'),
+    (dict(features=['f'], config=dict(text=dict(kind='tokens', config={}))), 'auto'), (dict(), 'auto'),
+    (dict(features=['f'], config=dict(modalities=dict(said=dict(kind='tokens', config={})))), 'auto')])
+def test_a_run_that_does_not_say_its_size_had_the_large_one(settings, size):
+    config = dict(run=dict(data='clips.csv', labels=['funny'], recipe='auto', **settings))
+    assert Run.from_config(config, 'config.json').network.size == size
+    config['run']['size'] = 'small'
+    assert Run.from_config(config, 'config.json').network.size == 'small'

@@ -456,6 +456,7 @@ def _earlier_size(d):
                                                            for o in named)
     return 'large' if d.get('features') and not is_text else 'auto'
 
+# %% ../nbs/50_runs.ipynb #rc000026
 @patch(cls_method=True)
 def from_config(cls:Composed,
     config: dict, # content of `config.json`

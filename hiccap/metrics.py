@@ -159,7 +159,7 @@ def steady_threshold(
     cuts = _cuts(p)
     def scores(y, w=None): return np.nan_to_num(merits(_counts_at(cuts, p, y, w), point)[..., 0])
     found, expected = scores(y), scores(p)
-    drawn = scores(y, _video_weights(groups, len(p)))
+    drawn = np.stack([scores(y, w) for w in _video_weights(groups, len(p))])  # one by one: there may be many rows
     error = (drawn[:, [found.argmax()]] - drawn).std(0)
     near = found >= found.max() - UNSURE*error - 1e-12
     best = np.flatnonzero(near & (expected == expected[near].max()))

@@ -6,10 +6,12 @@ It writes the subsets and the synthetic clips, trains every run that is not fini
 `hiccap_train` would with its defaults, and with `--keep nbs/results/what_works` it keeps the probabilities of all
 models for all test clips. The study computes every figure from these.
 """
-import argparse, gzip, io, json, shutil
+import argparse, gzip, io, json
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from hiccap.cli import DEMO
 from hiccap.comparison import run_grid
 from hiccap.runs import Clips, Network, Run, Training
 
@@ -21,6 +23,8 @@ TYPES = 'mature', 'gory', 'slapstick', 'sarcasm'
 WIDTHS = dict(a=32, b=24, c=16)              # columns of the synthetic modalities
 KNOWN = dict(dominant=dict(a=2.5, b=.8, c=.8), noise=dict(a=1.5, b=0., c=0.)) # log-odds for a deviation of each
 SHOWN = dict(dominant=('a', 'bc', 'ab', 'ac', 'abc'), noise=('a', 'ab', 'abc'))
+FUSIONS = dict(hierarchical={}, parallel=dict(fusion='parallel'), gated=dict(combiner='gmu'))
+TOGETHER = 'said', 'seen', 'heard', 'together', 'order' # tasks of the synthetic clips of text, video and audio
 
 
 def some_groups(table, group, n, draw):
@@ -82,6 +86,24 @@ def text_run(seed, **clips):
                Training(seed=seed, simple_models=('full',)))
 
 
+def claim_runs(data, out, seed, wanted):
+    "name -> run: other fusions, and each task by itself"
+    found = {}
+    if wanted('fusion'):
+        clips = replace(DEMO.clips, synthetic=dict(DEMO.clips.synthetic, seed=500 + seed))
+        def run(labels=(), **config):
+            return Run(replace(clips, labels=labels), replace(DEMO.network, config=DEMO.network.config | config),
+                       replace(DEMO.training, seed=seed))
+        found = {f'fusion_{k}.{seed}': run(**v) for k, v in FUSIONS.items()}
+        found |= {f'fusion_alone_{k}.{seed}': run((k,)) for k in TOGETHER}
+    if wanted('alone'):
+        clips = dict(MELD, data=meld_subset(data, out, 700, seed), test=data/'meld'/'dev.csv', context=2)
+        for name, label in zip(('sentiment', 'emotion'), LABELS):
+            r = text_run(seed, **clips | dict(labels=(label,)))
+            found[f'alone_{name}.{seed}'] = replace(r, training=replace(r.training, simple_models=()))
+    return found
+
+
 def experiments(data, out, only):
     "name -> run, of all that was asked for; writes the tables"
     dev, found = data/'meld'/'dev.csv', {}
@@ -102,6 +124,7 @@ def experiments(data, out, only):
                 clips = Clips(str(folder/'train.csv'), test=str(folder/'test.csv'), labels=('label:0,1',),
                               features=tuple(f'{m}={folder/m}' for m in shown), group='video')
                 found[f'{kind}_{shown}.{s}'] = Run(clips, Network(), Training(seed=s, simple_models=('full',)))
+        found |= claim_runs(data, out, s, wanted)
     return found
 
 

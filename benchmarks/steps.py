@@ -98,9 +98,9 @@ def peak_memory():
     return int(memory()[1]*2**20)
 
 
-def matrix_product(n=2048, times=8):
-    "Floating-point operations a second of a square float32 matrix product: the best of several"
-    a, b = torch.randn(n, n), torch.randn(n, n)
+def matrix_product(n=2048, times=8, dtype=torch.float32):
+    "Floating-point operations a second of a square matrix product: the best of several"
+    a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
     return max(2*n**3/timed(lambda: a @ b) for _ in range(times))
 
 

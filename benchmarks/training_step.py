@@ -5,7 +5,7 @@ lengths of the released validation split. The original's recipe pads every text 
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
 length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
 after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
-`--quick` takes a tiny network, to see that everything runs.
+bfloat16 is `--precision bfloat16` of the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
 import json
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from steps import (clips_of, machine, matrix_product, peak_memory, released_lengths, spread_batches, timed,
                    where_time_goes)
 from torch import nn
+from torch.amp import autocast
 from torch.profiler import record_function
 
 from hiccap.clips import MODALITIES
@@ -25,9 +26,12 @@ from hiccap.losses import MultiTaskLoss
 from hiccap.model import CONCATENATED, HICCAP, HICCAPConfig
 from hiccap.padding import collate
 from hiccap.tasks import Task
+from hiccap.training import checkpoint_gradients
 
 TASKS = [Task('binary')]
-STEPS = dict(upstream=1, hiccap=2, frozen=4)  # of a round
+STEPS = dict(upstream=1, hiccap=2, frozen=4, bfloat16=4, checkpointing=4, frozen_bfloat16=8)  # of a round
+FROZEN = 'frozen', 'frozen_bfloat16'
+HALF = 'bfloat16', 'checkpointing', 'frozen_bfloat16'
 FULL = dict(text=500, video=36, audio=63)
 BERT = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, intermediate_size=96, vocab_size=30522)
@@ -98,11 +102,13 @@ def operations(model, clips, frozen=False):
 
 
 class Trainer:
-    "A model in the middle of training"
-    def __init__(self, model, opt): self.model, self.opt, self.loss_func = model.train(), opt, MultiTaskLoss(TASKS)
+    "A model in the middle of training; mixed precision is entered as `hiccap.learner.DevicePrecision` does"
+    def __init__(self, model, opt, half=False):
+        self.model, self.opt, self.loss_func, self.half = model.train(), opt, MultiTaskLoss(TASKS), half
 
     def step(self, batch):
-        with record_function('forward'): loss = self.loss_func(self.model(batch[0]), batch[1])
+        with record_function('forward'), autocast('cpu', torch.bfloat16, enabled=self.half):
+            loss = self.loss_func(self.model(batch[0]), batch[1])
         with record_function('backward'): loss.backward()
         with record_function('optimizer'):
             self.opt.step()
@@ -118,15 +124,17 @@ def measure(name, quick, data, rounds):
     lengths = [lengths[i] for i in in_rounds(rounds, STEPS[name])]
     if quick: lengths = [n.clip(2, 40) for n in lengths]
     hidden = (SMALL if quick else BERT)['hidden_size']
-    sets = [clips_of(n, rng, TASKS, hidden=hidden if name == 'frozen' else None) for n in lengths]
+    sets = [clips_of(n, rng, TASKS, hidden=hidden if name in FROZEN else None) for n in lengths]
     if name == 'upstream':
         model = Recipe(HICCAP(config(quick, True), TASKS, seed=0))
         trainer = Trainer(model, torch.optim.Adam(model.parameters(), lr=1e-5))
         batches = [collate(o, TASKS, 'left', FULL) for o in sets]
     else:
         model = HICCAP(config(quick), TASKS, seed=0)
-        if name == 'frozen': model.encoders['text'].freeze()
-        trainer = Trainer(model, torch.optim.AdamW([p for g in model.param_groups() for p in g], lr=1e-5, fused=True))
+        if name in FROZEN: model.encoders['text'].freeze()
+        if name == 'checkpointing': checkpoint_gradients(model)
+        trainer = Trainer(model, torch.optim.AdamW([p for g in model.param_groups() for p in g], lr=1e-5, fused=True),
+                          name in HALF)
         batches = [collate(o, TASKS) for o in sets]
     middle = batches[int(np.argsort([n.sum() for n in lengths])[len(lengths)//2])]
     report(dict(first_step_seconds=timed(lambda: trainer.step(middle))))
@@ -135,7 +143,7 @@ def measure(name, quick, data, rounds):
         report(timed(lambda: trainer.step(batches[int(line)])))
     out = dict(peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
     if name != 'upstream':
-        out |= dict(operations=[operations(model, o, name == 'frozen') for o in sets],
+        out |= dict(operations=[operations(model, o, name in FROZEN) for o in sets],
                     where=where_time_goes(lambda: trainer.step(middle)))
     report(out)
 
@@ -203,13 +211,46 @@ def losses(quick, data):
         for m in net.modules():
             if isinstance(m, nn.BatchNorm1d): m.momentum = 0.
         ours = MultiTaskLoss(TASKS)(net(batch[0]), batch[1]).item()
+        with autocast('cpu', torch.bfloat16): half = MultiTaskLoss(TASKS)(net(batch[0]), batch[1]).item()
         theirs = MultiTaskLoss(TASKS)(Recipe(net)(batch[0]), batch[1]).item()
-    return dict(ours=ours, upstream=theirs, difference=abs(ours - theirs))
+    return dict(ours=ours, upstream=theirs, difference=abs(ours - theirs), bfloat16=abs(half - ours))
 
 
 def spread(values):
     "The middle half of some values"
     return [float(o) for o in np.quantile(values, (.25, .75))]
+
+
+def ratios(r):
+    "Speed and memory of each way as a share of the original recipe's, and utilisation, with the middle half of rounds"
+    up, found, between = r['upstream'], {}, {}
+    for k in STEPS:
+        if k == 'upstream': continue
+        own, start = r[k], '' if k == 'hiccap' else f'{k}_'
+        found |= {f'{start}speed': own['clips_a_second']/up['clips_a_second'],
+                  f'{start}memory': own['peak_memory_mb']/up['peak_memory_mb'],
+                  f'{start}utilisation': float(np.median(own['utilisations']))}
+        fast = [u/(t/STEPS[k]) for u, t in zip(up['rounds'], own['even_rounds'])]
+        between |= {f'{start}speed': spread(fast), f'{start}utilisation': spread(own['utilisations'])}
+    return dict(ratios=found, spread=between)
+
+
+def show(r):
+    "Print what was found"
+    m, q = r['machine'], r['ratios']
+    print(f"{m['processor']}, {m['threads']} threads; a matrix product does"
+          f" {r['product_operations_a_second']/1e9:.0f} GFLOP/s in float32 and"
+          f" {r['bfloat16_product_operations_a_second']/1e9:.0f} in bfloat16 (medians of rounds)")
+    for k in STEPS:
+        start = '' if k == 'hiccap' else f'{k}_'
+        text = f"{k}: {r[k]['clips_a_second']:.3f} clips/s, {r[k]['peak_memory_mb']:.0f} MB"
+        if k != 'upstream':
+            low, high = r['spread'][f'{start}speed']
+            text += (f"; {q[f'{start}speed']:.2f} times as fast (middle half of rounds {low:.2f} to {high:.2f}),"
+                     f" {q[f'{start}memory']:.2f} of the memory, utilisation {q[f'{start}utilisation']:.0%}")
+        print(text)
+    print(f"losses {r['losses']['ours']:.6f} and {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart;"
+          f" in bfloat16 {r['losses']['bfloat16']:.1e} apart")
 
 
 if __name__ == '__main__':
@@ -226,43 +267,21 @@ if __name__ == '__main__':
         else: measure(a.only, a.quick, a.data, a.rounds)
         sys.exit()
     found = Child('losses', a).about
-    children, products = [Child(k, a) for k in STEPS], []
+    children, products = [Child(k, a) for k in STEPS], {torch.float32: [], torch.bfloat16: []}
+    n = 256 if a.quick else 2048
     for i in range(a.rounds):
-        best = matrix_product(256 if a.quick else 2048)
+        best = {k: matrix_product(n, dtype=k) for k in products}
         for c in children[::(1, -1)[i % 2]]: c.round(i)
-        products.append(max(best, matrix_product(256 if a.quick else 2048)))
+        for k, v in products.items(): v.append(max(best[k], matrix_product(n, dtype=k)))
         print(f"round {i + 1} of {a.rounds}: "
               + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children)
-              + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
-    r = {c.name: c.end(products) for c in children} | dict(losses=found)
-    peak = float(np.median(products))
-    up, us, ice = r['upstream'], r['hiccap'], r['frozen']
-    fast, faster = ([u/(t/STEPS[k]) for u, t in zip(up['rounds'], r[k]['even_rounds'])] for k in ('hiccap', 'frozen'))
-    r |= dict(
-        machine=machine(),
-        quick=a.quick,
-        product_operations_a_second=peak,
-        products=products,
-        ratios=dict(speed=us['clips_a_second'] / up['clips_a_second'],
-                    memory=us['peak_memory_mb'] / up['peak_memory_mb'],
-                    frozen_speed=ice['clips_a_second'] / up['clips_a_second'],
-                    frozen_memory=ice['peak_memory_mb'] / up['peak_memory_mb'],
-                    utilisation=float(np.median(us['utilisations'])),
-                    frozen_utilisation=float(np.median(ice['utilisations']))),
-        spread=dict(speed=spread(fast), frozen_speed=spread(faster), utilisation=spread(us['utilisations']),
-                    frozen_utilisation=spread(ice['utilisations'])),
-    )
-    q = r['ratios']
-    def half(k): return '{:.2f} to {:.2f}'.format(*r['spread'][k])
-    print(
-        f"{r['machine']['processor']}, {r['machine']['threads']} threads; a matrix product does {peak/1e9:.0f} GFLOP/s"
-        f" (median of rounds)\nupstream {up['clips_a_second']:.3f} clips/s, {up['peak_memory_mb']:.0f} MB   hiccap"
-        f" {us['clips_a_second']:.3f} clips/s, {us['peak_memory_mb']:.0f} MB   frozen text {ice['clips_a_second']:.3f}"
-        f" clips/s, {ice['peak_memory_mb']:.0f} MB\nratios to upstream: speed {q['speed']:.2f} (middle half of rounds"
-        f" {half('speed')}), memory {q['memory']:.2f}; frozen text: speed {q['frozen_speed']:.1f}"
-        f" ({half('frozen_speed')}), memory {q['frozen_memory']:.2f}\nmodel FLOP utilisation {q['utilisation']:.0%}"
-        f" (frozen text {q['frozen_utilisation']:.0%}); losses {r['losses']['ours']:.6f} and"
-        f" {r['losses']['upstream']:.6f}, {r['losses']['difference']:.1e} apart")
+              + ', matrix products ' + ' and '.join(f'{v[-1]/1e9:.0f}' for v in products.values()) + ' GFLOP/s',
+              flush=True)
+    r = {c.name: c.end(products[torch.bfloat16 if c.name in HALF else torch.float32]) for c in children}
+    r |= ratios(r) | dict(losses=found, machine=machine(), quick=a.quick)
+    for k, v in zip(('products', 'bfloat16_products'), products.values()):
+        r |= {k: v, k.replace('products', 'product') + '_operations_a_second': float(np.median(v))}
+    show(r)
     if a.out:
         with open(a.out, 'w', encoding='utf-8') as f:
             json.dump(r, f, indent=1)

@@ -4,7 +4,8 @@ The study reads nbs/results/training_step.json. BERT-base width and depth with r
 lengths of the released validation split. The original's recipe pads every text to 500 tokens, video to 36 and audio to
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
 length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
-after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
+after round, with a matrix product at either end of a round, so that other load of the machine affects all of them. The
+original's recipe is measured twice: next to float32, and next to bfloat16.
 bfloat16 is `--precision bfloat16` of the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
@@ -32,6 +33,7 @@ TASKS = [Task('binary')]
 STEPS = dict(upstream=1, hiccap=2, frozen=4, bfloat16=4, checkpointing=4, frozen_bfloat16=8)  # of a round
 FROZEN = 'frozen', 'frozen_bfloat16'
 HALF = 'bfloat16', 'checkpointing', 'frozen_bfloat16'
+GROUPS = ('hiccap', 'frozen'), HALF             # measured in turn with the original's recipe; all at once need 25 GB
 FULL = dict(text=500, video=36, audio=63)
 BERT = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, intermediate_size=96, vocab_size=30522)
@@ -221,10 +223,23 @@ def spread(values):
     return [float(o) for o in np.quantile(values, (.25, .75))]
 
 
+def in_turn(names, dtype, a):
+    "Ways measured round after round: what was found of each, and the matrix products a second in each round"
+    children, products, n = [Child(k, a) for k in names], [], 256 if a.quick else 2048
+    for i in range(a.rounds):
+        best = matrix_product(n, dtype=dtype)
+        for c in children[::(1, -1)[i % 2]]: c.round(i)
+        products.append(max(best, matrix_product(n, dtype=dtype)))
+        print(f"round {i + 1} of {a.rounds}: "
+              + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children)
+              + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
+    return {c.name: c.end(products) for c in children}, products
+
+
 def ratios(r):
     "Speed and memory of each way as a share of the original recipe's, and utilisation, with the middle half of rounds"
     up, found, between = r['upstream'], {}, {}
-    for k in STEPS:
+    for k in r:
         if k == 'upstream': continue
         own, start = r[k], '' if k == 'hiccap' else f'{k}_'
         found |= {f'{start}speed': own['clips_a_second']/up['clips_a_second'],
@@ -267,20 +282,13 @@ if __name__ == '__main__':
         else: measure(a.only, a.quick, a.data, a.rounds)
         sys.exit()
     found = Child('losses', a).about
-    children, products = [Child(k, a) for k in STEPS], {torch.float32: [], torch.bfloat16: []}
-    n = 256 if a.quick else 2048
-    for i in range(a.rounds):
-        best = {k: matrix_product(n, dtype=k) for k in products}
-        for c in children[::(1, -1)[i % 2]]: c.round(i)
-        for k, v in products.items(): v.append(max(best[k], matrix_product(n, dtype=k)))
-        print(f"round {i + 1} of {a.rounds}: "
-              + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children)
-              + ', matrix products ' + ' and '.join(f'{v[-1]/1e9:.0f}' for v in products.values()) + ' GFLOP/s',
-              flush=True)
-    r = {c.name: c.end(products[torch.bfloat16 if c.name in HALF else torch.float32]) for c in children}
-    r |= ratios(r) | dict(losses=found, machine=machine(), quick=a.quick)
-    for k, v in zip(('products', 'bfloat16_products'), products.values()):
-        r |= {k: v, k.replace('products', 'product') + '_operations_a_second': float(np.median(v))}
+    r = dict(losses=found, machine=machine(), quick=a.quick, ratios={}, spread={})
+    for names, dtype in zip(GROUPS, (torch.float32, torch.bfloat16)):
+        found, products = in_turn(('upstream', *names), dtype, a)
+        start = '' if dtype == torch.float32 else 'bfloat16_'
+        r |= {f'{start}products': products, f'{start}product_operations_a_second': float(np.median(products))}
+        for k, v in ratios(found).items(): r[k] |= v
+        r |= {k if k in names else f'{start}upstream': v for k, v in found.items()}
     show(r)
     if a.out:
         with open(a.out, 'w', encoding='utf-8') as f:

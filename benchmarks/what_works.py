@@ -4,7 +4,8 @@
 
 It writes the subsets and the synthetic clips, trains every run that is not finished (`--only meld` for some), each as
 `hiccap_train` would with its defaults, and with `--keep nbs/results/what_works` it keeps the probabilities of all
-models for all test clips. The study computes every figure from these.
+models for all test clips. The study computes every figure from these. A run that is kept there, with the same settings,
+is not trained again, so the work can be done in parts and on several machines.
 """
 import argparse, gzip, io, json
 from dataclasses import replace
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from hiccap.cli import DEMO
 from hiccap.comparison import run_grid
+from hiccap.predictions import NETWORK
 from hiccap.runs import Clips, Network, Run, Training
 
 SEEDS = range(5)
@@ -23,6 +25,7 @@ TYPES = 'mature', 'gory', 'slapstick', 'sarcasm'
 WIDTHS = dict(a=32, b=24, c=16)              # columns of the synthetic modalities
 KNOWN = dict(dominant=dict(a=2.5, b=.8, c=.8), noise=dict(a=1.5, b=0., c=0.)) # log-odds for a deviation of each
 SHOWN = dict(dominant=('a', 'bc', 'ab', 'ac', 'abc'), noise=('a', 'ab', 'abc'))
+FEW_MODELS = NETWORK, 'network without its linear part', 'late fusion of single modalities'
 FUSIONS = dict(hierarchical={}, parallel=dict(fusion='parallel'), gated=dict(combiner='gmu'))
 TOGETHER = 'said', 'seen', 'heard', 'together', 'order' # tasks of the synthetic clips of text, video and audio
 
@@ -128,22 +131,37 @@ def experiments(data, out, only):
     return found
 
 
+def known(into):
+    "What is kept in a folder: name -> about a run"
+    return json.loads((into/'about.json').read_text()) if into and (into/'about.json').is_file() else {}
+
+
+def settings(run):
+    "What decides the result of a run, but for the folder that its clips lie in"
+    found = run.to_flat()
+    found |= {k: Path(found[k]).name for k in ('data', 'test') if k in found}
+    if 'features' in found: found['features'] = [o.partition('=')[0] for o in found['features']]
+    return found
+
+
 def keep(runs, out, into):
-    "Keep the probabilities of all models, five digits each, and what the runs took, in a folder"
-    about = json.loads((into/'about.json').read_text()) if (into/'about.json').is_file() else {}
+    "Keep the probabilities of all models that the study reads, four digits each, and what the runs took, in a folder"
+    about = known(into)
     into.mkdir(parents=True, exist_ok=True)
-    for name in runs:
+    for name, run in runs.items():
         table = pd.read_csv(out/name/'probabilities.csv', dtype=str, keep_default_na=False)
+        if name.split('_')[0] in (*SHOWN, 'fusion', 'alone'): table = table[table.model.isin(FEW_MODELS)]
         numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
         table = table[['model', *(['fold'] if 'fold' in table else []), 'clip', 'video', 'task', 'truth', 'predicted',
                        *numbers]]
-        for c in numbers: table[c] = [f'{float(v):.5f}' if v else '' for v in table[c]]
+        for c in numbers: table[c] = [f'{float(v):.4f}' if v else '' for v in table[c]]
         buffer = io.BytesIO()
         with gzip.GzipFile(fileobj=buffer, mode='wb', mtime=0) as f: f.write(table.to_csv(index=False).encode())
         (into/name).mkdir(exist_ok=True)
         (into/name/'probabilities.csv.gz').write_bytes(buffer.getvalue())
         metrics, config = (json.loads((out/name/f'{k}.json').read_text()) for k in ('metrics', 'config'))
-        about[name] = dict(seconds=metrics['seconds'], clips=metrics['clips'], versions=config['versions'])
+        about[name] = dict(seconds=metrics['seconds'], clips=metrics['clips'], versions=config['versions'],
+                           settings=settings(run))
     (into/'about.json').write_text(json.dumps(dict(sorted(about.items())), indent=1))
 
 
@@ -156,10 +174,12 @@ def main():
     p.add_argument('--keep', type=Path, help='folder that gets the probabilities')
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    runs = experiments(args.data, args.out, args.only)
+    kept = known(args.keep)
+    def is_kept(name, run): return name in kept and kept[name]['settings'] == json.loads(json.dumps(settings(run)))
+    runs = {k: v for k, v in experiments(args.data, args.out, args.only).items() if not is_kept(k, v)}
     status = run_grid(runs, args.out/'runs', args.jobs)
+    if args.keep: keep({k: v for k, v in runs.items() if not status[k]}, args.out/'runs', args.keep)
     if failed := [k for k, v in status.items() if v]: raise SystemExit(f"failed: {', '.join(failed)}")
-    if args.keep: keep(runs, args.out/'runs', args.keep)
 
 
 if __name__ == '__main__': main()

@@ -4,9 +4,9 @@ The study reads nbs/results/training_step.json. BERT-base width and depth with r
 lengths of the released validation split. The original's recipe pads every text to 500 tokens, video to 36 and audio to
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
 length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
-after round, with a matrix product at either end of a round, so that other load of the machine affects all of them. The
-original's recipe is measured twice: next to float32, and next to bfloat16.
-bfloat16 is `--precision bfloat16` of the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that everything runs.
+after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
+The original's recipe is measured twice: next to float32, and next to bfloat16. bfloat16 is `--precision bfloat16` of the
+commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that everything runs.
 """
 import argparse
 import json

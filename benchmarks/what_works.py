@@ -137,7 +137,7 @@ def known(into):
 
 
 def settings(run):
-    "What decides the result of a run, but for the folder that its clips lie in"
+    "What decides the result of a run, but for the folder that its clips are in"
     found = run.to_flat()
     found |= {k: Path(found[k]).name for k in ('data', 'test') if k in found}
     if 'features' in found: found['features'] = [o.partition('=')[0] for o in found['features']]

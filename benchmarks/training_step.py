@@ -5,8 +5,9 @@ lengths of the released validation split. The original's recipe pads every text 
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
 length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
 after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
-The original's recipe is measured twice: next to float32, and next to bfloat16. bfloat16 is `--precision bfloat16` of the
-commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that everything runs.
+The original's recipe is measured twice: next to float32, and next to bfloat16. bfloat16 is `--precision bfloat16` of
+the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that
+everything runs.
 """
 import argparse
 import json

@@ -8,7 +8,7 @@ __all__ = ['UNSURE', 'DRAWS', 'HEADLINE', 'SCORE_NAMES', 'RANKING', 'OF_CLIPS', 
            'criterion_of', 'TaskScores', 'score_bounds', 'measured', 'score_task', 'Scores', 'evaluate', 'score_text',
            'score_with_interval', 'interval_text', 'best_trivial', 'compare_scores']
 
-# %% ../nbs/26_metrics.ipynb #c80be1fd
+# %% ../nbs/26_metrics.ipynb #5804c826
 import importlib
 import numpy as np
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from .number_scores import (LOWER_IS_BETTER, NUMBER_BOUNDS, number_score_names, 
                                   trivial_numbers, undefined_numbers)
 from .operating_points import CRITERIA, operating_point
 from .statistics import (MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, leave_out_weights, nanmean, rank_scores, ratio,
-                               score_interval, too_few_videos)
+                               score_interval, too_few_videos, video_numbers)
 from .tasks import IGNORE, Task, check_tasks, is_labelled
 
 # %% ../nbs/26_metrics.ipynb #9b3f6a22
@@ -140,14 +140,14 @@ def best_threshold(
     missed = None if point.least is None or top[0] >= 0 else float(top[0] + point.least)
     return float(cuts[best[np.argmin(abs(cuts[best] - .5))]]), missed
 
-# %% ../nbs/26_metrics.ipynb #26t00002
+# %% ../nbs/26_metrics.ipynb #2dbc90ea
 UNSURE, DRAWS = 2., 200 # standard errors within which two thresholds count as equals; bootstrap samples
 
-def _video_weights(groups, n):
-    "(DRAWS, N) how often each row is in each bootstrap sample of the videos"
-    of = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    videos = of.max() + 1
-    return np.random.default_rng(0).multinomial(videos, np.full(videos, 1/videos), size=DRAWS)[:, of].astype(float)
+def _video_samples(groups, n):
+    "Yields (N,) how often each row is in a bootstrap sample of the videos, DRAWS times"
+    of = video_numbers(groups, n)
+    videos, rng = of.max() + 1, np.random.default_rng(0)
+    for _ in range(DRAWS): yield rng.multinomial(videos, np.full(videos, 1/videos))[of].astype(float)
 
 def steady_threshold(
     p,     # (N,) calibrated probabilities of class 1
@@ -159,7 +159,7 @@ def steady_threshold(
     cuts = _cuts(p)
     def scores(y, w=None): return np.nan_to_num(merits(_counts_at(cuts, p, y, w), point)[..., 0])
     found, expected = scores(y), scores(p)
-    drawn = np.stack([scores(y, w) for w in _video_weights(groups, len(p))])  # one by one: there may be many rows
+    drawn = np.stack([scores(y, w) for w in _video_samples(groups, len(p))])
     error = (drawn[:, [found.argmax()]] - drawn).std(0)
     near = found >= found.max() - UNSURE*error - 1e-12
     best = np.flatnonzero(near & (expected == expected[near].max()))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_VIDEOS', 'MIN_VIDEOS_DIFFERENCE', 'MIN_CLASS_VIDEOS', 'MIN_MISSED_VIDEOS', 'MAX_SHARE', 'ratio', 'nanmean',
-           'rank_scores', 'leave_out_weights', 'jackknife_interval', 'score_interval', 'too_few_videos',
-           'intraclass_correlation', 'mean_interval', 'paired', 'holm']
+           'rank_scores', 'video_numbers', 'leave_out_weights', 'jackknife_interval', 'score_interval',
+           'too_few_videos', 'intraclass_correlation', 'mean_interval', 'paired', 'holm']
 
 # %% ../nbs/01_statistics.ipynb #6f30b0aa
 import numpy as np
@@ -46,6 +46,14 @@ def rank_scores(
     auroc = ratio(((fp - fp0)*(tp + tp0)/2).sum(1), (P*N)[:, 0])
     ap = ratio(((tp - tp0)*np.nan_to_num(ratio(tp, tp + fp))).sum(1), P[:, 0])
     return auroc, np.where(N[:, 0] > 0, ap, np.nan)
+
+# %% ../nbs/01_statistics.ipynb #4f4c22fa
+def video_numbers(
+    groups,        # (N,) the video of each row; None if each row is its own
+    n: int         # N
+) -> np.ndarray:   # (N,) whole numbers from 0, one for each video
+    "The number of the video of each row"
+    return np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
 
 # %% ../nbs/01_statistics.ipynb #9adf76c3
 def leave_out_weights(

@@ -8,12 +8,13 @@ __all__ = ['KNOTS', 'PIECES', 'SMALLEST', 'TEMPERATURES', 'FLATTEST', 'PARTS', '
            'fit_temperature', 'log_slopes', 'temperature_error', 'fit_curve', 'curve_gain', 'curve_errors',
            'are_right_errors', 'log_odds_errors', 'fit_calibration', 'Temperatures', 'fit_temperatures', 'value_text']
 
-# %% ../nbs/26a_temperatures.ipynb #26a00003
+# %% ../nbs/26a_temperatures.ipynb #0582b154
 from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, softmax
 from .metrics import labelled_rows
+from .statistics import video_numbers
 from .tasks import check_tasks
 
 # %% ../nbs/26a_temperatures.ipynb #26a00010
@@ -104,7 +105,7 @@ def fit_temperature(
         )
     return float(np.exp(brentq(slope, low, high, xtol=1e-12))), why
 
-# %% ../nbs/26a_temperatures.ipynb #14f0f998
+# %% ../nbs/26a_temperatures.ipynb #66c3bb0b
 def log_slopes(
     p # (N, C) probabilities after calibration
 ) -> np.ndarray: # (N, C)
@@ -122,7 +123,7 @@ def temperature_error(
     if temperature == 1. or temperature in TEMPERATURES: return np.nan
     q = tempered(p, temperature)
     z = logits_of(q)
-    of = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    of = video_numbers(groups, len(y))
     slopes = np.bincount(of, ((q - np.eye(q.shape[1])[y])*z).sum(1))
     curvature = -(log_slopes(q)*z).sum()
     return float(np.sqrt((slopes**2).sum())/curvature) if curvature > 0 else np.nan
@@ -179,7 +180,7 @@ def curve_gain(
         gain[on] = pair[0] - pair[1]
     return float(gain.sum()), float(np.bincount(of, gain).std()*videos**.5)
 
-# %% ../nbs/26a_temperatures.ipynb #26a00028
+# %% ../nbs/26a_temperatures.ipynb #8dc647b9
 ERRORS_AT = tuple(map(float, range(-4, 5))) # calibrated log-odds at which the standard errors of a curve are kept
 
 def curve_errors(
@@ -191,7 +192,7 @@ def curve_errors(
     "The standard errors of calibrated log-odds"
     X = _columns(logits_of(p)@[-1, 1]/curve[0])
     q = expit(X@curve[1:])
-    of = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    of = video_numbers(groups, len(y))
     slopes = np.stack([np.bincount(of, o) for o in ((q - y)[:, None]*X).T], 1)
     back = np.linalg.inv((X*(q*(1 - q))[:, None]).T@X + _prior()[0])
     wide = np.linspace(-200, 200, 40001)  # the curve rises, so each of its values has one place

@@ -148,7 +148,7 @@ def keep(runs, out, into):
     "Keep the probabilities of all models that the study reads, four digits each, and what the runs took, in a folder"
     about = known(into)
     into.mkdir(parents=True, exist_ok=True)
-    for name, run in runs.items():
+    for name in runs:
         table = pd.read_csv(out/name/'probabilities.csv', dtype=str, keep_default_na=False)
         if name.split('_')[0] in (*SHOWN, 'fusion', 'alone'): table = table[table.model.isin(FEW_MODELS)]
         numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
@@ -161,7 +161,7 @@ def keep(runs, out, into):
         (into/name/'probabilities.csv.gz').write_bytes(buffer.getvalue())
         metrics, config = (json.loads((out/name/f'{k}.json').read_text()) for k in ('metrics', 'config'))
         about[name] = dict(seconds=metrics['seconds'], clips=metrics['clips'], versions=config['versions'],
-                           settings=settings(run))
+                           settings=settings(Run.from_dict(config['run'])))
     (into/'about.json').write_text(json.dumps(dict(sorted(about.items())), indent=1))
 
 
@@ -178,7 +178,7 @@ def main():
     def is_kept(name, run): return name in kept and kept[name]['settings'] == json.loads(json.dumps(settings(run)))
     runs = {k: v for k, v in experiments(args.data, args.out, args.only).items() if not is_kept(k, v)}
     status = run_grid(runs, args.out/'runs', args.jobs)
-    if args.keep: keep({k: v for k, v in runs.items() if not status[k]}, args.out/'runs', args.keep)
+    if args.keep: keep([k for k in runs if not status[k]], args.out/'runs', args.keep)
     if failed := [k for k, v in status.items() if v]: raise SystemExit(f"failed: {', '.join(failed)}")
 
 

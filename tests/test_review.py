@@ -643,6 +643,25 @@ def test_predictions_for_label_studio_and_fiftyone(world, typed, tmp_path):
     assert set(json.loads(fiftyone.read_text())[0]) == {'filepath', 'hiccap_model', 'hiccap_flash', 'hiccap_beep'}
 
 
+def test_segments_reach_label_studio_and_fiftyone(world, typed, tmp_path):
+    from hiccap.exporters import fiftyone_samples, label_studio_tasks
+    studio, fiftyone, out = tmp_path/'studio.json', tmp_path/'fiftyone.json', tmp_path/'out.jsonl'
+    args = world/'run', world/'new/clip_0000.mp4', world/'new/clip_0001.mp4', '--windows', '1/.5'
+    status, printed, err = typed('predict', *args, '--label-studio', studio, '--fiftyone', fiftyone, '--json', out)
+    assert status == 0 and not printed, err
+    records = read_prediction_records(out)
+    tasks, samples = (json.loads(o.read_text(encoding='utf-8')) for o in (studio, fiftyone))
+    assert tasks == label_studio_tasks(records) and samples == fiftyone_samples(records)
+    found = [s for r in records for t in r['tasks'].values() for s in t['segments']]
+    assert sum('score' in o for t in tasks for o in t['predictions'][0]['result']) == len(found) > 0
+    assert sum(len(o[f'hiccap_{k}_segments']['detections']) for o in samples for k in ('flash', 'beep')) == len(found)
+    for option, path in ('--label-studio', tmp_path/'x.json'), ('--fiftyone', tmp_path/'y.json'):  # one is enough
+        assert typed('predict', *args, option, path)[0] == 0
+        assert json.loads(path.read_text(encoding='utf-8')) == (tasks if path.name == 'x.json' else samples)
+    status, _, err = typed('predict', *args)
+    assert status == 2 and '--label-studio and --fiftyone, and a table of segments' in err
+
+
 def test_what_is_there_is_not_replaced_unasked(world, typed, tmp_path):
     new = world/'new/clip_0000.mp4'
     (tmp_path/'out.jsonl').write_text('mine')

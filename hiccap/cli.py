@@ -500,7 +500,7 @@ def _evaluate(args):
     else: print(scores.markdown())
     return int(bool(failures))
 
-# %% ../nbs/62_cli.ipynb #bf7f526d
+# %% ../nbs/62_cli.ipynb #253947e4
 def calibrate(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -526,7 +526,7 @@ def _calibrate(args):
     trained, ds, failures = _read_for(args, labelled=True)
     found = trained.calibrate(ds, args.block_precision, args.pass_recall_loss, args.confidence, args.data,
                               getattr(args, 'own_numbering', False))
-    print(f'Calibrated on {found.source}.\n\n{found.markdown()}\n\nThresholds: {at}')
+    print(f'Calibrated on {found.source}.\n\n{found.markdown()}\n\nThresholds: {trained.folder/DECISIONS}')
     return int(bool(failures))
 
 # %% ../nbs/62_cli.ipynb #exp20002

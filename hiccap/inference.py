@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #b0fd395b
+# %% ../nbs/60_inference.ipynb #e6ebb301
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
 from .faithfulness import measure_faithfulness
-from .file_index import INDEX, check_index
+from .file_index import INDEX, check_index, write_index
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .moments import Explanations, Speller, Versions, explain_versions, versions_of
@@ -481,7 +481,23 @@ def unseen(self:Trained,
     new.notes = [*new.notes, left]
     return new
 
-# %% ../nbs/60_inference.ipynb #61f95058
+# %% ../nbs/60_inference.ipynb #94417414
+def _check_ours(folder):
+    "Raise `ValueError` for a folder in the cache of the Hub"
+    at = folder.parent.parent
+    if folder.parent.name != 'snapshots' or not at.name.startswith('models--'): return
+    name = at.name.removeprefix('models--').replace('--', '/')
+    raise ValueError(f"{folder} belongs to the cache of the Hugging Face Hub, so nothing is written to it. Save the"
+                     f" run to a folder of your own, Trained.from_pretrained({name!r}).save_pretrained('FOLDER'), and"
+                     " calibrate it there")
+
+def _save_decisions(folder, found):
+    "Write the decisions of a run and their plot; raises `ValueError` for a shared run of which a file was changed"
+    indexed = check_index(folder) is not None
+    write_json(folder/DECISIONS, found.to_dict())
+    save_figure(folder/'decisions.png', found.plot, (4.4, 3))
+    if indexed: write_index(folder)
+
 @patch
 def calibrate(self:Trained,
     ds,                          # labelled clips; those that the run has seen are left out
@@ -493,13 +509,15 @@ def calibrate(self:Trained,
     save: bool=True              # write `decisions.json` and `decisions.png` to the folder of the run
 ) -> Decisions:
     """The thresholds of pass and block of each task with two classes; `decisions` has them from then on. Raises
-    `DataError` if no clip is new to the run, and `ValueError` that says how many videos are needed"""
+    `DataError` if no clip is new to the run, and `ValueError` that says how many videos are needed, or that the folder
+    is not one to write to"""
+    if save: _check_ours(self.folder)
     new = self.unseen(ds, data, own_numbering)
+    source = data or new.name
+    if (self.folder/INDEX).is_file(): source = Path(source).name  # others may get the folder
     found = fit_decisions(self.answer(new)[0], as_numpy(new.labels), self.tasks, new.groups, block_precision,
-                          pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {data or new.name}')
-    if save:
-        write_json(self.folder/DECISIONS, found.to_dict())
-        save_figure(self.folder/'decisions.png', found.plot, (4.4, 3))
+                          pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {source}')
+    if save: _save_decisions(self.folder, found)
     self.decisions = found
     return found
 

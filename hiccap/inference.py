@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #e6ebb301
+# %% ../nbs/60_inference.ipynb #27d49062
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from .basics import counted, dict_table, markdown_table, read_json_dict, some_of
 from .calibration import compare_calibration
 from .temperatures import Temperatures, are_right_errors, is_curve, is_right_curve
 from .checkpoints import load_model
+from .clip_places import Place, clip_places
 from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
@@ -362,7 +363,7 @@ def predict(self:Trained,
     clips = self.clips_of(data, features, without, **kwargs)
     return prediction_table(clips.ids, *self.answer(clips, bs, precision), self.tasks)
 
-# %% ../nbs/60_inference.ipynb #ba6788fd
+# %% ../nbs/60_inference.ipynb #b81b7a50
 @patch
 def speller(self:Trained) -> Speller|None:
     "What finds the words of the run's token ids; None without a tokenizer"
@@ -389,10 +390,11 @@ def explain(self:Trained,
     **kwargs           # of `locate`
 ) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
-    clips = self.clips_of(data, features, without, **kwargs)
-    speller = self.speller()
-    return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
-                        for clip in tqdm(clips, unit='clip', disable=None))
+    clips, located = self.located_clips(data, features, without, **kwargs)
+    places, speller = clip_places(located) if located else {}, self.speller()
+    found = (explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
+             for clip in tqdm(clips, unit='clip', disable=None))
+    return Explanations(replace(o, place=places.get(o.clip, Place())) for o in found)
 
 # %% ../nbs/60_inference.ipynb #a7cd6d29
 def robustness_section(

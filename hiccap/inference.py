@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #27d49062
+# %% ../nbs/60_inference.ipynb #5320bba4
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
 from .faithfulness import measure_faithfulness
-from .file_index import INDEX, check_index, write_index
+from .file_index import INDEX, check_index, put_indexed
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .moments import Explanations, Speller, Versions, explain_versions, versions_of
@@ -483,7 +483,7 @@ def unseen(self:Trained,
     new.notes = [*new.notes, left]
     return new
 
-# %% ../nbs/60_inference.ipynb #94417414
+# %% ../nbs/60_inference.ipynb #120c77fa
 def _check_ours(folder):
     "Raise `ValueError` for a folder in the cache of the Hub"
     at = folder.parent.parent
@@ -495,10 +495,10 @@ def _check_ours(folder):
 
 def _save_decisions(folder, found):
     "Write the decisions of a run and their plot; raises `ValueError` for a shared run of which a file was changed"
-    indexed = check_index(folder) is not None
-    write_json(folder/DECISIONS, found.to_dict())
+    def write(path): write_json(path, found.to_dict())
+    if (folder/INDEX).is_file(): put_indexed(folder, DECISIONS, write)
+    else: write(folder/DECISIONS)
     save_figure(folder/'decisions.png', found.plot, (4.4, 3))
-    if indexed: write_index(folder)
 
 @patch
 def calibrate(self:Trained,

@@ -292,7 +292,7 @@ def _read_for(args, labelled):
     trained, clips, failures = _locate_for(args)
     return trained, _read_located(args, trained, clips, labelled), failures
 
-# %% ../nbs/62_cli.ipynb #cl000008
+# %% ../nbs/62_cli.ipynb #a08c4e33
 def predict(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -317,11 +317,12 @@ def predict(
     p.add_argument('--html', metavar='FOLDER', help='folder of pages to write: a queue of the predictions with a player'
                    ' and the moments of each clip. Open its index.html')
     _add_windows(p, 'also predict windows that slide over each clip, and the segments in which the answer is yes: in'
-                    ' the files of --json, on the pages of --html, and next to --out as NAME_segments.csv. A run that'
-                    ' learned from parts of videos takes whole ones with --seconds and no columns')
+                    ' the files of --json, --label-studio and --fiftyone, on the pages of --html, and next to --out as'
+                    ' NAME_segments.csv. A run that learned from parts of videos takes whole ones with --seconds and no'
+                    ' columns')
     return _guarded(_predict, p.parse_args(argv), 'sharing')
 
-# %% ../nbs/62_cli.ipynb #85846302
+# %% ../nbs/62_cli.ipynb #828b6e82
 def _add_windows(p, what):
     "The option of windows"
     p.add_argument('--windows', metavar='LENGTH/STEP',
@@ -340,6 +341,13 @@ def _places(clips):
 
 def _segments_file(args): return Path(args.out).with_name(f'{Path(args.out).stem}_segments.csv')
 
+def _exported_files(args):
+    "The files for Label Studio and FiftyOne"
+    of_label_studio = [args.label_studio, Path(args.label_studio).with_suffix('.xml')] if args.label_studio else []
+    return [*of_label_studio, *([args.fiftyone] if args.fiftyone else [])]
+
+def _wants_records(args): return bool(args.json or args.html or _exported_files(args))
+
 # %% ../nbs/62_cli.ipynb #5f8cd2fc
 def _predict(args):
     from hiccap.training import prediction_table
@@ -357,16 +365,16 @@ def _predict(args):
         print(f"{counted(len(table), 'prediction')} for {counted(len(ds), 'clip')}: {args.out}", file=sys.stderr)
     return int(bool(failures))
 
-# %% ../nbs/62_cli.ipynb #6b29cda8
+# %% ../nbs/62_cli.ipynb #5b14ff7a
 def _check_written(args):
     "Raise an error if what `hiccap_predict` is to write may not be written"
     from hiccap.review_page import REVIEW
     if args.moments and not any((args.json, args.label_studio, args.fiftyone)):
         raise ValueError('--moments adds the moments to the files of --json, --label-studio and --fiftyone: give --json'
                          ' too, or one of the others; --html has them always')
-    if args.windows and not any((args.out, args.json, args.html)):
-        raise ValueError('--windows adds windows and segments to the files of --json and --html, and a table of'
-                         ' segments next to --out: give one of them')
+    if args.windows and not (args.out or _wants_records(args)):
+        raise ValueError('--windows adds windows and segments to the files of --json, --html, --label-studio and'
+                         ' --fiftyone, and a table of segments next to --out: give one of them')
     segments = _segments_file(args) if args.windows and args.out else None
     written = [str(Path(o).resolve()) for o in (args.out, args.json, args.html, segments, *_exported_files(args)) if o]
     if len({*written}) < len(written):
@@ -376,7 +384,7 @@ def _check_written(args):
     for o in _exported_files(args): check_new_file(o, f'a {Path(o).suffix or ".json"} file', args.overwrite)
     if args.html: check_new_folder(args.html, args.overwrite, 'a review page', REVIEW)
 
-# %% ../nbs/62_cli.ipynb #65161286
+# %% ../nbs/62_cli.ipynb #eb7cf6f5
 def _found_segments(args, trained, ds, clips, windows):
     "The windows and segments of the clips, with their notes on standard error; writes the table of segments"
     from hiccap.segments import segments_table, window_notes
@@ -387,13 +395,6 @@ def _found_segments(args, trained, ds, clips, windows):
         table.to_csv(_segments_file(args), index=False)
         print(f"{counted(len(table), 'segment')}: {_segments_file(args)}", file=sys.stderr)
     return found
-
-def _exported_files(args):
-    "The files for Label Studio and FiftyOne"
-    of_label_studio = [args.label_studio, Path(args.label_studio).with_suffix('.xml')] if args.label_studio else []
-    return [*of_label_studio, *([args.fiftyone] if args.fiftyone else [])]
-
-def _wants_records(args): return bool(args.json or args.html or _exported_files(args))
 
 # %% ../nbs/62_cli.ipynb #9d87850d
 def _exported(args, records):
@@ -499,7 +500,7 @@ def _evaluate(args):
     else: print(scores.markdown())
     return int(bool(failures))
 
-# %% ../nbs/62_cli.ipynb #bf7f526d
+# %% ../nbs/62_cli.ipynb #253947e4
 def calibrate(
     argv=None # arguments; those of the process by default
 ): # exit status
@@ -525,7 +526,7 @@ def _calibrate(args):
     trained, ds, failures = _read_for(args, labelled=True)
     found = trained.calibrate(ds, args.block_precision, args.pass_recall_loss, args.confidence, args.data,
                               getattr(args, 'own_numbering', False))
-    print(f'Calibrated on {found.source}.\n\n{found.markdown()}\n\nThresholds: {at}')
+    print(f'Calibrated on {found.source}.\n\n{found.markdown()}\n\nThresholds: {trained.folder/DECISIONS}')
     return int(bool(failures))
 
 # %% ../nbs/62_cli.ipynb #exp20002

@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #b0fd395b
+# %% ../nbs/60_inference.ipynb #5320bba4
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +18,12 @@ from .basics import counted, dict_table, markdown_table, read_json_dict, some_of
 from .calibration import compare_calibration
 from .temperatures import Temperatures, are_right_errors, is_curve, is_right_curve
 from .checkpoints import load_model
+from .clip_places import Place, clip_places
 from .clips import Clip, ClipDataset, DataError, as_numpy, modality_of
 from .decisions import Decisions, decisions_of, fit_decisions
 from .encoders import FeaturesConfig
 from .faithfulness import measure_faithfulness
-from .file_index import INDEX, check_index
+from .file_index import INDEX, check_index, put_indexed
 from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .moments import Explanations, Speller, Versions, explain_versions, versions_of
@@ -362,7 +363,7 @@ def predict(self:Trained,
     clips = self.clips_of(data, features, without, **kwargs)
     return prediction_table(clips.ids, *self.answer(clips, bs, precision), self.tasks)
 
-# %% ../nbs/60_inference.ipynb #ba6788fd
+# %% ../nbs/60_inference.ipynb #b81b7a50
 @patch
 def speller(self:Trained) -> Speller|None:
     "What finds the words of the run's token ids; None without a tokenizer"
@@ -389,10 +390,11 @@ def explain(self:Trained,
     **kwargs           # of `locate`
 ) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
-    clips = self.clips_of(data, features, without, **kwargs)
-    speller = self.speller()
-    return Explanations(explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
-                        for clip in tqdm(clips, unit='clip', disable=None))
+    clips, located = self.located_clips(data, features, without, **kwargs)
+    places, speller = clip_places(located) if located else {}, self.speller()
+    found = (explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
+             for clip in tqdm(clips, unit='clip', disable=None))
+    return Explanations(replace(o, place=places.get(o.clip, Place())) for o in found)
 
 # %% ../nbs/60_inference.ipynb #a7cd6d29
 def robustness_section(
@@ -481,7 +483,23 @@ def unseen(self:Trained,
     new.notes = [*new.notes, left]
     return new
 
-# %% ../nbs/60_inference.ipynb #61f95058
+# %% ../nbs/60_inference.ipynb #120c77fa
+def _check_ours(folder):
+    "Raise `ValueError` for a folder in the cache of the Hub"
+    at = folder.parent.parent
+    if folder.parent.name != 'snapshots' or not at.name.startswith('models--'): return
+    name = at.name.removeprefix('models--').replace('--', '/')
+    raise ValueError(f"{folder} belongs to the cache of the Hugging Face Hub, so nothing is written to it. Save the"
+                     f" run to a folder of your own, Trained.from_pretrained({name!r}).save_pretrained('FOLDER'), and"
+                     " calibrate it there")
+
+def _save_decisions(folder, found):
+    "Write the decisions of a run and their plot; raises `ValueError` for a shared run of which a file was changed"
+    def write(path): write_json(path, found.to_dict())
+    if (folder/INDEX).is_file(): put_indexed(folder, DECISIONS, write)
+    else: write(folder/DECISIONS)
+    save_figure(folder/'decisions.png', found.plot, (4.4, 3))
+
 @patch
 def calibrate(self:Trained,
     ds,                          # labelled clips; those that the run has seen are left out
@@ -493,13 +511,15 @@ def calibrate(self:Trained,
     save: bool=True              # write `decisions.json` and `decisions.png` to the folder of the run
 ) -> Decisions:
     """The thresholds of pass and block of each task with two classes; `decisions` has them from then on. Raises
-    `DataError` if no clip is new to the run, and `ValueError` that says how many videos are needed"""
+    `DataError` if no clip is new to the run, and `ValueError` that says how many videos are needed, or that the folder
+    is not one to write to"""
+    if save: _check_ours(self.folder)
     new = self.unseen(ds, data, own_numbering)
+    source = data or new.name
+    if (self.folder/INDEX).is_file(): source = Path(source).name  # others may get the folder
     found = fit_decisions(self.answer(new)[0], as_numpy(new.labels), self.tasks, new.groups, block_precision,
-                          pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {data or new.name}')
-    if save:
-        write_json(self.folder/DECISIONS, found.to_dict())
-        save_figure(self.folder/'decisions.png', found.plot, (4.4, 3))
+                          pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {source}')
+    if save: _save_decisions(self.folder, found)
     self.decisions = found
     return found
 

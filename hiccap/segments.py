@@ -6,18 +6,18 @@
 __all__ = ['SLACK', 'text_times', 'window_notes', 'with_segments', 'segments_table', 'LabelledVideo', 'labelled_videos',
            'scored_videos', 'write_segment_scores']
 
-# %% ../nbs/60aa_segments.ipynb #8b7e9623
+# %% ../nbs/60aa_segments.ipynb #7297a9f2
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from .basics import counted, some_of
-from .clip_places import Place, clip_places
+from .clip_places import Place, clip_places, word_times
 from .clips import Clip, DataError, as_numpy
 from .inference import Trained
 from .moments import Speller
-from .prediction_records import milliseconds, rounded, word_times
+from .prediction_records import milliseconds, rounded
 from .segment_scores import ScoredVideo, joined, segment_paragraphs, segment_scores
 from .tasks import is_labelled
 from .windows import Windows, known_times, parse_windows, score_windows, time_range, yes_or_no

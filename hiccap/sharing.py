@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'SHARED', 'KEPT', 'public_run', 'public_recipe', 'find_pretrained']
 
-# %% ../nbs/60c_sharing.ipynb #78532842
+# %% ../nbs/60c_sharing.ipynb #f3d77ef5
 import os, tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,9 @@ from .checkpoints import CONFIG, save_model
 from .file_index import INDEX, check_index, write_index
 from .inference import DECISIONS, Trained, load_run
 from .model_cards import model_card, public_name
+from .prediction_records import model_digest
 from .runs import Run
+from .seen import SEEN, read_records, shared_records
 from .sources import split_source
 
 # %% ../nbs/60c_sharing.ipynb #3372fb0e
@@ -56,9 +58,10 @@ def public_recipe(
         return kind + colon + (public_name(weights) if weights else '')
     return recipe and {**recipe, 'names': [named(o) for o in recipe['names']]}
 
-# %% ../nbs/60c_sharing.ipynb #ee3712d5
+# %% ../nbs/60c_sharing.ipynb #ce96784a
 CARD = 'README.md'
-SHARED = (CONFIG, 'metrics.json', DECISIONS, 'model', 'tokenizer', CARD, INDEX, 'LICENSE*', '.git*', '.cache')
+SHARED = (CONFIG, 'metrics.json', DECISIONS, 'decisions.png', SEEN, 'model', 'tokenizer', CARD, INDEX, 'LICENSE*',
+          '.git*', '.cache')
 KEPT = 'scores', 'beside', 'differences', 'calibration', 'clips', 'kept'  # of `metrics.json`: no id of a clip
 
 def _write_networks(trained, folder):
@@ -91,24 +94,28 @@ def _public_decisions(decisions):
     n, of, data = decisions.source.partition(' of ')
     return replace(decisions, source=n + of + (public_name(data) if data else ''))
 
-# %% ../nbs/60c_sharing.ipynb #f88e3ed8
+# %% ../nbs/60c_sharing.ipynb #69af1261
 @patch
 def save_pretrained(self:Trained,
     folder,                # to write; missing parents are made
     overwrite: bool=False, # replace a shared run that is there
     license: str=None,     # its identifier on the Hub, such as `apache-2.0`; a card without one asks its author
     card=None,             # path of a `README.md` of your own; `model_card` by default
-    repo: str=None         # name on the Hub, for the examples in the card
+    repo: str=None,        # name on the Hub, for the examples in the card
+    seen: bool=True        # also salted digests of the clips that the run has seen
 ) -> Path: # the folder
     """Write what prediction needs, whole or not at all: safetensors, JSON and text, with a model card and a digest of
     each file. Raises `FileExistsError`, and `ValueError` for a tokenizer that is not JSON or text"""
     folder = Path(os.path.realpath(folder))
-    text = model_card(self, license, repo) if card is None else Path(card).read_text(encoding='utf-8')
+    records = shared_records(read_records(self.folder), model_digest(self.models)) if seen else None
+    if card is None: text = model_card(self, license, repo, records is not None)
+    else: text = Path(card).read_text(encoding='utf-8')
     check_new_folder(folder, overwrite, 'a shared run', SHARED)
     with whole_folder(folder, SHARED) as part:
         _write_networks(self, part)
         if self.tokenizer is not None: self.tokenizer.save_pretrained(part/'tokenizer')  # writes no path
         _write_settings(self, part)
+        if records is not None: write_json(part/SEEN, dict(streams=records))
         write_whole(part/CARD, text)
         write_index(part)
     return folder
@@ -182,7 +189,7 @@ def from_pretrained(cls:Trained,
     that cannot be reached, and for a file that was changed"""
     return load_run(find_pretrained(name, revision, token, cache_dir, force_download, local_files_only))
 
-# %% ../nbs/60c_sharing.ipynb #c97248ef
+# %% ../nbs/60c_sharing.ipynb #e3717f5b
 @patch
 def push_to_hub(self:Trained,
     name: str,            # of the repository, such as `owner/comedy`; without an owner it is yours
@@ -192,14 +199,16 @@ def push_to_hub(self:Trained,
     create_pr: bool=False, # open a pull request instead of writing to the branch
     license: str=None,    # its identifier on the Hub, such as `apache-2.0`
     card=None,            # path of a `README.md` of your own; `model_card` by default
-    commit_message: str='Share a hiccap run' # of the commit
+    commit_message: str='Share a hiccap run', # of the commit
+    seen: bool=True       # also salted digests of the clips that the run has seen
 ): # the commit, a `CommitInfo` that is also its address
     "Write the run to a repository on the Hugging Face Hub in one commit; files of an earlier run there are deleted"
     api = HfApi(token=token, library_name='hiccap')
     with tempfile.TemporaryDirectory() as tmp:
-        folder = self.save_pretrained(Path(tmp)/'shared', license=license, card=card, repo=name) # before a repository
+        # before a repository is made
+        folder = self.save_pretrained(Path(tmp)/'shared', license=license, card=card, repo=name, seen=seen)
         name = api.create_repo(name, private=private, exist_ok=True).repo_id
         if branch and not create_pr: api.create_branch(name, branch=branch, exist_ok=True)
         return api.upload_folder(
             repo_id=name, folder_path=folder, commit_message=commit_message, revision=branch, create_pr=create_pr,
-            delete_patterns=['model/*', 'tokenizer/*', DECISIONS])
+            delete_patterns=['model/*', 'tokenizer/*', DECISIONS, SEEN])

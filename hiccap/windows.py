@@ -230,7 +230,7 @@ def score_windows(
         pending, n = [], 0
     if pending: yield from _scored(pending, answer, tasks, longest, thresholds)
 
-# %% ../nbs/59b_windows.ipynb #6b44a8c6
+# %% ../nbs/59b_windows.ipynb #883c2b1d
 @patch
 def plot(self: WindowScores,
     task: str,       # name of a task of two classes
@@ -245,8 +245,10 @@ def plot(self: WindowScores,
     ax.hlines(self.probs[task][:, 1], *self.spans.T, color='.75', lw=.8, label='windows')
     ax.stairs(scores[:, 1], edges, color='tab:blue', lw=1.4, baseline=None, label='mean over each frame')
     ax.axhline(threshold, color='.4', lw=.8, ls='--', label='threshold')
-    for o in self.segments(task, threshold): ax.axvspan(o.start, o.end, color='tab:orange', alpha=.25, lw=0)
-    for a, b in true: ax.plot([a, b], [-.06, -.06], color='tab:green', lw=3, solid_capstyle='butt')
+    for k, o in enumerate(self.segments(task, threshold)):
+        ax.axvspan(o.start, o.end, color='tab:orange', alpha=.25, lw=0, label=None if k else 'segments')
+    for k, (a, b) in enumerate(true):
+        ax.plot([a, b], [-.06, -.06], color='tab:green', lw=3, solid_capstyle='butt', label=None if k else 'known')
     ax.set(xlabel='seconds', ylabel=f'probability of {task}', ylim=(-.1, 1.05))
-    ax.legend(fontsize=7, loc='upper left')
+    ax.legend(fontsize=7, ncols=5, loc='lower right', bbox_to_anchor=(1, 1), frameon=False)
     return ax

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+from hiccap.basics import digest
 from hiccap.exporters import (fiftyone_samples, file_frames, label_studio_config, label_studio_tasks, moment_label,
-                              span_frames, to_fiftyone)
+                              segment_label, span_frames, to_fiftyone)
 
 RATES = st.sampled_from([10., 24000/1001, 25., 30000/1001, 60.])
 NAMES = st.text(st.characters(codec='utf-8', exclude_categories=['Cc', 'Cs']), min_size=1, max_size=8)
@@ -65,7 +66,7 @@ def check_label_studio(tasks, config):
             for o in p['result']:
                 control = controls[o['from_name']]
                 assert o['to_name'] == control.get('toName') == video.get('name')
-                assert o['type'] == control.tag.lower()
+                assert o['type'] == control.tag.lower() and 0 <= o.get('score', 0) <= 1
                 check_value(o['value'], control)
 
 
@@ -166,6 +167,105 @@ def test_several_clips_of_a_video_must_say_where_they_are(export):
     export(records[:1])
 
 
+# ---- segments that windows found
+
+@st.composite
+def segments_of(draw, most=3):
+    "Segments of a clip in order, apart from each other"
+    at = np.cumsum([draw(st.integers(1, 700)) for _ in range(2*draw(st.integers(0, most)))]).tolist()
+    return [dict(start_ms=a, end_ms=b, peak=draw(st.floats(0, 1))) for a, b in zip(at[::2], at[1::2])]
+
+
+@st.composite
+def segmented_records(draw):
+    "Records in which windows were asked for: segments of tasks with two classes, one at least, and None for the others"
+    out, name, classes = [], draw(NAMES), draw(st.lists(NAMES, min_size=2, max_size=2, unique=True))
+    for r in draw(some_records()):
+        tasks = r['tasks'] | {name: answer(classes, draw(st.integers(0, 1)), [])}
+        def found(a): return draw(segments_of()) if len(a.get('classes', ())) == 2 else None
+        out.append(r | dict(tasks={k: a | dict(segments=found(a)) for k, a in tasks.items()}))
+    return out
+
+
+def without_segments(records):
+    return [r | dict(tasks={k: {n: v for n, v in a.items() if n != 'segments'} for k, a in r['tasks'].items()})
+            for r in records]
+
+
+def times(first, last, rate):
+    "The seconds at which the first and the last frame are half over"
+    return (first - .5)/rate, (last - .5)/rate
+
+
+def check_times(first, last, rate, segment):
+    "A segment begins during its first frame and ends during its last, to rounding"
+    for t, ms in zip(times(first, last, rate), (segment['start_ms'], segment['end_ms'])):
+        assert abs(t - ms/1000) <= .5/rate + 1e-5
+
+
+@given(records=segmented_records(), fps=RATES)
+def test_every_segment_is_a_result_of_label_studio_once(records, fps):
+    tasks = label_studio_tasks(records, fps=fps)
+    check_label_studio(tasks, label_studio_config(records))
+    for t in tasks:
+        of = [r for r in records if r['clip'] in t['data']['clips']]
+        results = [o for o in t['predictions'][0]['result'] if 'score' in o]
+        expected = [(r, task, a, s) for r in of for task, a in r['tasks'].items() for s in a['segments'] or ()]
+        assert len(results) == len(expected)
+        for o, (r, task, a, s) in zip(results, expected):
+            span, = o['value']['ranges']
+            assert o['value']['timelinelabels'] == [segment_label(task, a)] and o['score'] == s['peak']
+            assert a['classes'][1] in segment_label(task, a) and task in segment_label(task, a)
+            check_times(span['start'], span['end'], fps, s)
+            note, = o['meta']['text']
+            begin = f"clip {r['clip']}, "
+            start, end = (float(v) for v in note[len(begin):].partition(' s,')[0].split(' to '))
+            assert note.startswith(begin) and (start, end) == (s['start_ms']/1000, s['end_ms']/1000)
+
+
+@given(records=segmented_records(), rate=RATES)
+def test_every_segment_is_a_detection_of_fiftyone_once(records, rate):
+    samples = fiftyone_samples(records, rate, frame_counts={'a.mp4': 99_999, 'b "ü".mp4': 99_999})
+    names = list(dict.fromkeys(k for s in fiftyone_samples(without_segments(records), rate) for k in s))
+    for sample in samples:
+        of = [r for r in records if r['file'] == sample['filepath']]
+        fields = {k: v for k, v in sample.items() if k.endswith('_segments') and k not in names}
+        looked = [k for k, a in of[0]['tasks'].items() if a['segments'] is not None]
+        assert len(fields) == len(looked)
+        for field, task in zip(fields.values(), looked):
+            expected = [(r['clip'], r['tasks'][task], s) for r in of for s in r['tasks'][task]['segments']]
+            assert field['_cls'] == 'TemporalDetections' and len(field['detections']) == len(expected)
+            for o, (clip, a, s) in zip(field['detections'], expected):
+                assert (o['clip'], o['label'], o['confidence']) == (clip, a['classes'][1], s['peak'])
+                assert (o['start_s'], o['end_s']) == (s['start_ms']/1000, s['end_ms']/1000)
+                check_times(*o['support'], rate, s)
+
+
+@given(records=segmented_records())
+def test_segments_change_nothing_else(records):
+    plain = without_segments(records)
+    for with_them, without in zip(label_studio_tasks(records), label_studio_tasks(plain), strict=True):
+        prediction = with_them['predictions'][0]
+        prediction['result'] = [o for o in prediction['result'] if 'score' not in o]
+        assert with_them == without
+    counts = {'a.mp4': 99_999, 'b "ü".mp4': 99_999}
+    samples = [fiftyone_samples(o, 25, frame_counts=counts) for o in (records, plain)]
+    for with_them, without in zip(*samples, strict=True):
+        assert {k: v for k, v in with_them.items() if k in without} == without
+
+
+def test_records_without_segments_are_exported_as_before():
+    "The digests are those of the version that knew no segments"
+    moments = [moment('video', 0, 1000, .1), moment('text', 1000, 2000, -.9, 'oh'),
+               moment('text', None, None, .2, 'ha')]
+    records = [record('a', 'a.mp4', funny=answer(['no', 'yes'], 1, moments), mood=number(2., moments[:1])),
+               *(record(f'b{i}', 'b.mp4', 1000*i, 1000*i + 900, funny=answer(['no', 'yes'], i), mood=number(i - .5))
+                 for i in range(2))]
+    samples = fiftyone_samples(records, 25, frame_counts={'a.mp4': 100, 'b.mp4': 49})
+    found = [json.dumps(o).encode() for o in (label_studio_tasks(records), label_studio_config(records), samples)]
+    assert [digest(o) for o in found] == ['117e767f7a817cd1', '50e69ddd0ccbc7bb', 'fb7316e87790932c']
+
+
 class Label:
     def __init__(self, **kwargs): self.given = kwargs
 
@@ -236,6 +336,11 @@ def test_a_field_has_one_type_in_all_samples(records):
 def test_two_tasks_do_not_share_a_field():
     records = [record('a', 'a.mp4', **{'a b': number(1.), 'a_b': number(2.)})]
     assert [v for k, v in fiftyone_samples(records, 25)[0].items() if k.startswith('hiccap_a_b')] == [1., 2.]
+    found = answer(['no', 'yes'], 1, [moment('video', 0, 1000, .1)]) | dict(segments=[])
+    for name in ('a_segments', 'a_moments', 'model'):  # that of another field
+        for tasks in ({'a': found, name: number(3.)}, {name: number(3.), 'a': found}):
+            sample = fiftyone_samples([record('a', 'a.mp4', **tasks)], 25, frame_counts={'a.mp4': 50})[0]
+            assert len(sample) == 2 + 1 + 3 and sample['hiccap_model'] == 'feed' and 3. in sample.values()
 
 
 def test_without_fiftyone_an_error_says_how_to_install_it(monkeypatch):

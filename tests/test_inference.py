@@ -18,7 +18,7 @@ from hiccap.metrics import evaluate as scores_of
 from hiccap.run_data import read_splits
 from hiccap.runs import Clips
 from hiccap.seen import (HOW, UNKNOWN, VIDEOS, clip_keys, folder_of_weights, part_by_content, part_by_video,
-                         parts_from_weights, read_records, seen_clips, write_records)
+                         parts_from_weights, read_records, seen_clips, shared_records, write_records)
 from hiccap.splits import folds_by_video, split_by_video
 from hiccap.synthetic import synthetic_clips, write_synthetic
 from hiccap.tasks import Task
@@ -299,6 +299,13 @@ def test_the_first_part_of_a_clip_counts(tmp_path_factory, seed, folds):
     assert part_by_content(records, whole).tolist() == [
         k if keys else UNKNOWN for k, keys in zip(by_video, clip_keys(whole))]
     assert parts_from_weights(records, whole) == {g: want[i] for i, g in zip(whole.ids, whole.groups)}
+    # and in the record that is shared, also of another file with some of the clips and some of the videos
+    shared, own = shared_records(records, f'{seed:x}'), whole.subset(range(0, 40, 3))
+    mixed = ClipDataset([f'x{i}' for i in own.ids], own.columns, {}, [],
+                        [g if k % 2 else f'x{g}' for k, g in enumerate(own.groups)])
+    for find in (part_by_content, part_by_video):
+        for ds in (whole, mixed): assert find(shared, ds).tolist() == find(records, ds).tolist()
+    assert parts_from_weights(shared, mixed) == parts_from_weights(records, mixed)
 
 
 def test_clips_that_a_run_tested_are_new_and_copies_under_other_names_are_not(tmp_path):
@@ -322,6 +329,9 @@ def test_names_are_compared_only_where_they_mean_the_same_video():
         (('a.csv', False), ('b.csv', False)), (('a.csv', True), ('b.csv', False)), (('a.csv', False), ('b.csv', True)),
         (('a.csv', True), ('a.csv', True))]]
     assert seen == [True, False, False, True]
+    hidden = shared_records([record('a.csv', True), record('a.csv', False)], 'ab')
+    assert [len(r['parts']) for r in hidden] == [0, 1] and part_by_video(hidden[1:], ds, 'b.csv').min() == 0
+    assert part_by_video(hidden, ds, 'a.csv', True).min() == UNKNOWN  # the path of the file is not shared
     assert str(seen_clips([record('a.csv', True)], ds, 'b.csv')) == (
         'None of 20 clips was trained on or chose the epoch')
     old = seen_clips([record('a.csv', False)], ds)  # an earlier version recorded videos only

@@ -23,9 +23,10 @@ from hiccap.cli import predict, train
 from hiccap.clip_places import Place, clip_places
 from hiccap.clips import Clip, ClipDataset, DataError
 from hiccap.decisions import Decisions, TaskDecision
-from hiccap.inference import Trained
 from hiccap.metrics import Thresholds
-from hiccap.moments import Explanation, Spans
+from hiccap.inference import Trained, load_run
+from hiccap.moments import CLIPS_SHOWN, FOR, Explanation, Explanations, Spans, said_at
+from hiccap.players import EMBEDDED, player_html, timeline_html
 from hiccap.prediction_records import (
     PREDICTION, prediction_records, prediction_schema, read_prediction_records, word_times, write_prediction_records)
 from hiccap.review_page import clip_details, js_call, queue_entry, write_review
@@ -550,6 +551,107 @@ def test_two_thousand_clips(page, tmp_path):
 
 # ---- from video files
 
+# ---- what a notebook shows
+
+def show_in_chromium(page, path, html):
+    "HTML as the output of a notebook, in Chromium"
+    path.write_text(f'<!doctype html><meta charset="utf-8"><div id="rows">{html}</div>', encoding='utf-8')
+    page.open(path)
+    page.wait("[...document.querySelectorAll('video, audio')].every(v => v.readyState > 0 || v.error)")
+
+
+BAD = '<b onclick="x">\'Ä&"</b><script>window.bad = 1</script><img src=x onerror="window.bad = 1">'
+
+
+def an_explanation(text=BAD, place=None):
+    "Of a clip with words and sound, two spans each"
+    spans = dict(text=Spans([(0, 1), (1, 2)], None, [text, 'ha']),
+                 sound=Spans([(0, 1), (1, 2)], np.array([[2., 3], [3, 4]]), None))
+    each = dict(text=np.array([.5, -1]), sound=np.array([2., 0]))
+    task, p = Task('funny', classes=('no', text)), dict(funny=np.array([.25, .75]))
+    return Explanation(text, spans, dict(funny=each), dict(funny=1), p, p, p, {}, (task,), dict(funny=1), {},
+                       place or Place())
+
+
+def test_a_notebook_shows_text_as_text(page, tmp_path):
+    "Whatever is in ids, words, classes and names of files"
+    name = BAD.replace('/', '')
+    (tmp_path/name).write_bytes(b'no video')
+    place = Place(str(tmp_path/name), start=2., end=4., cues=dict(text=[(2., 2.5, BAD), (2.5, 4., 'ha')]))
+    found = Explanations([an_explanation(place=place), an_explanation(place=Place(str(tmp_path/f'gone {name}')))])
+    show_in_chromium(page, tmp_path/'shown.html', found._repr_html_())
+    assert page.run("window.bad === undefined && !document.querySelector('b, script, img, [onclick], [onerror]')")
+    assert page.texts('strong') == [BAD]*2
+    text = page.text('#rows')
+    assert f'{name}\n' in text and f'gone {name} (the file is not there)' in text and str(tmp_path) not in text
+    assert text.count(f'{BAD} 0.75') == 4  # of each clip the answer, with and without its top moments
+    words = page.run("[...document.querySelectorAll('span')].filter(e => e.innerText).map(e => "
+                     "[e.innerText.trim(), e.title])")
+    assert words[:2] == [[BAD, '2.0–2.5 s: +0.50'], ['ha', '2.5–4.0 s: -1.00']]
+    assert words[2:] == [[BAD, '0: +0.50'], ['ha', '1: -1.00']]  # no captions, no seconds
+
+
+def test_marks_of_a_timeline_are_where_their_seconds_are(page, tmp_path):
+    place = Place(start=1., end=5.)
+    show_in_chromium(page, tmp_path/'shown.html', an_explanation('ha', place).html())
+    marks = page.run("""[...document.querySelectorAll('span')].filter(e => !e.innerText).map(e => {
+        const a = e.getBoundingClientRect(), b = e.parentNode.getBoundingClientRect();
+        return [(a.left - b.left)/b.width, a.width/b.width, e.title, getComputedStyle(e).backgroundColor]})""")
+    assert [o[2] for o in marks] == ['2.0–3.0 s: +2.00', '3.0–4.0 s: +0.00']
+    for (left, width, *_), start in zip(marks, (1, 2)): assert abs(left - start/4) < .01 and abs(width - 1/4) < .01
+    assert marks[0][3].replace(' ', '') == f'rgb({FOR})' and marks[1][3].endswith(', 0)')
+    assert page.texts('small small') == ['1.0 s', '5.0 s']
+    show_in_chromium(page, tmp_path/'shown.html', an_explanation('ha').html())
+    assert page.texts('small small') == ['2.0 s', '4.0 s'] and not page.run("document.querySelector('video, a')")
+
+
+@given(st.lists(st.tuples(st.floats(-9, 99), st.floats(0, 9)), max_size=5), st.floats(0, 50), st.floats(.01, 50))
+def test_a_timeline_never_leaves_its_strip(marks, start, length):
+    html = timeline_html([(a, a + d, 'background:red', BAD) for a, d in marks], start, start + length)
+    assert html.count('<span') == len(marks) and '<b' not in html and '<script' not in html
+    for part in html.split('left:')[1:]:
+        left, width = (float(o.partition('%')[0]) for o in part.split('width:')[:2])
+        assert 0 <= left <= 100 and 0 <= width and left + width <= 100.02
+
+
+@pytest.mark.parametrize('most', [EMBEDDED, 9])
+def test_a_player_plays_the_clip(page, videos, tmp_path, monkeypatch, most):
+    "A small file from the notebook itself, a larger one by its path relative to the notebook"
+    odd, folder = videos, videos.parent
+    monkeypatch.chdir(folder)
+    html = player_html(odd, 2, 3, most=most)
+    assert ('data:video/webm;base64,' in html) == (most == EMBEDDED) and str(folder) not in html
+    show_in_chromium(page, (tmp_path if most == EMBEDDED else folder)/'shown.html', html)
+    assert page.run("document.querySelector('video').error === null && document.querySelector('video').duration > 4")
+    page.wait("Math.abs(document.querySelector('video').currentTime - 2) < .1")
+    assert page.text('a') == odd.name
+    if most == 9: assert page.run("document.querySelector('a').href") == odd.as_uri().replace("'", '%27')
+
+
+def test_an_output_of_a_notebook_stays_small(tmp_path):
+    "However many clips a list has: their videos are linked where they are too large together"
+    file = tmp_path/'a.mp4'
+    file.write_bytes(bytes(EMBEDDED))
+    found = Explanations([an_explanation('ha', Place(str(file)))]*(CLIPS_SHOWN + 3))
+    assert 'base64' in found[0]._repr_html_() and 'base64' in found[:1]._repr_html_()
+    assert 'base64' not in found[:2]._repr_html_() and found[:2]._repr_html_().count('<video') == 2
+    for n in (1, CLIPS_SHOWN, len(found)):
+        file.write_bytes(bytes(EMBEDDED//min(n, CLIPS_SHOWN)))
+        html = found[:n]._repr_html_()
+        assert html.count('base64') == html.count('<video') == min(n, CLIPS_SHOWN)
+        assert len(html) < 1.4*EMBEDDED + 2000*n
+    assert '3 more clips' in html and found == list(found) and isinstance(found, list) and len(found[2:5]) == 3
+
+
+def test_words_get_the_times_of_their_captions():
+    cues = [(0., 1., 'Oh'), (2., 3., 'ha ha')]
+    def text(words, seconds=None): return Spans([(i, i + 1) for i in range(len(words))], seconds, words)
+    assert said_at(text(['oh', 'ha']), cues) == [(0., 1.), (2., 3.)]
+    for spans, of in ((text(['no']), cues), (text(['oh']), None), (text(['oh'], np.ones((1, 2))), cues),
+                      (Spans([(0, 1)], None, None), cues)):
+        assert said_at(spans, of) == []
+
+
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     "A run that was trained on video files, new files, and one that cannot be read"
@@ -641,6 +743,47 @@ def test_predictions_for_label_studio_and_fiftyone(world, typed, tmp_path):
         assert status == 2 and ('exists; give another file' in err or 'name one path twice' in err), err
     assert typed('predict', world/'run', world/'new/clip_0000.mp4', '--fiftyone', fiftyone, '--overwrite')[0] == 0
     assert set(json.loads(fiftyone.read_text())[0]) == {'filepath', 'hiccap_model', 'hiccap_flash', 'hiccap_beep'}
+
+
+def test_explanations_of_video_files_have_their_players(world, page, monkeypatch):
+    monkeypatch.chdir(world)
+    trained = load_run('run')
+    found = trained.explain([world/'new/clip_0000.mp4', world/'new/clip_0001.mp4'])
+    records = trained.records([world/'new/clip_0000.mp4', world/'new/clip_0001.mp4'], moments=True)
+    assert found == [*found] and [o.place.file for o in found] == [r['file'] for r in records]
+    html = found._repr_html_()
+    assert html.count('<video') == html.count('data:video/mp4;base64,') == 2 and str(world) not in html
+    show_in_chromium(page, world/'shown.html', html)
+    assert page.texts('a') == ['clip_0000.mp4', 'clip_0001.mp4']
+    marks = page.run("""[...document.querySelectorAll('span')].filter(e => getComputedStyle(e).position === 'absolute')
+        .map(e => e.title)""")
+    timed = [m for r in records for t in r['tasks'].values() for m in t['moments'] if m['words'] is None]
+    assert sorted(marks) == sorted(f"{m['start_ms']/1000:.1f}–{m['end_ms']/1000:.1f} s: {m['contribution']:+.2f}"
+                                   for m in timed) and len(marks) > 8
+    said = [m for r in records for t in r['tasks'].values() for m in t['moments'] if m['words'] is not None]
+    words = page.run("[...document.querySelectorAll('span')].filter(e => e.innerText).map(e => e.title)")
+    assert sorted(words) == sorted(f"{m['start_ms']/1000:.1f}–{m['end_ms']/1000:.1f} s: {m['contribution']:+.2f}"
+                                   for m in said) and words
+    assert not trained.explain(Clip('in memory'))[0].place.file
+
+
+def test_segments_reach_label_studio_and_fiftyone(world, typed, tmp_path):
+    from hiccap.exporters import fiftyone_samples, label_studio_tasks
+    studio, fiftyone, out = tmp_path/'studio.json', tmp_path/'fiftyone.json', tmp_path/'out.jsonl'
+    args = world/'run', world/'new/clip_0000.mp4', world/'new/clip_0001.mp4', '--windows', '1/.5'
+    status, printed, err = typed('predict', *args, '--label-studio', studio, '--fiftyone', fiftyone, '--json', out)
+    assert status == 0 and not printed, err
+    records = read_prediction_records(out)
+    tasks, samples = (json.loads(o.read_text(encoding='utf-8')) for o in (studio, fiftyone))
+    assert tasks == label_studio_tasks(records) and samples == fiftyone_samples(records)
+    found = [s for r in records for t in r['tasks'].values() for s in t['segments']]
+    assert sum('score' in o for t in tasks for o in t['predictions'][0]['result']) == len(found) > 0
+    assert sum(len(o[f'hiccap_{k}_segments']['detections']) for o in samples for k in ('flash', 'beep')) == len(found)
+    for option, path in ('--label-studio', tmp_path/'x.json'), ('--fiftyone', tmp_path/'y.json'):  # one is enough
+        assert typed('predict', *args, option, path)[0] == 0
+        assert json.loads(path.read_text(encoding='utf-8')) == (tasks if path.name == 'x.json' else samples)
+    status, _, err = typed('predict', *args)
+    assert status == 2 and '--label-studio and --fiftyone, and a table of segments' in err
 
 
 def test_what_is_there_is_not_replaced_unasked(world, typed, tmp_path):

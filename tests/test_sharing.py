@@ -20,6 +20,7 @@ from hiccap.file_index import INDEX, check_index, write_index
 from hiccap.inference import load_run
 from hiccap.model_cards import model_card, not_shown_better, public_name
 from hiccap.runs import Run
+from hiccap.seen import SEEN, VIDEOS, read_records, shared_records
 from hiccap.sharing import CARD, Trained, find_pretrained, public_recipe, public_run
 from hiccap.synthetic import synthetic_clips, write_synthetic
 
@@ -119,8 +120,20 @@ def test_no_path_and_no_clip_of_the_author_is_in_it(shared, runs, data, kind):
         text = path.read_text(encoding='utf-8')
         assert not [o for o in private if o in text], path
         assert not [o for o in ids if f'"{o}"' in text or f'`{o}`' in text], path
-    assert not (shared/kind/'videos.json').exists() and not list((shared/kind).rglob('*.csv'))
+    assert not (shared/kind/VIDEOS).exists() and not list((shared/kind).rglob('*.csv'))
     assert 'clips.csv' in (shared/kind/CARD).read_text()
+    text = (shared/kind/SEEN).read_text()  # what it has seen, without a name or a key that is the same in other runs
+    own, other = (read_records(at/kind) for at in (runs, shared))
+    for a, b in zip(own, other, strict=True):
+        assert len(a['parts']) == len(b['parts']) > 5 and len(a['keys']) == len(b['keys']) > 50
+        assert not [o for o in (*a['parts'], *a['keys'], Path(a['data']).name) if o in text]
+        for k in ('parts', 'keys'): assert list(b[k]) == sorted(b[k])  # their order says nothing
+    assert f'`{SEEN}` has salted digests' in (shared/kind/CARD).read_text()
+
+
+def test_two_runs_on_the_same_clips_cannot_be_compared(shared):
+    digests = [{k for r in read_records(shared/kind) for of in (r['parts'], r['keys']) for k in of} for kind in KINDS]
+    assert all(digests) and len(set().union(*digests)) == sum(map(len, digests))
 
 
 def test_networks_and_tokenizers_lose_the_path_that_they_are_from(shared, tmp_path):
@@ -279,12 +292,15 @@ def test_what_the_hub_is_asked_for(shared, monkeypatch):
     assert branch == ('create_branch', 'me/comedy', 'v2') and upload[1:4] == ('me/comedy', 'v2', False)
     assert [o for o in upload[4] if o.startswith('model')] == [f'model/fold_{i}/{name}' for i in (1, 2, 3) for name in
                                                               ('config.json', 'model.safetensors')]
-    assert {'model/*', 'tokenizer/*', 'decisions.json'} == set(upload[5])
+    assert {'model/*', 'tokenizer/*', 'decisions.json', SEEN} == set(upload[5]) and SEEN in upload[4]
     assert yaml.safe_load(card.split('---')[1])['license'] == 'mit' and "from_pretrained('comedy')" in card
     FakeHub.told.clear()
     trained.push_to_hub('owner/comedy', branch='v2', create_pr=True)
     assert [o[0] for o in FakeHub.told[:3]] == ['token', 'create_repo', 'upload_folder']
     assert FakeHub.told[2][3] is True
+    FakeHub.told.clear()
+    trained.push_to_hub('owner/comedy', seen=False)
+    assert SEEN not in FakeHub.told[2][4] and SEEN not in FakeHub.told[3]
 
 
 def test_nothing_is_created_where_the_run_cannot_be_saved(shared, monkeypatch, tmp_path):
@@ -315,12 +331,139 @@ def test_a_folder_is_replaced_only_if_asked_and_only_if_it_is_a_shared_run(share
     assert load_run(folder).predict(synthetic_clips(n=4, scale=.1)).shape == (4, 4)
 
 
-def test_a_shared_run_does_not_know_what_it_has_seen_and_says_so(shared, data, typed):
-    status, out, err = typed('evaluate', shared/'one', data/'clips.csv', '--features', data/'features')
+# ---- what it has seen
+
+ASKED = '--block-precision', '.5', '--pass-recall-loss', '.5', '--confidence', '.6'
+
+
+@pytest.fixture(scope='module')
+def others(tmp_path_factory):
+    "Labelled clips of other videos, as files"
+    folder = tmp_path_factory.mktemp('others')/'synthetic'
+    write_synthetic(synthetic_clips(n=200, scale=.1, seed=7), folder)
+    rows = (folder/'clips.csv').read_text().splitlines()
+    lines = [f'{rows[0]},stars', *(f'other_{o},{i % 5 - 2}' for i, o in enumerate(rows[1:]))]
+    (folder/'clips.csv').write_text('\n'.join(lines) + '\n')
+    for path in list((folder/'features').iterdir()): path.rename(path.with_name(f'other_{path.name}'))
+    return folder
+
+
+def clips_of(folder): return folder/'clips.csv', '--features', folder/'features'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_shared_run_has_seen_what_its_run_has_seen(shared, runs, data, others, kind):
+    found = []
+    for at in (runs, shared):
+        trained = load_run(at/kind)
+        for folder in (data, others):
+            ds = trained.read(folder/'clips.csv', folder/'features')
+            found.append(trained.seen(ds, folder/'clips.csv').counts())
+    assert found[:2] == found[2:] and found[0]['trained_on'] > 20 and found[1]['new'] == found[1]['clips'] > 100
+    assert found[0]['sentence'].startswith('WARNING') and found[1]['checked']
+
+
+@pytest.fixture
+def uncalibrated(runs, tmp_path):
+    "The shared folder of a run without decisions"
+    trained = load_run(runs/'one')
+    trained.decisions = None
+    return trained.save_pretrained(tmp_path/'uncalibrated')
+
+
+def test_a_shared_run_is_calibrated_on_clips_that_it_has_not_seen(uncalibrated, data, others, typed, tmp_path):
+    before = {p.name: p.read_bytes() for p in files_of(uncalibrated)}
+    trained = load_run(uncalibrated)
+    ds = trained.read(data/'clips.csv', data/'features')
+    new = set(trained.unseen(ds, data/'clips.csv').ids)
+    rows = (data/'clips.csv').read_text().splitlines()
+    (tmp_path/'seen.csv').write_text('\n'.join(o for o in rows if o.split(',')[0] not in new) + '\n')
+    args = '--features', data/'features', *ASKED
+    status, out, err = typed('calibrate', uncalibrated, tmp_path/'seen.csv', *args)
+    assert status == 2 and not out and 'no clip is new' in err.splitlines()[-1], err
+    assert {p.name: p.read_bytes() for p in files_of(uncalibrated)} == before
+
+    status, out, err = typed('calibrate', uncalibrated, *clips_of(others), *ASKED)
+    assert status == 0 and f'Thresholds: {uncalibrated}/decisions.json' in out, err
+    assert 'decisions.json' in check_index(uncalibrated, needed=True)
+    again = load_run(uncalibrated)
+    assert again.decisions.source.endswith(' clips of clips.csv') and str(others) not in str(again.decisions)
+    assert {p.name for p in files_of(uncalibrated)} - set(before) == {'decisions.json', 'decisions.png'}
+    assert (uncalibrated/SEEN).read_bytes() == before[SEEN]
+    status, out, err = typed('predict', uncalibrated, *clips_of(others))
+    assert status == 0 and out.splitlines()[0].endswith(',decision'), err
+    onwards = again.save_pretrained(tmp_path/'onwards')  # decisions and record travel
+    for name in ('decisions.json', SEEN): assert (onwards/name).read_bytes() == (uncalibrated/name).read_bytes()
+    assert 'Blocked clips have a precision' in (onwards/CARD).read_text()
+    assert load_run(onwards).unseen(ds, data/'clips.csv').ids == [i for i in ds.ids if i in new]
+
+    status, _, err = typed('calibrate', uncalibrated, *clips_of(others), *ASKED)
+    assert status == 2 and '--overwrite replaces it' in err
+    assert typed('calibrate', uncalibrated, *clips_of(others), *ASKED, '--overwrite')[0] == 0
+    again.save_pretrained(uncalibrated, overwrite=True)  # with its plot, it is still a shared run
+
+
+def test_a_calibrated_folder_that_was_changed_is_refused(uncalibrated, others):
+    trained = load_run(uncalibrated)
+    ds = trained.read(others/'clips.csv', others/'features')
+    trained.calibrate(ds, .5, .5, .6, others/'clips.csv')
+    for name in (SEEN, 'decisions.json', 'metrics.json'):
+        path, whole = uncalibrated/name, (uncalibrated/name).read_bytes()
+        path.write_bytes(whole.replace(b'0', b'1', 1))
+        with pytest.raises(ValueError, match=f'{name} does not agree'): load_run(uncalibrated)
+        # nor does a new calibration make it right
+        with pytest.raises(ValueError, match=f'{name} does not agree'): trained.calibrate(ds, .5, .5, .6)
+        path.unlink()
+        with pytest.raises(ValueError, match=f'lacks {name}'): load_run(uncalibrated)
+        path.write_bytes(whole)
+    load_run(uncalibrated)
+
+
+@pytest.mark.parametrize('how', ['left out', 'earlier version'])
+def test_a_shared_run_without_a_record_says_that_it_cannot_be_checked(runs, data, typed, tmp_path, how):
+    folder = load_run(runs/'one').save_pretrained(tmp_path/'unsaid', seen=how != 'left out')
+    if how == 'earlier version':
+        (folder/SEEN).unlink()
+        write_index(folder)
+    else: assert SEEN not in (folder/CARD).read_text()
+    assert not (folder/SEEN).exists() and load_run(folder).decisions is not None
+    status, out, err = typed('evaluate', folder, *clips_of(data))
     assert status == 0 and 'It cannot be checked' in out and 'shared without it' in out
-    status, out, err = typed('calibrate', shared/'one', data/'clips.csv', '--features', data/'features', '--overwrite')
+    status, out, err = typed('calibrate', folder, *clips_of(data), '--overwrite')
     assert status == 2 and 'cannot be checked' in err
-    check_index(shared/'one')
+    assert load_run(load_run(folder).save_pretrained(tmp_path/'again')).seen(synthetic_clips(n=9, scale=.1)).how is None
+    check_index(folder)
+
+
+def test_nothing_is_written_to_the_cache_of_the_hub(uncalibrated, others, tmp_path, typed, monkeypatch):
+    repo = tmp_path/'models--owner--comedy'
+    shutil.copytree(uncalibrated, repo/'snapshots'/'abc')
+    (repo/'refs').mkdir()
+    (repo/'refs'/'main').write_text('abc')
+    before = {p: p.read_bytes() for p in files_of(repo)}
+    monkeypatch.setattr(hiccap.sharing.constants, 'HF_HUB_CACHE', str(tmp_path))
+    for name in ('owner/comedy', repo/'snapshots'/'abc'):
+        status, out, err = typed('calibrate', name, *clips_of(others), *ASKED)
+        assert status == 2 and not out and "from_pretrained('owner/comedy').save_pretrained('FOLDER')" in err, err
+    assert {p: p.read_bytes() for p in files_of(repo)} == before
+
+
+def test_weights_of_a_shared_run_are_not_scored_on_what_they_learnt_from(shared, runs, data, tmp_path, typed):
+    args = '--tokenizer', data/'tokenizer', '--labels', 'said', '--epochs', 1, '--threads', 1, '--split-seed', 7
+    scored = []
+    for at in (runs, shared):
+        out = tmp_path/at.name
+        status, _, err = typed('train', data/'clips.csv', *args, '--init', at/'one'/'model', '--out', out)
+        assert status == 0, err
+        scored.append((out/'predictions.csv').read_bytes().splitlines())
+        assert read_records(out)[1:] == read_records(at/'one')
+    assert [o.split(b',')[0] for o in scored[0]] == [o.split(b',')[0] for o in scored[1]]
+    own, learnt = read_records(tmp_path/shared.name)
+    again = shared_records([own, learnt], 'ab')
+    assert again[1] == learnt and again[0]['salt'] == 'ab'  # a record that is shared stays as it is
+    status, _, err = typed('train', data/'clips.csv', *args, '--init', shared/'one'/'model', '--folds', 2, '--out',
+                           tmp_path/'no')
+    assert status == 2 and 'so folds would score what was learnt from' in err
 
 
 def test_settings_lose_their_paths_and_nothing_else():

@@ -8,11 +8,9 @@ models for all test clips. The study computes every figure from these. A run tha
 is not trained again, so the work can be done in parts and on several machines.
 """
 import argparse, gzip, io, json
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from hiccap.cli import DEMO
 from hiccap.comparison import run_grid
 from hiccap.predictions import NETWORK
 from hiccap.runs import Clips, Network, Run, Training
@@ -26,8 +24,6 @@ WIDTHS = dict(a=32, b=24, c=16)              # columns of the synthetic modaliti
 KNOWN = dict(dominant=dict(a=2.5, b=.8, c=.8), noise=dict(a=1.5, b=0., c=0.)) # log-odds for a deviation of each
 SHOWN = dict(dominant=('a', 'bc', 'ab', 'ac', 'abc'), noise=('a', 'ab', 'abc'))
 FEW_MODELS = NETWORK, 'network without its linear part', 'late fusion of single modalities'
-FUSIONS = dict(hierarchical={}, parallel=dict(fusion='parallel'), gated=dict(combiner='gmu'))
-TOGETHER = 'said', 'seen', 'heard', 'together', 'order' # tasks of the synthetic clips of text, video and audio
 
 
 def some_groups(table, group, n, draw):
@@ -89,24 +85,6 @@ def text_run(seed, **clips):
                Training(seed=seed, simple_models=('full',)))
 
 
-def claim_runs(data, out, seed, wanted):
-    "name -> run: other fusions, and each task by itself"
-    found = {}
-    if wanted('fusion'):
-        clips = replace(DEMO.clips, synthetic=dict(DEMO.clips.synthetic, seed=500 + seed))
-        def run(labels=(), **config):
-            return Run(replace(clips, labels=labels), replace(DEMO.network, config=DEMO.network.config | config),
-                       replace(DEMO.training, seed=seed))
-        found = {f'fusion_{k}.{seed}': run(**v) for k, v in FUSIONS.items()}
-        found |= {f'fusion_alone_{k}.{seed}': run((k,)) for k in TOGETHER}
-    if wanted('alone'):
-        clips = dict(MELD, data=meld_subset(data, out, 700, seed), test=data/'meld'/'dev.csv', context=2)
-        for name, label in zip(('sentiment', 'emotion'), LABELS):
-            r = text_run(seed, **clips | dict(labels=(label,)))
-            found[f'alone_{name}.{seed}'] = replace(r, training=replace(r.training, simple_models=()))
-    return found
-
-
 def experiments(data, out, only):
     "name -> run, of all that was asked for; writes the tables"
     dev, found = data/'meld'/'dev.csv', {}
@@ -127,7 +105,6 @@ def experiments(data, out, only):
                 clips = Clips(str(folder/'train.csv'), test=str(folder/'test.csv'), labels=('label:0,1',),
                               features=tuple(f'{m}={folder/m}' for m in shown), group='video')
                 found[f'{kind}_{shown}.{s}'] = Run(clips, Network(), Training(seed=s, simple_models=('full',)))
-        found |= claim_runs(data, out, s, wanted)
     return found
 
 
@@ -150,7 +127,7 @@ def keep(runs, out, into):
     into.mkdir(parents=True, exist_ok=True)
     for name in runs:
         table = pd.read_csv(out/name/'probabilities.csv', dtype=str, keep_default_na=False)
-        if name.split('_')[0] in (*SHOWN, 'fusion', 'alone'): table = table[table.model.isin(FEW_MODELS)]
+        if name.split('_')[0] in SHOWN: table = table[table.model.isin(FEW_MODELS)]
         numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
         table = table[['model', *(['fold'] if 'fold' in table else []), 'clip', 'video', 'task', 'truth', 'predicted',
                        *numbers]]
@@ -160,8 +137,8 @@ def keep(runs, out, into):
         (into/name).mkdir(exist_ok=True)
         (into/name/'probabilities.csv.gz').write_bytes(buffer.getvalue())
         metrics, config = (json.loads((out/name/f'{k}.json').read_text()) for k in ('metrics', 'config'))
-        about[name] = dict(seconds=metrics['seconds'], clips=metrics['clips'], versions=config['versions'],
-                           settings=settings(Run.from_dict(config['run'])))
+        about[name] = dict(seconds=metrics['seconds'], time=metrics['time'], clips=metrics['clips'],
+                           versions=config['versions'], settings=settings(Run.from_dict(config['run'])))
     (into/'about.json').write_text(json.dumps(dict(sorted(about.items())), indent=1))
 
 

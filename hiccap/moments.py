@@ -430,7 +430,7 @@ def __repr__(self: Explanation):
                      f" {some_of(top, TOP) if top else 'no moments'}")
     return '\n'.join(lines)
 
-# %% ../nbs/59_moments.ipynb #3798520d
+# %% ../nbs/59_moments.ipynb #22367985
 def said_at(
     spans: Spans, # of a text
     cues: list    # of (from, to, text), the captions of the text; None where there are none
@@ -448,7 +448,8 @@ def _place(spans, s, said=()):
 
 def _coloured(spans, values, most, extent=None, said=()):
     "The spans of a modality as HTML: a timeline where seconds are known, its words, or a cell for each span"
-    styles = [f'background:rgba({FOR if v > 0 else AGAINST},{min(1, abs(v)/most):.2f})' for v in values]
+    deepest = 1. if spans.words is None else .5 # text has to stay readable
+    styles = [f'background:rgba({FOR if v > 0 else AGAINST},{deepest*min(1, abs(v)/most):.2f})' for v in values]
     titles = [f'{_place(spans, s, said)}: {v:+.2f}' for s, v in enumerate(values)]
     timed = spans.seconds is not None and extent is not None
     strip = timeline_html([(*o, *rest) for o, *rest in zip(spans.seconds, styles, titles)], *extent) if timed else ''

@@ -121,7 +121,7 @@ def validation_score(
     likelihood = np.log(np.maximum(p[k, y[k]], 1e-9)).mean()
     return round(float(value), 12), float(likelihood)
 
-# %% ../nbs/27_baselines.ipynb #5f0c9a13
+# %% ../nbs/27_baselines.ipynb #87ed85f5
 @dataclass(frozen=True)
 class TunedModel:
     "The model of a task that is best on the validation clips"
@@ -159,6 +159,11 @@ def _tuned(variants, train, valid, score, strengths):
     probs = {k: o.model(variants[o.variant][1][2]) for k, o in found.items()}
     return {k: o.on_valid for k, o in found.items()}, probs, {k: o.chosen for k, o in found.items()}
 
+def _calibrated(tuned, train, valid, score):
+    "Predictions of the test clips from what `_tuned` found"
+    on_valid, probs, chosen = tuned
+    return calibrated_predictions(on_valid, as_numpy(valid.labels), probs, train.tasks, score, chosen, valid.groups)
+
 def tuned_linear(
     variants: list,      # to choose from: (dict of settings, (N, F) features of training, validation and test clips)
     train, valid,        # the training and validation clips
@@ -166,8 +171,7 @@ def tuned_linear(
     strengths=STRENGTHS  # inverse strengths of the penalty
 ) -> Predictions: # of the test clips
     "Logistic or ridge regression for each task, with settings, temperature and threshold from the validation clips"
-    on_valid, probs, chosen = _tuned(variants, train, valid, score, strengths)
-    return calibrated_predictions(on_valid, as_numpy(valid.labels), probs, train.tasks, score, chosen, valid.groups)
+    return _calibrated(_tuned(variants, train, valid, score, strengths), train, valid, score)
 
 # %% ../nbs/27_baselines.ipynb #c5e8ddc5
 EMPTY = '∅'  # what a missing text counts as
@@ -312,7 +316,7 @@ def _word_variants(parts, tokenizer, dense):
         variants.append(({k: w for k, w, _ in more}, [sparse.hstack(o).tocsr() for o in zip(*blocks)]))
     return variants
 
-# %% ../nbs/27_baselines.ipynb #650fa13e
+# %% ../nbs/27_baselines.ipynb #786c615a
 def _single_modalities(parts, tokenizer, dense):
     "name -> variants of settings and strengths to choose from, for the words and for the features of each modality"
     out = {}
@@ -330,9 +334,11 @@ def _fused_numbers(each, y):
     else: slope, level = 1/len(each), 0.
     return slope*v + level, slope*t + level
 
-def _late_fusion(sources, train, valid, score):
-    "Predictions of the test clips by the sum of the log-odds, or of the numbers, of a model for each source"
-    found = {k: _tuned(variants, train, valid, score, strengths) for k, (variants, strengths) in sources.items()}
+def _late_fusion(sources, train, valid, score, tuned):
+    """Predictions of the test clips by the sum of the log-odds, or of the numbers, of a model for each source; `tuned`
+    has those that are tuned already"""
+    found = {k: tuned.get(k) or _tuned(variants, train, valid, score, strengths)
+             for k, (variants, strengths) in sources.items()}
     y, sides = as_numpy(valid.labels), ({}, {})
     temperatures = [fit_temperatures(on_valid, y, train.tasks, groups=valid.groups) for on_valid, *_ in found.values()]
     found = {k: (of.apply(v), of.apply(p), chosen) for of, (k, (v, p, chosen)) in zip(temperatures, found.items())}
@@ -343,9 +349,9 @@ def _late_fusion(sources, train, valid, score):
         for side, p in zip(sides, fused): side[t.name] = p
     chosen = {t.name: {f'{k}: {name}': v for k, o in found.items() for name, v in o[2][t.name].items()}
               for t in train.tasks}
-    return calibrated_predictions(sides[0], y, sides[1], train.tasks, score, chosen, valid.groups)
+    return _calibrated((*sides, chosen), train, valid, score)
 
-# %% ../nbs/27_baselines.ipynb #5f0c9a20
+# %% ../nbs/27_baselines.ipynb #873e9f90
 def baseline_predictions(
     train, valid, test,    # clips
     tokenizer=None,        # of their text
@@ -354,12 +360,15 @@ def baseline_predictions(
     models=('words', 'frozen') # which simple models, besides the class frequencies
 ) -> dict: # name -> `Predictions` of the test clips
     "Predictions of the simple models that the clips have something for; no label of a test clip is read"
-    parts, out, kind = (train, valid, test), {}, text_kind(train)
+    parts, out, tuned, kind = (train, valid, test), {}, {}, text_kind(train)
     dense = clip_features(parts, encoder if {'frozen', 'late_fusion'} & set(models) else None)
     if 'words' in models and kind == 'tokens':
-        out[WORDS] = tuned_linear(_word_variants(parts, tokenizer, dense), train, valid, score, WORD_STRENGTHS)
+        variants = _word_variants(parts, tokenizer, dense)
+        words = _tuned(variants, train, valid, score, WORD_STRENGTHS)
+        if not any('features' in kept for kept, _ in variants): tuned['words'] = words # late fusion reads the same
+        out[WORDS] = _calibrated(words, train, valid, score)
     if 'late_fusion' in models and (sources := _single_modalities(parts, tokenizer, dense)):
-        out[LATE_FUSION] = _late_fusion(sources, train, valid, score)
+        out[LATE_FUSION] = _late_fusion(sources, train, valid, score, tuned)
     if 'frozen' in models and dense[0]:
         name = FROZEN_TEXTLESS if kind == 'tokens' and encoder is None else FROZEN
         out[name] = tuned_linear([({}, standardised(dense))], train, valid, score)

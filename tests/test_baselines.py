@@ -397,3 +397,20 @@ def test_late_fusion_adds_numbers_up():
     y = both[2].targets('y').numpy()
     error = [np.mean((late(o).predicted['y'] - y)**2) for o in (both, alone)]
     assert error[0] < .1 < .8 < error[1]
+
+
+@pytest.mark.parametrize('features', [False, True])
+def test_late_fusion_does_not_tune_the_words_again_where_they_read_the_same(features, monkeypatch):
+    parts = synthetic_parts()
+    if not features: parts = [ClipDataset(o.ids, dict(text=o.columns['text']), {k: v.numpy() for k, v in o.labels.items()},
+                                          o.tasks, o.groups) for o in parts]
+    fitted, fit = [], baselines.fit_linear
+    monkeypatch.setattr(baselines, 'fit_linear', lambda *args: fitted.append(args) or fit(*args))
+    found = {}
+    for models in (('words',), ('late_fusion',), ('words', 'late_fusion')):
+        fitted.clear()
+        found[models] = baseline_predictions(*parts, models=models), len(fitted)
+    (words, n), (fused, m), (both, k) = found.values()
+    assert k == (n + m if features else n) and n == (m if not features else n)
+    for name, alone in ((WORDS, words), (LATE_FUSION, fused)):
+        for t in both[name].probs: np.testing.assert_array_equal(both[name].probs[t], alone[name].probs[t])

@@ -402,8 +402,10 @@ def test_late_fusion_adds_numbers_up():
 @pytest.mark.parametrize('features', [False, True])
 def test_late_fusion_does_not_tune_the_words_again_where_they_read_the_same(features, monkeypatch):
     parts = synthetic_parts()
-    if not features: parts = [ClipDataset(o.ids, dict(text=o.columns['text']), {k: v.numpy() for k, v in o.labels.items()},
-                                          o.tasks, o.groups) for o in parts]
+    def text_alone(ds):
+        labels = {k: v.numpy() for k, v in ds.labels.items()}
+        return ClipDataset(ds.ids, dict(text=ds.columns['text']), labels, ds.tasks, ds.groups)
+    if not features: parts = [text_alone(o) for o in parts]
     fitted, fit = [], baselines.fit_linear
     monkeypatch.setattr(baselines, 'fit_linear', lambda *args: fitted.append(args) or fit(*args))
     found = {}

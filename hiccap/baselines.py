@@ -121,7 +121,7 @@ def validation_score(
     likelihood = np.log(np.maximum(p[k, y[k]], 1e-9)).mean()
     return round(float(value), 12), float(likelihood)
 
-# %% ../nbs/27_baselines.ipynb #87ed85f5
+# %% ../nbs/27_baselines.ipynb #10b68d4a
 @dataclass(frozen=True)
 class TunedModel:
     "The model of a task that is best on the validation clips"
@@ -153,6 +153,7 @@ def tuned_models(
         found[t.name] = TunedModel(*best[1:])
     return found
 
+# %% ../nbs/27_baselines.ipynb #255f6919
 def _tuned(variants, train, valid, score, strengths):
     "Probabilities of the validation and of the test clips, and the chosen settings, task name -> each"
     found = tuned_models(variants, train, valid, score, strengths)

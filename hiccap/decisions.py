@@ -6,7 +6,7 @@
 __all__ = ['GRID', 'STARTS', 'CHOICES', 'LEVELS', 'loss_p_value', 'videos_needed', 'pass_threshold', 'block_threshold',
            'best_block_precision', 'TaskDecision', 'Decisions', 'review_curve', 'fit_decisions', 'decisions_of']
 
-# %% ../nbs/26c_decisions.ipynb #7acae571
+# %% ../nbs/26c_decisions.ipynb #744a55d0
 import math
 from dataclasses import asdict, dataclass, field
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.special import xlogy
 from .basics import counted, dict_table, new_axes
 from .metrics import labelled_rows
-from .statistics import ratio
+from .statistics import ratio, video_numbers
 from .tasks import check_tasks
 
 # %% ../nbs/26c_decisions.ipynb #2797b08e
@@ -41,7 +41,7 @@ def videos_needed(
     "How many videos without any loss it takes to show that the mean loss is below a limit"
     return math.ceil(math.log(level)/math.log1p(-limit) - 1e-9)
 
-# %% ../nbs/26c_decisions.ipynb #9f8444eb
+# %% ../nbs/26c_decisions.ipynb #d93a9df8
 def _share_by_video(bad, relevant, of):
     "The loss of each video that has a relevant clip: the share of these clips that are bad"
     n = np.bincount(of, relevant)
@@ -56,20 +56,20 @@ def pass_threshold(
 ) -> float|None: # None where there are too few videos with a positive clip
     "The highest threshold below which clips can pass"
     p, y, groups = np.asarray(p), np.asarray(y), np.asarray(groups)
-    of = np.unique(groups, return_inverse=True)[1]
+    of = video_numbers(groups, len(p))
     exact, found = of.max() + 1 == len(of), None
     for t in np.unique(p[y == 1]):
         if loss_p_value(_share_by_video(p < t, y == 1, of), limit, exact) > level: break
         found = float(t)
     return found
 
-# %% ../nbs/26c_decisions.ipynb #1e7d9883
+# %% ../nbs/26c_decisions.ipynb #2ae4d713
 GRID = tuple(range(99, 0, -1)) # thresholds of block in percent, in the order in which they are tested
 STARTS = 98, 90, 80, 70, 50    # those that begin with a part of the level
 
 def _tested_levels(p, y, groups, limit, level):
     "Yields threshold, p-value, level at which it is tested, for each threshold that has a level"
-    of = np.unique(groups, return_inverse=True)[1]
+    of = video_numbers(groups, len(p))
     exact, handed_on = of.max() + 1 == len(of), 0.
     for t in GRID:
         mine = handed_on + (level/len(STARTS) if t in STARTS else 0.)

@@ -159,7 +159,7 @@ def fit_curve(
     found = minimize(loss, mean, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(ftol=1e-12, gtol=1e-8))
     return (float(temperature), *map(float, found.x))
 
-# %% ../nbs/26a_temperatures.ipynb #26a00025
+# %% ../nbs/26a_temperatures.ipynb #436aa362
 CURVE_FROM, CURVE_PARTS = 800, 10 # labelled clips from which a curve is tried; parts of the cross-validation
 SURELY = 2. # standard errors by which a curve has to be better
 
@@ -169,7 +169,7 @@ def curve_gain(
     groups # (N,) the video of each clip
 ) -> tuple: # in nats, over all clips, and its standard error; (0, infinity) where there are too few clips or videos
     "How much higher the log-likelihood of a curve is than that of a temperature, in a cross-validation by video"
-    y, of = np.asarray(y), np.unique(groups, return_inverse=True)[1]
+    y, of = np.asarray(y), video_numbers(groups, len(y))
     videos, gain = of.max() + 1, np.zeros(len(y))
     if len(y) < CURVE_FROM or videos < CURVE_PARTS: return 0., np.inf
     part = np.random.default_rng(0).permutation(videos)[of]%CURVE_PARTS

@@ -6,7 +6,7 @@
 __all__ = ['CLIPS_AT_ONCE', 'PRIOR_STRENGTH', 'word_values', 'column_means', 'fit_source', 'part_scales', 'prior_weights',
            'part_weights', 'fit_linear_part']
 
-# %% ../nbs/27b_linear_fit.ipynb #lfi00003
+# %% ../nbs/27b_linear_fit.ipynb #ca025f97
 import numpy as np, torch
 from scipy import sparse
 from scipy.optimize import lsq_linear, minimize
@@ -16,7 +16,7 @@ from .tasks import Task, is_labelled
 from .padding import pad
 from .temperatures import fit_temperature, logits_of
 from .linear_part import LinearPart, WordsSource
-from .baselines import SECOND_WEIGHTS, STRENGTHS, WORD_STRENGTHS, column_scaling, tuned_models
+from .baselines import SECOND_WEIGHTS, STRENGTHS, WORD_STRENGTHS, column_scaling, held_out, tuned_models
 
 # %% ../nbs/27b_linear_fit.ipynb #lfi00006
 CLIPS_AT_ONCE = 256 # that are read together
@@ -63,7 +63,7 @@ def column_means(
     for clips, x, mask, _ in _batches(ds, m): out[clips] = source.means(x, mask).double().numpy()
     return out
 
-# %% ../nbs/27b_linear_fit.ipynb #lfi00008
+# %% ../nbs/27b_linear_fit.ipynb #96e39d4f
 def _fit_rarity(source, train, m):
     "Set the inverse document frequencies of the training texts"
     source.rarity.fill_(1.)
@@ -94,13 +94,14 @@ def _vectors_variants(source, parts, m):
 def fit_source(
     source,       # of one modality of the linear part; its scales are set
     train, valid, # the training and validation clips
+    held,         # `HeldOut` of these
     m: str,       # the modality
     score: str='macro_f1' # the operating point
 ) -> dict: # task name -> (weights (size + 1, n_outputs), level (n_outputs,), `TunedModel`)
     "Fit the linear model of a modality for each task. The last of the weights is of a clip that lacks the modality"
     words = isinstance(source, WordsSource)
     variants, columns, factors = (_words_variants if words else _vectors_variants)(source, (train, valid), m)
-    found = tuned_models(variants, train, valid, score, WORD_STRENGTHS if words else STRENGTHS)
+    found = tuned_models(variants, train, held, score, WORD_STRENGTHS if words else STRENGTHS)
     out = {}
     for name, o in found.items():
         weight = np.zeros((source.size + 1, o.model.weight.shape[1]))
@@ -108,21 +109,28 @@ def fit_source(
         out[name] = weight, o.model.level, o
     return out
 
-# %% ../nbs/27b_linear_fit.ipynb #40124834
+# %% ../nbs/27b_linear_fit.ipynb #83700b8d
 def _scale(z, y):
     "One over the temperature of logits (N, C)"
     return 1/fit_temperature(softmax(z, 1), y)[0]
 
-def part_scales(
-    outputs, # (K, N, C) logits of the deep part and of the linear models, of validation clips
-    y        # (N,) their labels
-) -> np.ndarray: # (K,) above 0
-    "The factors that make the logits of the deep part, of each linear model, and of the sum of these, calibrated"
+def _labelled(outputs, y):
+    "Log-probabilities (K, N, C) and labels of the clips that have one"
     outputs, k = np.asarray(outputs, np.float64), is_labelled(y)
-    z, y = log_softmax(outputs[:, k], 2), np.asarray(y)[k].astype(int)
-    if len(np.unique(y)) < 2: return np.array([1., *[(len(z) - 1)**-.5]*(len(z) - 1)])
-    own = np.array([_scale(o, y) for o in z])
-    return own*np.array([1., *[_scale(np.tensordot(own[1:], z[1:], 1), y)]*(len(z) - 1)])
+    return log_softmax(outputs[:, k], 2), np.asarray(y)[k].astype(int)
+
+def part_scales(
+    deep,   # (N, C) logits of the deep part, of validation clips
+    y,      # (N,) their labels
+    linear, # (S, M, C) logits of the linear models, of the clips that these were tuned on
+    y_held  # (M,) their labels
+) -> np.ndarray: # (1 + S,) above 0
+    "The factors that make the logits of the deep part, of each linear model, and of the sum of these, calibrated"
+    (deep, y), (z, y_held) = _labelled([deep], y), _labelled(linear, y_held)
+    scale = _scale(deep[0], y) if len(np.unique(y)) > 1 else 1.
+    if len(np.unique(y_held)) < 2: return np.array([scale, *[len(z)**-.5]*len(z)])
+    own = np.array([_scale(o, y_held) for o in z])
+    return np.array([scale, *own*_scale(np.tensordot(own, z, 1), y_held)])
 
 # %% ../nbs/27b_linear_fit.ipynb #lfi00010
 PRIOR_STRENGTH = 10. # λ
@@ -163,11 +171,16 @@ def part_weights(
     if not k.any(): return np.array([0., *[1/n]*n])
     return _number_weights(outputs[:, k, 0] - centre, y[k] - centre, np.array([0., *[1/n]*n]))
 
-# %% ../nbs/27b_linear_fit.ipynb #lfi00015
+# %% ../nbs/27b_linear_fit.ipynb #abc1ee96
 def _outputs(task, deep, fitted):
-    "(K, N, n_outputs) of the validation clips: of the deep part and of each source"
-    each = [deep[task.name], *(o[task.name][2].on_valid for o in fitted.values())]
-    return each if task.is_regression else [*map(logits_of, each)]
+    "(N, n_outputs) of the deep part and the validation clips; (S, M, n_outputs) of each source and `HeldOut`"
+    linear = np.array([o[task.name][2].on_held for o in fitted.values()])
+    return (deep[task.name], linear) if task.is_regression else (logits_of(deep[task.name]), logits_of(linear))
+
+def _scaled(task, deep, linear, y, y_held):
+    "The scale of each part, and its scaled outputs (1 + S, N, n_outputs) for the validation clips"
+    scales = np.ones(1 + len(linear)) if task.is_regression else part_scales(deep, y, linear, y_held)
+    return scales, scales[:, None, None]*np.array([deep, *linear[:, len(linear[0]) - len(y):]])
 
 def fit_linear_part(
     part: LinearPart, # of the network; it is switched off before, and on afterwards
@@ -179,14 +192,14 @@ def fit_linear_part(
     device = part.level.device
     part.cpu().reset()
     here = [m for m in part.sources if train.lengths(m).any()]
-    fitted = {m: fit_source(part.sources[m], train, valid, m, score) for m in here}
+    held = held_out(train, valid)
+    fitted = {m: fit_source(part.sources[m], train, valid, held, m, score) for m in here}
     report, y, begin = {}, as_numpy(valid.labels), 0
     for i, t in enumerate(train.tasks):
         own = train.targets(t)[is_labelled(train.targets(t))].double()
         centre = own.mean().item() if t.is_regression else 0.
-        z = np.array(_outputs(t, deep, fitted))
-        scales = np.ones(len(z)) if t.is_regression else part_scales(z, y[t.name])
-        found = part_weights(scales[:, None, None]*z, y[t.name], t, centre)
+        scales, z = _scaled(t, *_outputs(t, deep, fitted), y[t.name], held.labels[t.name])
+        found = part_weights(z, y[t.name], t, centre)
         weights = found*scales
         at = slice(begin, begin := begin + t.n_outputs)
         part.deep[i], level = weights[0], np.full(t.n_outputs, (1 - weights.sum())*centre)

@@ -11,12 +11,12 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'strategy_markdown', 'time_section', 'training_section', 'affinity_of', 'affinity_section', 'data_section',
            'settings_section', 'write_sections', 'write_report']
 
-# %% ../nbs/54_reports.ipynb #5c823fe2
+# %% ../nbs/54_reports.ipynb #7c6ab8f8
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
-from .baselines import CONSTANT, DEEP_ALONE, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
+from .baselines import CONSTANT, DEEP_ALONE, FEW, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
 from .basics import counted, markdown_table, versions
 from .calibration import Calibration, calibration_table
 from .callbacks import PHASES
@@ -187,7 +187,7 @@ SIMPLE_MODELS = {  # name of a simple model -> what it reads
                 ' their logits',
     CONSTANT: 'the frequencies of the classes, or the mean of the numbers, in the training clips, for every clip'}
 
-# %% ../nbs/54_reports.ipynb #57fadf52
+# %% ../nbs/54_reports.ipynb #edac0324
 def _number_guide(tasks):
     "What the scores of regression tasks are"
     if not tasks: return []
@@ -223,7 +223,9 @@ def table_guide(
     lines += [f'**{o}**: {SIMPLE_MODELS[o]}.' for o in others if o in SIMPLE_MODELS]
     if set(others) & set(SIMPLE_MODELS):
         lines.append('Simple models are trained on the same training clips as the network. Their settings, temperatures'
-                     ' and thresholds are chosen on the same validation clips, for the same operating point.')
+                     ' and thresholds are chosen on the same validation clips, for the same operating point; where'
+                     f' a task has fewer than {FEW} of these, on training clips too, predicted by a model that was'
+                     ' fitted to other videos.')
     if BEST_POSSIBLE in others:
         lines.append(f'**{BEST_POSSIBLE}**: what a model reaches that knows how the synthetic clips were made, at a'
                      ' threshold of 0.5.')
@@ -331,7 +333,7 @@ def folds_section(
     "The scores of each fold"
     return ['### Each fold', fold_table(folds)] if len(folds) > 1 else []
 
-# %% ../nbs/54_reports.ipynb #rep54002
+# %% ../nbs/54_reports.ipynb #1ac70a6a
 def parts_section(
     folds # list of `Fold`
 ) -> list: # of paragraphs; none for a network without a linear part
@@ -345,7 +347,7 @@ def parts_section(
     head = ['task', 'deep part', *(f'linear model of {k}' for k in names[1:])]
     return ['### Deep and linear part', 'The answer is a weighted sum of the logits of encoders, cross-attention and'
             ' heads (the deep part) and of a linear model for each modality. Each is divided by a temperature first, so'
-            ' that its probabilities are true on the validation clips. The weights are those under which the'
+            ' that its probabilities are true on clips that it was not fitted to. The weights are those under which the'
             ' labels of the validation clips are most likely, with a prior by which the deep part counts 0. A weight of'
             ' 0 for the deep part says that these clips give no reason to use it.', markdown_table(head, rows)]
 

@@ -1,17 +1,19 @@
-"""Simple models read what the network reads, learn from training clips only, and are tuned on validation clips only."""
+"""Simple models read what the network reads and learn from training clips only. They are tuned on validation clips and
+on training clips that are held out in turn."""
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from hiccap import baselines
 from hiccap.baselines import (
     CONSTANT, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS, baseline_predictions, clip_features, criterion_of,
-    fit_linear,
-    standardised, tuned_linear, validation_score, word_counts)
+    fit_linear, held_out,
+    standardised, tuned_linear, tuned_models, validation_score, word_counts)
 from hiccap.clips import Clip, ClipDataset
 from hiccap.encoders import TokenEncoder, TokensConfig
 from hiccap.metrics import choose_thresholds, steady_threshold
@@ -194,28 +196,79 @@ def features(n, seed, classes=2, rare=.15):
 def known(y, *others): return [o[y != IGNORE] for o in (y, *others)]
 
 
+def by_hand(X, y, Z, y_held, fold, C, w, classes):
+    "Labels and probabilities of the clips that a setting is chosen on, by scikit-learn alone"
+    def model(rows): return LogisticRegression(C=C, class_weight=w, max_iter=1000).fit(X[rows], y[rows])
+    p, labelled = np.zeros((len(X), classes)), y != IGNORE
+    for f in [] if fold is None else range(5): p[fold == f] = model(labelled & (fold != f)).predict_proba(X[fold == f])
+    p = np.concatenate([p, model(labelled).predict_proba(Z)])
+    return known(y_held, p)
+
+
+@pytest.mark.parametrize('few', [0, 800])
 @pytest.mark.parametrize('score', ['macro_f1', 'f1', 'accuracy'])
 @pytest.mark.parametrize('classes', [2, 3])
 @pytest.mark.parametrize('seed', [0, 10])
-def test_settings_are_those_that_are_best_on_validation(score, classes, seed):
+def test_settings_are_those_that_are_best_on_held_out_clips(few, score, classes, seed, monkeypatch):
+    monkeypatch.setattr(baselines, 'FEW', few)
     (X, train), (V, valid), (T, test) = (features(100, seed + i, classes) for i in range(3))
     found = tuned_linear([({}, (X, V, T))], train, valid, score, (1., .01, 10.))
-    y, X = known(train.targets('funny').numpy(), X)
-    y_valid, V_known = known(valid.targets('funny').numpy(), V)
-    best = None
+    y, held, best = train.targets('funny').numpy(), held_out(train, valid), None
+    assert (held.folds['funny'] is None) == (few == 0)
     for w in (None, 'balanced'):
         for C in (1., .01, 10.):
-            p = LogisticRegression(C=C, class_weight=w, max_iter=1000).fit(X, y).predict_proba(V_known)
+            truth, p = by_hand(X, y, V, held.labels['funny'], held.folds['funny'], C, w, classes)
             cuts = np.r_[0, np.unique(p[:, 1]), 2] if classes == 2 else [None]
-            values = [score_of(y_valid, p.argmax(1) if c is None else (p[:, 1] >= c).astype(int), score, classes)
+            values = [score_of(truth, p.argmax(1) if c is None else (p[:, 1] >= c).astype(int), score, classes)
                       for c in cuts]
-            key = round(max(values), 9), -log_loss(y_valid, p, labels=range(classes))
+            key = round(max(values), 9), -log_loss(truth, p, labels=range(classes))
             if best is None or key > best[0]: best = key, C, w
     assert (found.chosen['funny']['C'], found.chosen['funny']['class_weight']) == best[1:]
     assert np.isclose(found.chosen['funny']['validation'], best[0][0])
     # learnt from the labelled training clips only
+    y, X = known(y, X)
     model = LogisticRegression(C=best[1], class_weight=best[2], max_iter=1000).fit(X, y)
     assert np.allclose(found.raw['funny'], model.predict_proba(T))
+
+
+labels_of_videos = st.lists(st.tuples(st.integers(0, 6), st.sampled_from([IGNORE, 0, 1, 2])), min_size=1, max_size=40)
+
+
+@given(labels_of_videos, st.sampled_from([0, 3, 800]), st.booleans())
+def test_the_training_clips_that_have_a_say(rows, few, numbers):
+    task = Task('mood', kind='regression') if numbers else Task('mood', 3)
+    videos, y = (list(o) for o in zip(*rows))
+    y = np.where(np.array(y) == IGNORE, np.nan, y) if numbers else np.array(y)
+    train = ClipDataset([f'c{i}' for i in range(len(y))], {}, dict(mood=y), [task], [f'v{o}' for o in videos])
+    valid = ClipDataset(['a', 'b', 'c'], {}, dict(mood=np.array([0, 1, 2.]) if numbers else [0, 1, 2]), [task])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, 'FEW', few)
+        held = held_out(train, valid)
+    fold, labels = held.folds['mood'], held.labels['mood']
+    assert labels[len(y):].tolist() == [0, 1, 2] and held.groups == [*train.groups, *valid.groups]
+    say = labels[:len(y)] == labels[:len(y)] if numbers else labels[:len(y)] != IGNORE
+    assert (fold is None) == (not say.any()) and (labels[:len(y)][say] == y[say]).all()
+    if few <= 3: assert fold is None
+    elif fold is not None:
+        assert all(len({int(fold[i]) for i in range(len(y)) if videos[i] == v}) == 1 for v in set(videos))
+        for i in range(len(y)):
+            others = y[fold != fold[i]]
+            expected = y[i] == y[i] and (~np.isnan(others)).any() if numbers else y[i] != IGNORE and y[i] in others
+            assert say[i] == expected
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_no_label_of_a_video_decides_how_its_clips_are_predicted(classes, monkeypatch):
+    monkeypatch.setattr(baselines, 'CLASS_WEIGHTS', (None,))
+    (X, train), (V, valid), _ = (features(100, i, classes) for i in range(3))
+    held = held_out(train, valid)
+    def outputs(): return tuned_models([({}, (X, V))], train, held, strengths=(1.,))['funny'].on_held
+    before, one = outputs(), held.folds['funny'] == 3
+    y = train.labels['funny']
+    y[torch.tensor(one) & (y != IGNORE)] = 1
+    after = outputs()
+    assert np.array_equal(before[:100][one], after[:100][one])
+    assert (before[:100][~one] != after[:100][~one]).any(1).all() and (before[100:] != after[100:]).any()
 
 
 def score_of(y, v, score, classes):
@@ -251,19 +304,25 @@ def test_balanced_weights_are_those_of_scikit_learn():
     assert not np.allclose(p, fit_linear(X, y, FUNNY, .5)(X)) and not np.allclose(p, fit_linear(X, y, FUNNY)(X))
 
 
+@pytest.mark.parametrize('few', [0, 800])
 @pytest.mark.parametrize('score', ['macro_f1', 'f1', 'accuracy'])
-def test_the_threshold_is_chosen_on_validation(score):
+def test_the_threshold_is_chosen_on_held_out_clips(few, score, monkeypatch):
+    monkeypatch.setattr(baselines, 'FEW', few)
     (X, train), (V, valid), _ = (features(100, i) for i in range(3))
-    found = tuned_linear([({}, (X, V, V))], train, valid, score)  # the probabilities are those of validation clips
-    y, p, v = known(valid.targets('funny').numpy(), found.probs['funny'][:, 1], found.predicted['funny'])
+    found = tuned_linear([({}, (X, V, V))], train, valid, score)
+    held, chosen = held_out(train, valid), found.chosen['funny']
+    y, p = by_hand(X, train.targets('funny').numpy(), V, held.labels['funny'], held.folds['funny'], chosen['C'],
+                   chosen['class_weight'], 2)
+    p = found.temperatures.apply(dict(funny=p))['funny'][:, 1]
     def at(c): return score_of(y, (p >= c).astype(int), score, 2)
-    threshold = found.thresholds.values['funny']
-    assert threshold == steady_threshold(p, y, score) and found.thresholds.score == score
+    threshold, videos = found.thresholds.values['funny'], np.array(held.groups)[held.labels['funny'] != IGNORE]
+    assert threshold == pytest.approx(steady_threshold(p, y, score, videos), abs=1e-6)
+    assert found.thresholds.score == score
     assert at(threshold) > max(map(at, [0, *p, 2])) - .1  # what chance allows on 100 clips
-    assert (v == (p >= found.thresholds.values['funny'])).all()
+    assert (found.predicted['funny'] == (found.probs['funny'][:, 1] >= threshold)).all()
 
 
-def test_variants_are_chosen_on_validation():
+def test_variants_are_chosen_on_held_out_clips():
     (X, train), (V, valid), (T, test) = (features(100, i) for i in range(3))
     noise = [np.random.default_rng(i).normal(size=X.shape) for i in range(3)]
     found = tuned_linear([(dict(kind='noise'), noise), (dict(kind='signal'), (X, V, T))], train, valid)
@@ -271,7 +330,18 @@ def test_variants_are_chosen_on_validation():
     same(found, tuned_linear([(dict(kind='signal'), (X, V, T))], train, valid))
 
 
-def test_without_two_classes_on_validation_the_first_setting_is_used():
+def test_without_two_classes_on_validation_the_training_clips_decide():
+    (X, train), (V, valid), (T, test) = (features(100, i) for i in range(3))
+    valid.labels['funny'][:] = IGNORE
+    found = tuned_linear([({}, (X, V, T))], train, valid)
+    assert found.thresholds.values['funny'] != .5 and found.chosen['funny']['validation'] > .5
+    noise = [np.random.default_rng(i).normal(size=X.shape) for i in range(3)]
+    found = tuned_linear([(dict(kind='noise'), noise), (dict(kind='signal'), (X, V, T))], train, valid)
+    assert found.chosen['funny']['kind'] == 'signal'
+
+
+def test_without_two_classes_on_held_out_clips_the_first_setting_is_used(monkeypatch):
+    monkeypatch.setattr(baselines, 'FEW', 0)
     (X, train), (V, valid), (T, test) = (features(100, i) for i in range(3))
     for y in (0, IGNORE):
         valid.labels['funny'][:] = y

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, strategies as st
 from scipy.special import log_softmax, softmax
 
+from hiccap import baselines
 from hiccap.baselines import DEEP_ALONE, fit_linear
 from hiccap.checkpoints import init_from, load_model, save_model
 from hiccap.clips import ClipDataset
-from hiccap.linear_fit import (PRIOR_STRENGTH, fit_linear_part, part_scales, part_weights, prior_weights,
+from hiccap.linear_fit import (PRIOR_STRENGTH, _scaled, fit_linear_part, part_scales, part_weights, prior_weights,
                                word_values)
 from hiccap.linear_part import word_rows
 from hiccap.model import HICCAP
@@ -90,16 +91,26 @@ def test_how_sure_a_part_is_of_itself_changes_nothing(sources, factors, seed):
     rng, task, factors = np.random.default_rng(seed), Task('mood', 3), np.array(factors[:sources + 1])[:, None, None]
     y = rng.integers(0, 3, 60)
     z = rng.standard_normal((sources + 1, 60, 3)) + np.eye(3)[y]  # each part knows something, none is always right
-    scales, other = (part_scales(o, y)[:, None, None] for o in (z, factors*z))
+    scales, other = (part_scales(o[0], y, o[1:], y)[:, None, None] for o in (z, factors*z))
     np.testing.assert_allclose(other*factors, scales, rtol=1e-6)
     np.testing.assert_allclose(part_weights(other*factors*z, y, task), part_weights(scales*z, y, task), atol=1e-3)
+
+
+def test_parts_are_weighed_on_validation_clips_and_scaled_on_all_that_are_held_out():
+    rng, task = np.random.default_rng(0), Task('comic', 2)
+    y, y_held, z = rng.integers(0, 2, 30), rng.integers(0, 2, 50), rng.standard_normal((3, 50, 2))
+    scales, found = _scaled(task, z[0, :30], z[1:], y, y_held)
+    np.testing.assert_allclose(scales, part_scales(z[0, :30], y, z[1:], y_held))
+    np.testing.assert_allclose(found, scales[:, None, None]*np.stack([z[0, :30], *z[1:, 20:]]))
+    numbers, same = _scaled(NUMBER, z[0, :30, :1], z[1:, :, :1], y.astype(float), y_held.astype(float))
+    assert numbers.tolist() == [1, 1, 1] and np.array_equal(same, np.stack([z[0, :30, :1], *z[1:, 20:, :1]]))
 
 
 def test_the_linear_models_with_their_scales_are_calibrated():
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((3, 500)), rng.integers(0, 2, 500)
     z = np.stack([0*x, 5*(x + 2*y - 1)], 2)  # of the deep part and of two linear models, all far too sure
-    scales = part_scales(z, y)[:, None, None]
+    scales = part_scales(z[0], y, z[1:], y)[:, None, None]
     for own in (z[0]*scales[0], (scales*z)[1:].sum(0)):
         assert fit_temperature(softmax(own, 1), y)[0] == pytest.approx(1, abs=1e-6)
 
@@ -151,7 +162,7 @@ def test_no_label_of_a_test_clip_decides_anything(parts, folds, tmp_path):
     for k, p in folds[0].probs.items(): assert np.array_equal(again.probs[k], p)
 
 
-def test_labels_of_validation_clips_do_decide(parts):
+def test_labels_of_validation_clips_do_decide(parts, monkeypatch):
     "The test above would say nothing if no label decided anything"
     train, valid, _ = parts
     unknown = with_labels(valid, lambda y: np.full_like(y, IGNORE))
@@ -160,6 +171,8 @@ def test_labels_of_validation_clips_do_decide(parts):
     without = fit_linear_part(model.linear_part, train, unknown, dict(zeros(valid)))
     assert known != without
     assert all(o['deep'] == 0 and o['text']['weight'] == pytest.approx(1) for o in without.values())
+    monkeypatch.setattr(baselines, 'FEW', 0)  # training clips have no say either
+    without = fit_linear_part(model.linear_part, train, unknown, dict(zeros(valid)))
     kinds = {t.name: t.is_regression for t in train.tasks}
     assert all(o['text']['scale'] == pytest.approx(1 if kinds[k] else 3**-.5) for k, o in without.items())
 

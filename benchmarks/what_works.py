@@ -46,18 +46,29 @@ def sentence(words):
     return ' '.join(o for o in words if o not in ('[CLS]', '[SEP]')).replace(' ##', '').lower()
 
 
-def comic_table(data, out, n=None, draw=0):
-    """A table of the comic-mischief clips with their words only: without token ids, of which there are two kinds, and
-    without captions, which one kind of clips has; both say something about the label"""
+def comic_table(data):
+    """The comic-mischief clips with their words only: without token ids, of which there are two kinds, and without
+    captions, which one kind of clips has; both say something about the label"""
     clips = json.loads((data/'comic_mischief_val.json').read_text())
     rows = [dict(id=id, video=id.rpartition('_')[0] if '_' in id[-4:] else id.rpartition('.')[0],
                  text=sentence(o['words']), comic=o['label'], **{t: o[t].index(1) for t in TYPES})
             for id, o in clips.items()]
     table = pd.DataFrame(rows)
     assert table.video.nunique() == 109
-    path = out/('comic.csv' if n is None else f'comic_{n}_{draw}.csv')
-    (table if n is None else some_groups(table, 'video', n, draw)).to_csv(path, index=False)
-    return path
+    return table
+
+
+def comic_run(data, out, seed, n=None):
+    "Five folds of all comic-mischief clips; or about n to train on, and those of the other videos to score"
+    table, how = comic_table(data), dict(labels=('comic', *TYPES), group='video')
+    if n is None:
+        table.to_csv(out/'comic.csv', index=False)
+        return text_run(seed, data=out/'comic.csv', folds=5, **how)
+    train, path = some_groups(table, 'video', n, seed), out/f'comic_{n}_{seed}'
+    path.mkdir(exist_ok=True)
+    train.to_csv(path/'train.csv', index=False)
+    table[~table.video.isin(train.video)].to_csv(path/'test.csv', index=False)
+    return text_run(seed, data=path/'train.csv', test=path/'test.csv', **how)
 
 
 def modal_clips(out, kind, draw, n=700, n_test=1300):
@@ -95,9 +106,7 @@ def experiments(data, out, only):
             if wanted(f'meld_{n}'):
                 found[f'meld_{n}.{s}'] = text_run(s, data=meld_subset(data, out, n, s), test=dev, context=2, **MELD)
         for n in (None, 200):
-            if wanted(name := f'comic_{n}' if n else 'comic'):
-                found[f'{name}.{s}'] = text_run(s, data=comic_table(data, out, n, s), labels=('comic', *TYPES), folds=5,
-                                                group='video')
+            if wanted(name := f'comic_{n}' if n else 'comic'): found[f'{name}.{s}'] = comic_run(data, out, s, n)
         for kind, subsets in SHOWN.items():
             if not wanted(kind): continue
             folder = modal_clips(out, kind, s)

@@ -396,12 +396,12 @@ def _late_fusion(sources, train, held, score, tuned):
               for t in train.tasks}
     return _calibrated((*sides, chosen), train.tasks, held, score)
 
-# %% ../nbs/27_baselines.ipynb #ddd4a2c3
+# %% ../nbs/27_baselines.ipynb #1ccad944
 def baseline_predictions(
     train, valid, test,    # clips
     tokenizer=None,        # of their text
     encoder: TokenEncoder=None, # of their text as training starts; None if it is untrained
-    score: str='macro_f1', # the operating point, by which settings and thresholds are chosen on validation clips
+    score: str='macro_f1', # the operating point, for which settings and thresholds are chosen
     models=('words', 'frozen') # which simple models, besides the class frequencies
 ) -> dict: # name -> `Predictions` of the test clips
     "Predictions of the simple models that the clips have something for; no label of a test clip is read"

@@ -2,8 +2,9 @@
 
     python benchmarks/held_out.py --data ../shared/data --out nbs/results/what_works/held_out.json
 
-All clips are in no table of the project: synthetic draws from 100 on, and dialogues of MELD's training split, of which
-some are trained on and others are scored. Every model is fitted as in a run, on the same clips in both ways.
+No clip that is scored here is scored in a table of the project: synthetic draws from 100 on, and dialogues of MELD's
+training split, of which some are trained on and others are scored. Every model is fitted as in a run, on the same clips
+in both ways.
 """
 import argparse, json, tempfile
 from pathlib import Path

@@ -12,8 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, log_loss
 from hiccap import baselines
 from hiccap.baselines import (
     CONSTANT, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS, baseline_predictions, clip_features, criterion_of,
-    fit_linear, held_out,
-    standardised, tuned_linear, tuned_models, validation_score, word_counts)
+    fit_linear, held_out, standardised, tuned_linear, tuned_models, validation_score, word_counts)
 from hiccap.clips import Clip, ClipDataset
 from hiccap.encoders import TokenEncoder, TokensConfig
 from hiccap.metrics import choose_thresholds, steady_threshold

@@ -130,6 +130,17 @@ def settings(run):
     return found
 
 
+def keep_table(table, columns, folder):
+    "Write columns of a run's `probabilities.csv`, and its probabilities with four digits each, to a folder"
+    numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
+    table = table[[*columns, *numbers]].copy()
+    for c in numbers: table[c] = [f'{float(v):.4f}' if v else '' for v in table[c]]
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode='wb', mtime=0) as f: f.write(table.to_csv(index=False).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'probabilities.csv.gz').write_bytes(buffer.getvalue())
+
+
 def keep(runs, out, into):
     "Keep the probabilities of all models that the study reads, four digits each, and what the runs took, in a folder"
     about = known(into)
@@ -137,14 +148,8 @@ def keep(runs, out, into):
     for name in runs:
         table = pd.read_csv(out/name/'probabilities.csv', dtype=str, keep_default_na=False)
         if name.split('_')[0] in SHOWN: table = table[table.model.isin(FEW_MODELS)]
-        numbers = [c for c in table if c[0] == 'p' and c[1:].isdigit()]
-        table = table[['model', *(['fold'] if 'fold' in table else []), 'clip', 'video', 'task', 'truth', 'predicted',
-                       *numbers]]
-        for c in numbers: table[c] = [f'{float(v):.4f}' if v else '' for v in table[c]]
-        buffer = io.BytesIO()
-        with gzip.GzipFile(fileobj=buffer, mode='wb', mtime=0) as f: f.write(table.to_csv(index=False).encode())
-        (into/name).mkdir(exist_ok=True)
-        (into/name/'probabilities.csv.gz').write_bytes(buffer.getvalue())
+        keep_table(table, ['model', *(['fold'] if 'fold' in table else []), 'clip', 'video', 'task', 'truth',
+                           'predicted'], into/name)
         metrics, config = (json.loads((out/name/f'{k}.json').read_text()) for k in ('metrics', 'config'))
         about[name] = dict(seconds=metrics['seconds'], time=metrics['time'], clips=metrics['clips'],
                            versions=config['versions'], settings=settings(Run.from_dict(config['run'])))

@@ -99,8 +99,8 @@ def text_run(seed, **clips):
 def experiments(data, out, only):
     "name -> run, of all that was asked for; writes the tables"
     dev, found = data/'meld'/'dev.csv', {}
-    def wanted(name): return not only or name in only
     for s in SEEDS:
+        def wanted(name): return not only or name in only or f'{name}.{s}' in only
         if wanted('meld'): found[f'meld.{s}'] = text_run(s, data=data/'meld'/'train.csv', test=dev, context=2, **MELD)
         for n in (100, 250, 700):
             if wanted(f'meld_{n}'):
@@ -161,7 +161,7 @@ def main():
     p.add_argument('--data', type=Path, required=True, help='folder of meld/ and comic_mischief_val.json')
     p.add_argument('--out', type=Path, required=True, help='folder for tables and runs')
     p.add_argument('--jobs', type=int, default=1, help='runs at once')
-    p.add_argument('--only', nargs='+', help='names, such as meld, meld_100, comic, dominant')
+    p.add_argument('--only', nargs='+', help='names, such as meld, meld_100, comic, dominant, or comic.0 for one seed')
     p.add_argument('--keep', type=Path, help='folder that gets the probabilities')
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from hiccap.statistics import mean_interval
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'benchmarks'))
 
@@ -63,3 +66,41 @@ def test_what_whole_commands_take_is_measured(quick, name):
     else:
         way = r['ways']['float32']
         assert len(way['folds_mb']) == 2 and way['imports_mb'] < min(way['folds_mb']) <= way['peak_mb']
+
+
+def kept_run(rng, better, first=0, n=120):
+    "A run of two models, of which one knows more of the label of each clip"
+    from hiccap.predictions import KeptPredictions
+    truth = np.arange(n) % 2
+    clips, videos = ([f'{k}{first + i//j}' for i in range(n)] for k, j in (('c', 1), ('v', 3)))
+    def of(know):
+        p = 1/(1 + np.exp(-know*(2*truth - 1) - rng.normal(size=n)))
+        return dict(label=KeptPredictions(clips, videos, truth, (p > .5).astype(int), np.stack([1 - p, p], 1)))
+    return dict(better=of(better), other=of(.3))
+
+
+def test_a_difference_over_runs_has_the_noise_of_videos_and_of_runs():
+    kept, rng = importlib.import_module('kept_runs'), np.random.default_rng(0)
+    runs = [kept_run(rng, k) for k in (.5, 1., 2.)]
+    each = [np.subtract(*(kept.scores([r], m, kept.tasks_of(r)[0], 'auroc') for m in ('better', 'other'))) for r in runs]
+    found, one = (kept.difference(o, 'better', 'other', 'auroc') for o in (runs, runs[1:2]))
+    assert found['difference'] == pytest.approx(np.mean(each)) and one['difference'] == pytest.approx(each[1][0])
+    noise = mean_interval(np.ravel(each))[1]
+    assert found['high'] - found['difference'] > noise > one['high'] - one['difference'] > 0
+    back = kept.difference(runs, 'other', 'better', 'auroc')
+    assert [-back[k] for k in ('high', 'low')] == pytest.approx([found[k] for k in ('low', 'high')])
+
+
+def test_a_difference_over_runs_of_other_videos_has_the_noise_of_runs_alone():
+    kept, rng = importlib.import_module('kept_runs'), np.random.default_rng(1)
+    runs = [kept_run(rng, 1., first=1000*i) for i in range(4)]
+    each = np.subtract(*(kept.scores(runs, m, kept.tasks_of(runs[0])[0], 'macro_f1') for m in ('better', 'other')))
+    found, half = kept.difference(runs, 'better', 'other', 'macro_f1'), mean_interval(each)[1]
+    assert [found[k] for k in ('low', 'high')] == pytest.approx([each.mean() - half, each.mean() + half])
+
+
+def test_models_of_a_run_have_predicted_the_same_clips():
+    kept, run = importlib.import_module('kept_runs'), kept_run(np.random.default_rng(2), 1.)
+    run['other']['label'].clips.reverse()
+    run['better']['label'].clips = [*run['better']['label'].clips[::-1]]
+    with pytest.raises(ValueError, match='the same clips'): kept.difference([run], 'better', 'other', 'auroc')

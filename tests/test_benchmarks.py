@@ -82,7 +82,8 @@ def kept_run(rng, better, first=0, n=120):
 def test_a_difference_over_runs_has_the_noise_of_videos_and_of_runs():
     kept, rng = importlib.import_module('kept_runs'), np.random.default_rng(0)
     runs = [kept_run(rng, k) for k in (.5, 1., 2.)]
-    each = [np.subtract(*(kept.scores([r], m, kept.tasks_of(r)[0], 'auroc') for m in ('better', 'other'))) for r in runs]
+    (task,) = kept.tasks_of(runs[0])
+    each = [np.subtract(*(kept.scores([r], m, task, 'auroc') for m in ('better', 'other'))) for r in runs]
     found, one = (kept.difference(o, 'better', 'other', 'auroc') for o in (runs, runs[1:2]))
     assert found['difference'] == pytest.approx(np.mean(each)) and one['difference'] == pytest.approx(each[1][0])
     noise = mean_interval(np.ravel(each))[1]

@@ -1,7 +1,9 @@
 """Seconds to explain one clip, and how many times one prediction that is: `OMP_NUM_THREADS=2 python
 benchmarks/moments.py`. A clip of a minute: 150 words, 60 rows of video, 62 of audio. The networks are the default one
-(BERT-base, 768 wide) and one with MiniLM (384 wide), with random weights; `--quick` takes a tiny one."""
+(BERT-base, 768 wide) and one with MiniLM (384 wide), with random weights, each in float32 and in bfloat16; `--quick`
+takes a tiny one."""
 import argparse
+import itertools
 import json
 import statistics
 
@@ -13,6 +15,7 @@ from hiccap.clips import Clip
 from hiccap.metrics import Thresholds
 from hiccap.model import HICCAP, HICCAPConfig
 from hiccap.moments import clip_inputs, explain_versions, versions_of
+from hiccap.precision import mixed_precision
 from hiccap.tasks import COMIC_MISCHIEF
 
 
@@ -32,14 +35,15 @@ def clip_of(seconds, rng):
 
 
 @torch.inference_mode()
-def measure(config, clip, repeats):
-    "Seconds of a prediction and of an explanation, the median of some"
-    model = HICCAP(config, COMIC_MISCHIEF, pretrained=False, seed=0).eval()
+def measure(model, precision, clip, repeats):
+    "Seconds of a prediction and of an explanation in a number format, the median of some"
     inputs, half = clip_inputs(clip, model), Thresholds({}, 'fixed')
-    versions = versions_of(clip, [model])
+    versions = versions_of(clip, [model], precision=precision)
     def explain(): return explain_versions(versions, half)
-    model(inputs)
-    one = statistics.median(timed(lambda: model(inputs)) for _ in range(3*repeats))
+    def predict():
+        with mixed_precision(precision): return model(inputs)
+    predict()
+    one = statistics.median(timed(predict) for _ in range(3*repeats))
     whole = statistics.median(timed(explain) for _ in range(repeats))
     spans = {m: len(o) for m, o in versions.spans.items()}
     return dict(spans=spans, versions=2 + 2*sum(spans.values()), prediction_seconds=one, explanation_seconds=whole,
@@ -54,9 +58,11 @@ def main():
     parser.add_argument('--out', help='JSON file to write')
     args = parser.parse_args()
     clip, out = clip_of(args.seconds, np.random.default_rng(0)), dict(machine=machine(), networks={})
-    for name, config in networks(args.quick).items():
-        r = out['networks'][name] = measure(config, clip, args.repeats)
-        print(f"{name:17} {r['explanation_seconds']:7.2f} s to explain a clip of {args.seconds:g} s in {r['versions']}"
+    models = {k: HICCAP(c, COMIC_MISCHIEF, pretrained=False, seed=0).eval() for k, c in networks(args.quick).items()}
+    for (name, model), precision in itertools.product(models.items(), ('float32', 'bfloat16')):
+        name = f'{name}, {precision}'
+        r = out['networks'][name] = measure(model, precision, clip, args.repeats)
+        print(f"{name:26} {r['explanation_seconds']:7.2f} s to explain a clip of {args.seconds:g} s in {r['versions']}"
               f" versions, {r['ratio']:.0f} times a prediction ({1e3*r['prediction_seconds']:.0f} ms)")
     if args.out:
         with open(args.out, 'w') as f: json.dump(out, f, indent=1)

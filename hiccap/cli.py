@@ -396,7 +396,7 @@ def _found_segments(args, trained, ds, clips, windows):
         print(f"{counted(len(table), 'segment')}: {_segments_file(args)}", file=sys.stderr)
     return found
 
-# %% ../nbs/62_cli.ipynb #9d87850d
+# %% ../nbs/62_cli.ipynb #7dece17f
 def _exported(args, records):
     "The contents of the files for Label Studio and FiftyOne, and what they are; raises `ValueError`"
     from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
@@ -412,7 +412,7 @@ def _write_records(args, trained, ds, clips, probs, failures, found, windows):
     from hiccap.prediction_records import prediction_records, write_prediction_records
     from hiccap.review_page import write_review
     from hiccap.segments import with_segments
-    explanations = trained.explain(ds) if args.moments or args.html else None
+    explanations = trained.explain(ds, precision=args.precision) if args.moments or args.html else None
     records = prediction_records(trained, ds, explanations, _places(clips), probs)
     if found is not None: records = with_segments(records, found, windows)
     exported = _exported(args, records)
@@ -454,7 +454,7 @@ def evaluate(
     add_run_options(p, only=('own_numbering',))
     return _guarded(_evaluate, p.parse_args(argv), 'inference')
 
-# %% ../nbs/62_cli.ipynb #230014ba
+# %% ../nbs/62_cli.ipynb #c446a3cc
 def _check_evaluation(args):
     "Raise `ValueError` for options that need another one"
     for name in ('robustness', 'moments', 'windows'):
@@ -495,7 +495,7 @@ def _evaluate(args):
     if args.out:
         write_evaluation(args.out, args.data, trained, ds, probs, predicted, scores, args.overwrite, args.robustness,
                          seen, raw, args.moments or 0, lambda line: print(line, file=sys.stderr),
-                         [segments] if segments else ())
+                         [segments] if segments else (), args.precision)
         print(f"Report, plots and predictions: {args.out}")
     else: print(scores.markdown())
     return int(bool(failures))

@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #5320bba4
+# %% ../nbs/60_inference.ipynb #43fba81d
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from .learner import ClipDL, probabilities_of
 from .metrics import SCORE_NAMES, Thresholds, headline_scores, score_text, score_with_interval
 from .moments import Explanations, Speller, Versions, explain_versions, versions_of
 from .packing import is_packed
+from .precision import mixed_precision
 from .readers import get_tokenizer, text_modalities
 from .predictions import NETWORK
 from .reports import (calibration_section, data_section, plot_calibration_of, plot_scores_of, save_figure,
@@ -287,11 +288,10 @@ def locate(self:Trained,
         return clips, failed_videos(clips)
     return replace(clips, video_column=None, extraction='offline'), {}
 
-# %% ../nbs/60_inference.ipynb #fd860960
+# %% ../nbs/60_inference.ipynb #a35c4052
 def _logits(model, dl, names, precision):
     "task name -> (N, C) float32 logits of a network, in the order of the loader"
-    mixed = precision != 'float32'
-    with torch.inference_mode(), torch.autocast('cpu', getattr(torch, precision), enabled=mixed):
+    with torch.inference_mode(), mixed_precision(precision):
         batches = [model(inputs) for inputs, _ in dl]
     return {k: torch.cat([o[k] for o in batches]).float() for k in names}
 
@@ -363,7 +363,7 @@ def predict(self:Trained,
     clips = self.clips_of(data, features, without, **kwargs)
     return prediction_table(clips.ids, *self.answer(clips, bs, precision), self.tasks)
 
-# %% ../nbs/60_inference.ipynb #b81b7a50
+# %% ../nbs/60_inference.ipynb #eaf76b0b
 @patch
 def speller(self:Trained) -> Speller|None:
     "What finds the words of the run's token ids; None without a tokenizer"
@@ -373,11 +373,12 @@ def speller(self:Trained) -> Speller|None:
 def clip_versions(self:Trained,
     clip,              # `Clip`
     seconds: float=1., # about the length of a span of a modality with seconds
-    speller: Speller=None # of the run's tokenizer; made here by default
+    speller: Speller=None, # of the run's tokenizer; made here by default
+    precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> Versions:
     "A clip, divided into spans, as the networks of the run see it"
     return versions_of(clip, self.models, [o.values for o in self.temperatures] or None, speller or self.speller(),
-                       seconds)
+                       seconds, precision=precision)
 
 @patch
 def explain(self:Trained,
@@ -387,12 +388,14 @@ def explain(self:Trained,
     tasks=None,        # names of the tasks to explain; all by default
     seconds: float=1., # about the length of a span of a modality with seconds
     attention: bool=False, # also the attention of the pooling
+    precision: str='float32', # float32, bfloat16 or float16 (mixed)
     **kwargs           # of `locate`
 ) -> Explanations: # a list of `Explanation`, one for each clip
     "What the spans of clips contribute to their predictions; raises as `predict` does, and `ValueError` for a task"
     clips, located = self.located_clips(data, features, without, **kwargs)
     places, speller = clip_places(located) if located else {}, self.speller()
-    found = (explain_versions(self.clip_versions(clip, seconds, speller), self.thresholds, tasks, attention)
+    found = (explain_versions(self.clip_versions(clip, seconds, speller, precision), self.thresholds, tasks,
+                              attention)
              for clip in tqdm(clips, unit='clip', disable=None))
     return Explanations(replace(o, place=places.get(o.clip, Place())) for o in found)
 
@@ -433,19 +436,20 @@ def write_robustness(
     save_figure(folder/'corruption.png', lambda *axs: plot_corruption(curves, score=score, axs=axs), (6.6, 2.6), 2)
     return robustness_section(curves)
 
-# %% ../nbs/60_inference.ipynb #b4bf2f52
+# %% ../nbs/60_inference.ipynb #60175c50
 def write_moments(
     folder,           # for `moments.csv` and its plot
     trained: Trained, # of `load_run`
     ds,               # clips
     n: int=200,       # most clips; a sample is drawn from more
     seed: int=0,      # of the sample and of random orders of spans
-    log=lambda line: None # gets lines of progress
+    log=lambda line: None, # gets lines of progress
+    precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> list: # of paragraphs of a report
     "Measure whether the moments of a run decide its predictions"
     speller = trained.speller()
-    found = measure_faithfulness(ds, lambda clip: trained.clip_versions(clip, speller=speller), trained.thresholds, n,
-                                 seed=seed, log=log)
+    def versions(clip): return trained.clip_versions(clip, speller=speller, precision=precision)
+    found = measure_faithfulness(ds, versions, trained.thresholds, n, seed=seed, log=log)
     found.table().to_csv(folder/'moments.csv', index=False)
     save_figure(folder/'moments.png', found.plot, (6.6, 2.6), 2)
     return found.section()
@@ -530,7 +534,7 @@ def decide(self:Trained,
     "Who decides each clip"
     return None if self.decisions is None else self.decisions.decide(probs)
 
-# %% ../nbs/60_inference.ipynb #5e4da1ac
+# %% ../nbs/60_inference.ipynb #aefccb27
 def write_evaluation(
     out,             # folder
     data,            # file that was scored
@@ -544,12 +548,13 @@ def write_evaluation(
     raw=None,  # the probabilities before calibration, of `mean_probabilities`; predicted here by default
     moments: int=0, # clips on which it is measured whether the moments decide; 0 leaves it out
     log=lambda line: None, # gets lines of progress
-    more=() # functions: folder, for tables and plots -> paragraphs of the report
+    more=(), # functions: folder, for tables and plots -> paragraphs of the report
+    precision: str='float32' # in which moments are measured, and probabilities that are not given
 ):
     """Write the scores of a finished run on other clips: `config.json`, `metrics.json`, `predictions.csv`, plots and
     `report.md`. Report and metrics begin with how many of the clips the run has seen. Raises `FileExistsError`"""
     if seen is None: seen = trained.seen(ds, data)
-    if raw is None: raw = trained.mean_probabilities(ds)[0]
+    if raw is None: raw = trained.mean_probabilities(ds, precision=precision)[0]
     calibration = compare_calibration(raw, probs, as_numpy(ds.labels), trained.tasks, ds.groups, trained.temperatures)
     with new_folder(out, overwrite, 'evaluation') as folder:
         write_json(folder/'config.json', dict(run=trained.run.to_dict(), evaluated=str(data), versions=versions()))
@@ -564,7 +569,7 @@ def write_evaluation(
             scores_section(scores, {}),
             calibration_section({NETWORK: calibration}),
             write_robustness(folder, trained, ds) if robustness else [],
-            write_moments(folder, trained, ds, moments, log=log) if moments else [],
+            write_moments(folder, trained, ds, moments, log=log, precision=precision) if moments else [],
             *(write(folder) for write in more),
             data_section(ds.notes),
             ['## All scores', scores.markdown()]])

@@ -8,7 +8,7 @@ __all__ = ['MOST_SPANS', 'POSITIONS_AT_ONCE', 'TOP', 'FOR', 'AGAINST', 'COLOURS'
            'kept_logits', 'mean_log_probabilities', 'log_odds', 'Versions', 'versions_of', 'Moment', 'Explanation',
            'contributions_of', 'explain_versions', 'said_at', 'Explanations']
 
-# %% ../nbs/59_moments.ipynb #c93c14f0
+# %% ../nbs/59_moments.ipynb #27e8c34a
 from dataclasses import dataclass, field
 from html import escape
 import matplotlib.pyplot as plt
@@ -25,6 +25,7 @@ from .encoders import FeatureEncoder, TokenEncoder
 from .padding import collate
 from .players import EMBEDDED, player_html, timeline_html
 from .pooling import POOLINGS
+from .precision import mixed_precision
 from .temperatures import calibrated
 
 # %% ../nbs/59_moments.ipynb #71e2b7cd
@@ -169,7 +170,7 @@ def encode_kept(
     rows = PackedRows(kept)
     return fill_absent(rows.pack(h), rows, absent)
 
-# %% ../nbs/59_moments.ipynb #12a86c0b
+# %% ../nbs/59_moments.ipynb #bc90a0b3
 POSITIONS_AT_ONCE = 2**14 # of all versions that are computed together
 
 def _logits_of_some(model, inputs, keep):
@@ -189,13 +190,16 @@ def _logits_of_some(model, inputs, keep):
 def kept_logits(
     model,        # `HICCAP` in evaluation mode
     inputs: dict, # of `clip_inputs`
-    keep: dict    # modality -> (R, L) bool, the positions that each version has
+    keep: dict,   # modality -> (R, L) bool, the positions that each version has
+    precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> dict:        # task name -> (R, n_outputs) float64 array
     "The outputs of a network for R versions of one clip: those of a clip that has only these positions"
     keep = {m: torch.as_tensor(keep[m]) for m in model.modalities}
     R, positions = len(keep[model.modalities[0]]), sum(o.shape[1] for o in keep.values())
     size = max(1, POSITIONS_AT_ONCE//max(1, positions))
-    parts = [_logits_of_some(model, inputs, {m: o[i:i + size] for m, o in keep.items()}) for i in range(0, R, size)]
+    with mixed_precision(precision):
+        parts = [_logits_of_some(model, inputs, {m: o[i:i + size] for m, o in keep.items()})
+                 for i in range(0, R, size)]
     return {t.name: torch.cat([o[t.name] for o in parts]).double().numpy() for t in model.tasks}
 
 # %% ../nbs/59_moments.ipynb #8f6c69a8
@@ -214,7 +218,7 @@ def log_odds(
     "The log-odds of a class against all others"
     return log_p[:, c] - logsumexp(np.delete(log_p, c, 1), axis=1)
 
-# %% ../nbs/59_moments.ipynb #469bff47
+# %% ../nbs/59_moments.ipynb #f88826af
 @dataclass
 class Versions:
     "One clip as networks see it with some of its spans"
@@ -222,6 +226,7 @@ class Versions:
     spans: dict        # modality -> `Spans`
     models: list       # of `HICCAP` in evaluation mode
     temperatures: list # of dicts, task name -> temperature or curve, one for each network
+    precision: str='float32' # in which the networks compute
 
 @patch(as_prop=True)
 def columns(self: Versions) -> dict: # modality -> slice
@@ -250,27 +255,28 @@ def answers(self: Versions,
 ) -> dict: # task name -> (R, C) logarithms of calibrated probabilities; of a regression task (R, 1) numbers
     "What the networks answer for each version"
     keep = self.kept(np.asarray(chosen, bool))
-    each, out = [kept_logits(o, clip_inputs(self.clip, o), keep) for o in self.models], {}
+    each, out = [kept_logits(o, clip_inputs(self.clip, o), keep, self.precision) for o in self.models], {}
     for t in self.models[0].tasks:
         outputs = [o[t.name] for o in each]
         if t.is_regression: out[t.name] = np.mean(outputs, 0)
         else: out[t.name] = mean_log_probabilities(outputs, [o.get(t.name, 1.) for o in self.temperatures])
     return out
 
-# %% ../nbs/59_moments.ipynb #f632dea6
+# %% ../nbs/59_moments.ipynb #e7d80257
 def versions_of(
     clip,              # `Clip`
     models: list,      # of `HICCAP` in evaluation mode, one for each fold
     temperatures=None, # of dicts, task name -> temperature or curve, one for each network; 1 by default
     speller: Speller=None, # of token ids; None where they cannot be spelled
     seconds: float=1., # about the length of a span of a modality with seconds
-    most: int=MOST_SPANS # spans of a modality
+    most: int=MOST_SPANS, # spans of a modality
+    precision: str='float32' # float32, bfloat16 or float16 (mixed)
 ) -> Versions:
     "Divide a clip into spans; raises `ValueError` for a network in which padding says something"
     for o in models: check_explainable(o)
     has = {m: x for m in models[0].modalities if (x := getattr(clip, m, None)) is not None}
     spans = {m: spans_of(x, clip.seconds.get(m), speller, seconds, most) for m, x in has.items()}
-    return Versions(clip, spans, list(models), list(temperatures or [{} for _ in models]))
+    return Versions(clip, spans, list(models), list(temperatures or [{} for _ in models]), precision)
 
 # %% ../nbs/59_moments.ipynb #c50b4a0b
 @dataclass

@@ -357,6 +357,30 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_explanations_are_computed_in_the_number_format_of_the_predictions(run, typed, tmp_path, monkeypatch):
+    formats, encode = [], HICCAP.fuse_packed
+    def listening(self, states, rows):
+        formats.append(torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu'))
+        return encode(self, states, rows)
+    monkeypatch.setattr(HICCAP, 'fuse_packed', listening)
+    new = run/'new'
+    for precision, expected in (('bfloat16', torch.bfloat16), ('float32', False)):
+        formats.clear()
+        out = tmp_path/f'{precision}.jsonl'
+        assert typed('predict', run/'run', new/'clips.csv', '--features', new/'features', '--json', out, '--moments',
+                     '--precision', precision)[0] == 0
+        assert len(formats) > 40 and set(formats) == {expected}  # each clip is explained on its own
+
+
+def test_moments_in_bfloat16_are_those_of_float32_but_for_rounding(run):
+    trained = load_run(run/'run')
+    ds = trained.read(run/'new'/'clips.csv', run/'new'/'features').subset(range(6))
+    for a, b in zip(trained.explain(ds, precision='bfloat16'), trained.explain(ds)):
+        for t in trained.tasks:
+            found, right = a.all_contributions(t.name), b.all_contributions(t.name)
+            assert np.abs(found - right).max() < .05 and np.any(found != right)
+
+
 def test_an_evaluation_measures_the_moments_on_as_many_clips_as_asked_for(run, typed, tmp_path):
     args = run/'run', run/'new'/'clips.csv', '--features', run/'new'/'features'
     status, out, err = typed('evaluate', *args, '--moments', '12', '--out', tmp_path/'scored')

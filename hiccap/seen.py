@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .basics import counted, digest, read_json_dict, write_json
 from .clips import ClipDataset, DataError, modality_order
 
-# %% ../nbs/51a_seen.ipynb #5f239ea9
+# %% ../nbs/51a_seen.ipynb #c4f632ae
 LEAST = 10  # tokens from which a text identifies a clip
 
 def _stored(x):
@@ -24,6 +24,12 @@ def _stored(x):
     if x is None: return b''
     a = np.asarray(x)
     return a.astype('<i8' if a.dtype.kind in 'iu' else '<f4').tobytes()
+
+def _changes(x):
+    "Whether vectors differ from one position to another; those of a single position, from one column to another"
+    if x is None or x.ndim != 2: return False
+    a = np.asarray(x)
+    return bool((a[1:] != a[:-1]).any() if len(a) > 1 else (a[:, 1:] != a[:, :-1]).any())
 
 def clip_keys(
     ds: ClipDataset # clips
@@ -36,12 +42,13 @@ def clip_keys(
         text, segments = value('text', i), value('segments', i)
         if text is not None and segments is not None: text = text[segments == 0]
         n, words = 0 if text is None else len(text), _stored(text)
-        if n >= LEAST:
-            out.append((digest(b'text', words),))
-            continue
-        features = b'\0'.join(_stored(value(m, i)) for m in names)
-        out.append((*([digest(b'id', id.encode(), b'\0', words)] if n else []),
-                    *([digest(b'features', words, b'\0', features)] if len(features) >= len(names) else [])))
+        values = {m: value(m, i) for m in names}
+        found, stored = [], {m: _stored(x) for m, x in values.items()}
+        if n >= LEAST: found.append(digest(b'text', words))
+        elif n: found.append(digest(b'id', id.encode(), b'\0', words))
+        features = b'\0'.join(stored.values())
+        if n < LEAST and len(features) >= len(names): found.append(digest(b'features', words, b'\0', features))
+        out.append((*found, *(digest(m.encode(), b'\0', stored[m]) for m in names if _changes(values[m]))))
     return out
 
 # %% ../nbs/51a_seen.ipynb #6b286980

@@ -252,6 +252,7 @@ def clip(id, text, video):
 
 def same(a, b, id_a, id_b):
     "Whether two clips are the same, by the rule itself"
+    if a[1] == b[1] and len(set(a[1] or ())) > 1: return True  # a video that changes, whatever the text
     if (a[0] is None) != (b[0] is None): return False
     if a[0] is not None and len(a[0]) >= 10: return a[0] == b[0]
     if a[0] is not None: return a[0] == b[0] and (id_a == id_b or None is not a[1] == b[1])
@@ -265,6 +266,20 @@ def test_clips_are_the_same_by_the_rule(before, one, renamed):
     other = ClipDataset.from_clips([clip(id, *one)], [Task('funny')])
     keys = {k for o in clip_keys(known) for k in o}
     assert bool(keys & set(clip_keys(other)[0])) == any(same(c, one, f'a{i}_0', id) for i, c in enumerate(before))
+
+
+def test_a_video_with_another_text_or_without_one_is_the_same_video():
+    rng = np.random.default_rng(0)
+    seen, heard = torch.from_numpy(rng.normal(size=(5, 3))), torch.from_numpy(rng.normal(size=(7, 2)))
+    silence, utterance = torch.zeros(7, 2), torch.from_numpy(rng.normal(size=(1, 3)))
+    known = clip_keys(ClipDataset.from_clips([Clip('a_1', torch.arange(12), seen, heard)], [Task('funny')]))[0]
+    def same(*clips):
+        keys = [set(o) for o in clip_keys(ClipDataset.from_clips(list(clips), [Task('funny')]))]
+        return [bool(set(known) & o) for o in keys], bool(keys[0] & keys[-1])
+    assert same(Clip('b_1', None, seen, heard), Clip('c_1', torch.arange(20), seen), Clip('d_1', torch.arange(3), None, heard),
+                Clip('e_1', torch.arange(20), heard[:, :1].expand(-1, 3)))[0] == [True, True, True, False]
+    assert not same(Clip('b_1', torch.arange(12, 24), None, silence), Clip('c_1', torch.arange(24, 40), None, silence))[1]
+    assert same(Clip('b_1', torch.arange(12, 24), utterance), Clip('c_1', torch.arange(24, 40), utterance))[1]
 
 
 def test_a_second_text_does_not_hide_a_clip():

@@ -6,8 +6,8 @@
 __all__ = ['LOCK', 'nearest', 'nearest_name', 'nearest_field', 'check_keys', 'lookup', 'field_names', 'made_by_name', 'some_of',
            'one_line', 'check_whole', 'counted', 'digest', 'code_digest', 'file_sha', 'seal', 'strange_names', 'aside',
            'put_back', 'alone', 'to_disk', 'whole_file', 'whole_folder', 'read_json_dict', 'plain', 'write_whole',
-           'write_json', 'probability_text', 'check_new_file', 'check_new_folder', 'versions', 'table_cell',
-           'markdown_table', 'fields_table', 'dict_table', 'new_axes']
+           'write_json', 'probability_text', 'check_new_file', 'check_new_folder', 'versions', 'without_tags',
+           'table_cell', 'markdown_table', 'fields_table', 'dict_table', 'new_axes']
 
 # %% ../nbs/00_basics.ipynb #2a24533f
 import difflib, hashlib, inspect, json, math, os, platform, re, secrets, shutil
@@ -349,14 +349,21 @@ def versions() -> dict: # package -> version
     packages = {k: version(k) for k in ('torch', 'transformers', 'fastai', 'numpy', 'scikit-learn')}
     return dict(python=platform.python_version(), **packages, hiccap=__version__)
 
-# %% ../nbs/00_basics.ipynb #351b99fb
+# %% ../nbs/00_basics.ipynb #c9aa7c05
+def without_tags(
+    text # Markdown
+) -> str:
+    "Markdown in which names from a user's files cannot be read as HTML; code between backticks stays as it is"
+    parts = re.split(r'(```.*?```|`[^`]*`)', text, flags=re.DOTALL)
+    return ''.join(o if i % 2 else re.sub('<(?=[A-Za-z/!?])', '&lt;', o) for i, o in enumerate(parts))
+
 def table_cell(
     v # a string, a number, None, or anything with a `str`
 ) -> str:
     "A value as one cell of a Markdown table: a dash for None and NaN, six digits of a float, no line break"
     if v is None or isinstance(v, float) and math.isnan(v): return '–'
     text = f'{v:g}' if isinstance(v, float) else str(v)
-    return re.sub(r'[\x00-\x1f]+', ' ', text).replace('|', '\\|')
+    return without_tags(re.sub(r'[\x00-\x1f]+', ' ', text).replace('|', '\\|'))
 
 # %% ../nbs/00_basics.ipynb #29394ff6
 def markdown_table(

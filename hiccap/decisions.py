@@ -133,7 +133,7 @@ def decide(self:Decisions,
     return {k: np.array(CHOICES)[_choices(np.asarray(probs[k])[:, 1], t.pass_below, t.block_from)]
             for k, t in self.tasks.items()}
 
-# %% ../nbs/26c_decisions.ipynb #ee6200ab
+# %% ../nbs/26c_decisions.ipynb #2d6e8706
 def _check_guarantee(block_precision, pass_recall_loss, confidence):
     "Raise `ValueError` for what cannot be guaranteed"
     for name, v in dict(block_precision=block_precision, pass_recall_loss=pass_recall_loss,
@@ -148,12 +148,13 @@ def _check_videos(task, y, groups, precision, loss, level):
                          f" clips of more videos{fix}")
     n, needed = len(np.unique(groups[y == 1])), videos_needed(loss, level)
     if n < needed:
-        least = f', or allow a loss of {1 - level**(1/n):.2f}' if n > 1 else ''
+        enough = math.ceil(100*(1 - level**(1/n)))/100 if n > 1 else 1
+        least = f', or allow a loss of {enough:g} (--pass-recall-loss)' if enough < 1 else ''
         refuse(f'to lose at most {loss:g} of the recall', n, f'a clip of class {task.class_names[1]!r}', needed, least)
     n, needed = len(np.unique(groups)), videos_needed(1 - precision, level/len(STARTS))
     if n < needed:
         refuse(f'a precision of {precision:g}', n, 'a labelled clip', needed,
-               f', or ask for a precision of {(level/len(STARTS))**(1/n):.2f}')
+               f', or ask for a precision of {math.floor(100*(level/len(STARTS))**(1/n))/100:g} (--block-precision)')
 
 def _task_decision(task, p, y, groups, precision, loss, level):
     "The `TaskDecision` of labelled clips"

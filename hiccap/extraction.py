@@ -361,7 +361,7 @@ def do_jobs(
                               "under if __name__ == '__main__':, since each process reads it") from None
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14f_extraction.ipynb #e1892530
+# %% ../nbs/14f_extraction.ipynb #aab3c134
 @dataclass
 class Extraction:
     "What a call of `extract` did"
@@ -369,6 +369,7 @@ class Extraction:
     extracted: int=0            # videos that were extracted by this call
     cached: int=0               # videos whose features were in the cache
     kept: int=0                 # videos that were done before
+    others: list=field(default_factory=list) # ids of videos of earlier calls that are not in the table
     failures: dict=field(default_factory=dict) # path -> reason
     clips: int=0                # rows of the table
     seconds: float=0.           # of video that this call extracted
@@ -379,7 +380,9 @@ class Extraction:
         cached = [f'{self.cached} from the cache'] if self.cached else []
         parts = [f"{counted(self.extracted, 'video')} extracted", *cached, f'{self.kept} kept',
                  f'{len(self.failures)} failed']
-        return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}"
+        others = (f". {counted(len(self.others), 'video')} of earlier calls {'is' if len(self.others) == 1 else 'are'} in"
+                  f" the folder and not in the table: {some_of(self.others)}" if self.others else '')
+        return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}{others}"
 
 def clip_rows(
     sources,      # `VideoSource`s, in the order of the table
@@ -485,7 +488,17 @@ def _run(done, engine, todo, processes, strict, *args):
                 done.stopped = True
                 return
 
-# %% ../nbs/14f_extraction.ipynb #a3cc135c
+# %% ../nbs/14f_extraction.ipynb #4f8a73fc
+def _check_replaced(out, sources, states):
+    "Raise `ExtractionError` where another video would take the id, and so the place, of one that is there"
+    kept = read_json_dict(out/SETTINGS).get('videos') or {}
+    for o in sources:
+        was = kept.get(o.id)
+        if was is None or o.id not in states or was['file'] == o.path.as_posix(): continue
+        if {k: v for k, v in was.items() if k != 'file'} == states[o.id].contents(): continue # the same, moved
+        raise ExtractionError(f"{out} holds {was['file']} as {o.id!r}, and {o.path} is another video with this name. "
+                              "Give both in one call, or a table with a column id, or extract to another folder")
+
 def _mark_unfinished(out, settings, command):
     "The table of an earlier call would not fit features that are about to change"
     for name in (TABLE, REPORT): (out/name).unlink(missing_ok=True)
@@ -505,17 +518,14 @@ def finish_extraction(
     records = {o.id: read_record(record_path(out, o.id)) for o in sources if str(o.path) not in done.failures}
     columns, rows = clip_rows(sources, records)
     done.clips = len(rows)
-    others = sorted({p.stem for p in (out/'videos').glob('*.json')} - {o.id for o in sources})
-    if others:
-        notes = [*notes, f"{counted(len(others), 'video')} of earlier calls are in this folder and not in {TABLE}: "
-                         f"{some_of(others)}."]
+    done.others = sorted({p.stem for p in (out/'videos').glob('*.json')} - {o.id for o in sources})
     write_whole(out/TABLE, _csv_text(columns, rows))
     files = {o.id: dict(file=o.path.as_posix(), **states[o.id].contents()) for o in sources if o.id in records}
     write_json(out/SETTINGS, seal(json.loads(json.dumps(dict(
         settings=settings, names=names, made_with=made_with(), videos=files, failures=done.failures, complete=True)))))
     write_whole(out/REPORT, extraction_report(done, settings, records, notes))
 
-# %% ../nbs/14f_extraction.ipynb #d21e81b2
+# %% ../nbs/14f_extraction.ipynb #6d3f109e
 def extract(
     videos,                       # files, folders, patterns such as `videos/*.mp4`, tables
     out,                          # folder of features
@@ -540,6 +550,7 @@ def extract(
         remove_leftovers(out, [e.name for e in made])
         states, unread = file_states(sources, 'sidecar' in text)
         done.failures |= {str(o.path): unread[o.id] for o in sources if o.id in unread}
+        _check_replaced(out, sources, states)
         todo = _jobs_of(out, sources, states, cache)
         done.kept, done.stopped = len(states) - len(todo), bool(strict and unread)
         if todo: _mark_unfinished(out, settings, command)

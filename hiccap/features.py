@@ -308,7 +308,7 @@ def name_difference(
         if longer.startswith(shorter): return f"{has} {longer[len(shorter):]!r} behind"
     return 'the two names differ'
 
-# %% ../nbs/11_features.ipynb #50597662
+# %% ../nbs/11_features.ipynb #30264388
 @patch
 def near_files(self:FeatureFolder,
     ids,          # of all clips
@@ -317,7 +317,7 @@ def near_files(self:FeatureFolder,
     "Arrays that seem to belong to clips without such an array, but are named differently"
     out, ids = {}, dict.fromkeys(ids)
     for part in self.files[modality]:
-        stems = dict.fromkeys(self.stems(part))
+        stems = dict.fromkeys(o for o in self.stems(part) if not o.endswith('_times'))  # of an array that is lost
         pairs = pair_names([o for o in ids if o not in stems], [o for o in stems if o not in ids])
         for id, stem in pairs.items(): out.setdefault(id, (self.shown(stem, part), self.difference(id, stem)))
     return {id: out[id] for id in ids if id in out}

@@ -487,7 +487,7 @@ def unseen(self:Trained,
     new.notes = [*new.notes, left]
     return new
 
-# %% ../nbs/60_inference.ipynb #120c77fa
+# %% ../nbs/60_inference.ipynb #b529c1ac
 def _check_ours(folder):
     "Raise `ValueError` for a folder in the cache of the Hub"
     at = folder.parent.parent
@@ -521,8 +521,12 @@ def calibrate(self:Trained,
     new = self.unseen(ds, data, own_numbering)
     source = data or new.name
     if (self.folder/INDEX).is_file(): source = Path(source).name  # others may get the folder
-    found = fit_decisions(self.answer(new)[0], as_numpy(new.labels), self.tasks, new.groups, block_precision,
-                          pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {source}')
+    try: found = fit_decisions(self.answer(new)[0], as_numpy(new.labels), self.tasks, new.groups, block_precision,
+                               pass_recall_loss, confidence, f'{counted(len(new), "clip")} of {source}')
+    except ValueError as e:
+        if len(new) == len(ds): raise
+        raise ValueError(f"{e}. {len(ds) - len(new)} of {counted(len(ds), 'clip')} were left out, because the run has"
+                         " seen them or others of their videos") from None
     if save: _save_decisions(self.folder, found)
     self.decisions = found
     return found

@@ -11,13 +11,13 @@ __all__ = ['HEADLINE_COLUMNS', 'BEST_POSSIBLE', 'SIMPLE_MODELS', 'CALIBRATION_GU
            'strategy_markdown', 'time_section', 'training_section', 'affinity_of', 'affinity_section', 'data_section',
            'settings_section', 'write_sections', 'write_report']
 
-# %% ../nbs/54_reports.ipynb #7c6ab8f8
+# %% ../nbs/54_reports.ipynb #2a32ce7d
 from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from .affinity import MeasureAffinity, affinity_markdown, joined
 from .baselines import CONSTANT, DEEP_ALONE, FEW, FINE_TUNED, FROZEN, FROZEN_TEXTLESS, LATE_FUSION, WORDS
-from .basics import counted, markdown_table, versions
+from .basics import counted, markdown_table, versions, without_tags
 from .calibration import Calibration, calibration_table
 from .callbacks import PHASES
 from .clips import as_numpy
@@ -476,14 +476,14 @@ def settings_section(
     "The settings of a run as YAML for `hiccap_run`, and the versions of the packages"
     return ['## What was run', f'```yaml\n{run.to_yaml()}```', ', '.join(f'{k} {v}' for k, v in versions().items())]
 
-# %% ../nbs/54_reports.ipynb #66dc1af1
+# %% ../nbs/54_reports.ipynb #416ade37
 def write_sections(
     path,    # of the Markdown file
     sections # a list of paragraphs for each section
 ):
     "Write sections to a file"
     text = '\n\n'.join(p for paragraphs in sections for p in paragraphs)
-    Path(path).write_text(text + '\n', encoding='utf-8')
+    Path(path).write_text(without_tags(text) + '\n', encoding='utf-8')
 
 def _scored(scores, n_folds):
     "The sentence on the clips that were scored"

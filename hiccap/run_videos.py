@@ -6,7 +6,7 @@
 __all__ = ['are_videos', 'row_videos', 'videos_folder', 'extract_cached', 'extracted_clips', 'extracted_words', 'failed_videos',
            'videos_digest', 'kept_recipe', 'without_text', 'check_recipe', 'check_features', 'video_clips']
 
-# %% ../nbs/51b_run_videos.ipynb #9a628b5a
+# %% ../nbs/51b_run_videos.ipynb #af0154d0
 import csv, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,9 @@ from .clips import DataError
 from .digests import default_cache
 from .distributed import on_main
 from .encoder_weights import NoCard, on_device
-from hiccap.extraction import (
-    Extraction, FolderInUse, extract, extraction_command, extraction_settings, recipe_encoders, settings_difference,
-    without_device)
+from .extraction import (
+    Extraction, FolderInUse, extract, extraction_command, extraction_settings, made_with, recipe_encoders,
+    settings_difference, without_device)
 from .labels import declared_labels
 from .named_encoders import make_video_encoder
 from .readers import Fields, check_columns, video_names
@@ -202,7 +202,7 @@ def without_text(
     settings = {k: v for k, v in recipe['settings'].items() if k != 'readers'}
     return {**recipe, 'settings': {**settings, 'text': []}}
 
-# %% ../nbs/51b_run_videos.ipynb #e34a2d22
+# %% ../nbs/51b_run_videos.ipynb #df72d8d1
 def check_recipe(
     recipe: dict,  # of a run
     settings: dict # from `extraction_settings`: how features would be made now
@@ -211,8 +211,14 @@ def check_recipe(
     differs = settings_difference(recipe['settings'], settings)
     if not differs: return
     packages = ', '.join(f'{k} {v}' for k, v in (recipe['made_with'] or {}).items())
-    raise ValueError(f"the run learnt from features that were made in another way than here: {differs}. They were made"
-                     f" with {packages}: use these versions and the same weights, or train the run again")
+    if made_with() != recipe['made_with'] or settings['encoders'] != recipe['settings']['encoders']:
+        fix = f'They were made with {packages}: use these versions and the same weights'
+    else:
+        window = recipe['settings']['window']
+        command = extraction_command(['VIDEOS'], 'FEATURES', recipe['names'], recipe['settings']['text'], window, 'path')
+        fix = f"Extract them in the same way, with {command['command']}, and give FEATURES/clips.csv --features FEATURES"
+    raise ValueError(f"the run learnt from features that were made in another way than here: {differs}. {fix}, or train"
+                     " the run again")
 
 def _described(recipe, modalities, whole):
     "What is compared of a recipe: the encoders of some modalities, and the settings in `whole`"
@@ -246,7 +252,7 @@ def check_features(
                      f" {', '.join(recipe['modalities'][m] for m in silent)}")
     return notes
 
-# %% ../nbs/51b_run_videos.ipynb #8d83c51c
+# %% ../nbs/51b_run_videos.ipynb #212922fa
 def video_clips(
     clips: Clips,  # how the clips of the run were read
     recipe: dict,  # of the run
@@ -256,6 +262,10 @@ def video_clips(
     log=print      # gets each line of progress
 ) -> tuple: # `Clips` to read them by, and path -> why it could not be extracted
     "The clips of some videos, extracted as a recipe says; raises `ValueError`"
+    base, given = parse_sources(source_texts(features))
+    if base or (given := [m for m in given if m in recipe['modalities']]):
+        raise ValueError(f"the features of videos are extracted as those of the run were, so {base or given[0]} would not"
+                         " be read: leave --features out, or give the table of clips that these features belong to")
     sources, notes = find_videos(videos)
     settings = recipe['settings']
     for o in notes: log(o)

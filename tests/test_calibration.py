@@ -2,6 +2,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -511,6 +512,22 @@ def test_p_values_are_never_below_the_exact_one(n, limit, seed):
     assert exact - 1e-12 <= loss_p_value(losses, limit) <= 1
     assert loss_p_value([], limit) == 1
     if losses.mean() < limit: assert loss_p_value(np.append(losses, 1.), limit) >= loss_p_value(losses, limit)
+
+
+@given(st.integers(2, 80), st.sampled_from([.9, .95, .99]))
+def test_what_a_refusal_advises_is_enough(n, confidence):
+    "With a loss, then with a precision as the message has it, the thresholds are found"
+    p, groups = np.tile([.5, .5], (n, 1)), list(range(n))
+    def asked(**kw): return fit_decisions(dict(funny=p), dict(funny=np.ones(n, int)), [Task('funny')], groups,
+                                          confidence=confidence, **kw)
+    kw = dict(block_precision=.999, pass_recall_loss=.0001)
+    for option in ('pass_recall_loss', 'block_precision'):
+        with pytest.raises(ValueError, match='needs at least') as e: asked(**kw)
+        advice = re.search(r'of ([0-9.]+) \(--([a-z-]+)\)', str(e.value))
+        if advice is None or float(advice[1]) in (0, 1): return # so few videos that nothing can be guaranteed
+        assert advice[2] == option.replace('_', '-')
+        kw[option] = float(advice[1])
+    assert asked(**kw).tasks['funny'].pass_below >= 0
 
 
 @given(st.floats(.01, .5), st.floats(.001, .2))

@@ -1,8 +1,10 @@
 """The commands as a user types them: real processes, real files, exit statuses, one line for a mistake, nothing
 overwritten."""
 import csv
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 import hiccap.cli
+from hiccap.basics import table_cell, without_tags
+from hiccap.reports import write_sections
 from hiccap.synthetic import synthetic_clips, write_synthetic
 
 BERT = dict(
@@ -385,3 +390,18 @@ def test_clips_without_a_video_file_are_not_exported_and_nothing_is_written(trai
     for option in '--label-studio', '--fiftyone':
         status, text, err = run('predict', *args, option, tmp_path/'out.json')
         assert status == 2 and 'names no video file' in err and not text and not list(tmp_path.iterdir())
+
+
+@given(st.text('<>ab/!`\n |', max_size=12))
+def test_no_name_in_a_report_is_read_as_html(name):
+    text = without_tags(name)
+    assert html.unescape(text) == html.unescape(name) and without_tags(text) == text
+    outside = re.sub(r'```.*?```|`[^`]*`', ' ', text, flags=re.DOTALL)
+    assert not re.search('<[A-Za-z/!?]', outside)
+    assert '<b' not in table_cell('<b>bad</b>') and table_cell('p < 0.5') == 'p < 0.5'
+
+
+def test_a_class_name_is_shown_as_it_is_in_a_report(tmp_path):
+    write_sections(tmp_path/'report.md', [['# A run', 'classes: <b onclick=x>bad</b>, `hiccap_train <b>`']])
+    assert (tmp_path/'report.md').read_text() == (
+        '# A run\n\nclasses: &lt;b onclick=x>bad&lt;/b>, `hiccap_train <b>`\n')

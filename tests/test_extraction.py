@@ -542,6 +542,23 @@ def test_another_list_of_videos_counts_those_left_out(videos, tmp_path):
     extract(videos/'clip_000[12].mp4', tmp_path/'out')
     assert [o['id'] for o in table(tmp_path/'out')] == ['clip_0001', 'clip_0002']
     assert '1 video of earlier calls' in (tmp_path/'out/report.md').read_text()
+    done = extract(videos/'clip_000[12].mp4', tmp_path/'out')
+    assert done.others == ['clip_0000'] and repr(done).endswith('is in the folder and not in the table: clip_0000')
+
+
+def test_another_video_does_not_take_the_place_of_one_with_its_name(videos, tmp_path):
+    for name, k in (('one', 0), ('two', 1), ('moved', 0)):
+        (tmp_path/name).mkdir()
+        shutil.copy(videos/f'clip_000{k}.mp4', tmp_path/name/'a.mp4')
+    first, again, other = (tmp_path/o/'a.mp4' for o in ('one', 'moved', 'two'))
+    extract(first, tmp_path/'out')
+    before = tree(tmp_path/'out')
+    with pytest.raises(ExtractionError, match=f"holds {first} as 'a', and {other} is another video"):
+        extract(other, tmp_path/'out')
+    assert tree(tmp_path/'out') == before
+    assert extract(again, tmp_path/'out').kept == 1 # the same video in another folder
+    shutil.copy(other, again)
+    assert extract(again, tmp_path/'out').extracted == 1 # the file has changed
 
 
 def test_what_is_written_down(videos, alone):

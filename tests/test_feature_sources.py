@@ -283,6 +283,14 @@ def test_ids_that_match_nothing(write, of, says, tmp_path):
     assert any('1 of them would have a file' in o and says in o for o in notes), notes
 
 
+def test_the_seconds_of_an_array_that_is_lost_are_not_taken_for_it(tmp_path):
+    path = npy(tmp_path/'a', arrays_of())
+    np.save(path/f'{IDS[0]}_times.npy', np.zeros((3, 2)))
+    (path/f'{IDS[0]}.npy').unlink()
+    _, notes = feature_columns(f'face={path}', IDS)
+    assert any(IDS[0] in o for o in notes) and not any('would have a file' in o for o in notes), notes
+
+
 # times
 
 @pytest.mark.parametrize('bad, says', [

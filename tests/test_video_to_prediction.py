@@ -226,6 +226,25 @@ def test_features_made_in_another_way_are_refused(world, trained, capsys, monkey
     assert 'do not say how they were made' in capsys.readouterr().err
 
 
+def test_a_table_of_videos_with_a_run_of_windows_is_refused_with_the_command_that_extracts_them(world, capsys):
+    call('extract', world/'clips.csv', '--out', world/'second_windows', '--window', 1)
+    out = train(world, 'windowed', '--features', world/'second_windows', table='second_windows/clips.csv')
+    capsys.readouterr()
+    call('evaluate', out, world/'clips.csv', '--video-column', 'path', status=2)
+    said = capsys.readouterr().err
+    assert 'window was 1.0 and is now 0' in said and 'use these versions' not in said
+    command = said.partition('with ')[2].partition(', and give')[0].replace('VIDEOS', str(world/'clips.csv'))
+    call(*shlex.split(command.replace('hiccap_', '').replace('FEATURES', str(world/'again'))))
+    call('evaluate', out, world/'again/clips.csv', '--features', world/'again')
+
+
+def test_features_next_to_videos_are_refused_where_they_would_not_be_read(world, trained, capsys):
+    for features in (world/'by_hand', f"picture={world/'by_hand/picture'}"):
+        capsys.readouterr()
+        call('predict', trained, world/'new', '--features', features, status=2)
+        assert 'would not be read: leave --features out' in capsys.readouterr().err
+
+
 def test_a_run_without_a_recipe_works_as_before_and_refuses_videos(world, trained, capsys):
     for name in ('picture', 'spectrum'):
         shutil.copytree(world/f'by_hand/{name}', world/f'copied/{name}', dirs_exist_ok=True)

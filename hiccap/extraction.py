@@ -361,7 +361,7 @@ def do_jobs(
                               "under if __name__ == '__main__':, since each process reads it") from None
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14f_extraction.ipynb #aab3c134
+# %% ../nbs/14f_extraction.ipynb #9d8db85b
 @dataclass
 class Extraction:
     "What a call of `extract` did"
@@ -380,7 +380,8 @@ class Extraction:
         cached = [f'{self.cached} from the cache'] if self.cached else []
         parts = [f"{counted(self.extracted, 'video')} extracted", *cached, f'{self.kept} kept',
                  f'{len(self.failures)} failed']
-        others = (f". {counted(len(self.others), 'video')} of earlier calls {'is' if len(self.others) == 1 else 'are'} in"
+        n = len(self.others)
+        others = (f". {counted(n, 'video')} of earlier calls {'is' if n == 1 else 'are'} in"
                   f" the folder and not in the table: {some_of(self.others)}" if self.others else '')
         return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}{others}"
 

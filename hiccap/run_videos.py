@@ -202,7 +202,7 @@ def without_text(
     settings = {k: v for k, v in recipe['settings'].items() if k != 'readers'}
     return {**recipe, 'settings': {**settings, 'text': []}}
 
-# %% ../nbs/51b_run_videos.ipynb #df72d8d1
+# %% ../nbs/51b_run_videos.ipynb #ed5019a4
 def check_recipe(
     recipe: dict,  # of a run
     settings: dict # from `extraction_settings`: how features would be made now
@@ -214,9 +214,10 @@ def check_recipe(
     if made_with() != recipe['made_with'] or settings['encoders'] != recipe['settings']['encoders']:
         fix = f'They were made with {packages}: use these versions and the same weights'
     else:
-        window = recipe['settings']['window']
-        command = extraction_command(['VIDEOS'], 'FEATURES', recipe['names'], recipe['settings']['text'], window, 'path')
-        fix = f"Extract them in the same way, with {command['command']}, and give FEATURES/clips.csv --features FEATURES"
+        text, window = recipe['settings']['text'], recipe['settings']['window']
+        by_hand = extraction_command(['VIDEOS'], 'FEATURES', recipe['names'], text, window, 'path')
+        fix = (f"Extract them in the same way, with {by_hand['command']}, and give FEATURES/clips.csv --features"
+               " FEATURES")
     raise ValueError(f"the run learnt from features that were made in another way than here: {differs}. {fix}, or train"
                      " the run again")
 
@@ -252,7 +253,7 @@ def check_features(
                      f" {', '.join(recipe['modalities'][m] for m in silent)}")
     return notes
 
-# %% ../nbs/51b_run_videos.ipynb #212922fa
+# %% ../nbs/51b_run_videos.ipynb #df3075da
 def video_clips(
     clips: Clips,  # how the clips of the run were read
     recipe: dict,  # of the run
@@ -264,8 +265,8 @@ def video_clips(
     "The clips of some videos, extracted as a recipe says; raises `ValueError`"
     base, given = parse_sources(source_texts(features))
     if base or (given := [m for m in given if m in recipe['modalities']]):
-        raise ValueError(f"the features of videos are extracted as those of the run were, so {base or given[0]} would not"
-                         " be read: leave --features out, or give the table of clips that these features belong to")
+        raise ValueError(f"the features of videos are extracted as those of the run were, so {base or given[0]} would"
+                         " not be read: leave --features out, or give the table of clips that these features belong to")
     sources, notes = find_videos(videos)
     settings = recipe['settings']
     for o in notes: log(o)

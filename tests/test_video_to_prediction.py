@@ -245,6 +245,22 @@ def test_features_next_to_videos_are_refused_where_they_would_not_be_read(world,
         assert 'would not be read: leave --features out' in capsys.readouterr().err
 
 
+def test_records_say_that_a_video_has_changed_since_its_features_were_extracted(world, trained, tmp_path, capsys):
+    shutil.copytree(world/'new', tmp_path/'videos')
+    call('extract', tmp_path/'videos', '--out', tmp_path/'features', '--window', 0)
+    args = trained, tmp_path/'features/clips.csv', '--features', tmp_path/'features', '--json'
+    capsys.readouterr()
+    call('predict', *args, tmp_path/'before.jsonl')
+    assert 'WARNING' not in capsys.readouterr().err
+    first, second, *_ = sorted((tmp_path/'videos').glob('*.mp4'))
+    shutil.copy(second, first)
+    second.unlink()
+    call('predict', *args, tmp_path/'after.jsonl')
+    said = capsys.readouterr().err
+    assert 'WARNING: 2 video files changed or went away' in said and str(first) in said and str(second) in said
+    assert (tmp_path/'after.jsonl').read_text() == (tmp_path/'before.jsonl').read_text()
+
+
 def test_a_run_without_a_recipe_works_as_before_and_refuses_videos(world, trained, capsys):
     for name in ('picture', 'spectrum'):
         shutil.copytree(world/f'by_hand/{name}', world/f'copied/{name}', dirs_exist_ok=True)

@@ -7,14 +7,13 @@ __all__ = ['CLIPS_FILE', 'DEMO', 'AUDITED', 'add_run_options', 'run_of', 'Comman
            'predict', 'evaluate', 'calibrate', 'export', 'extract_parser', 'extract', 'audit', 'pack_parser', 'pack',
            'pretrain_parser', 'pretrain', 'run', 'compare', 'search']
 
-# %% ../nbs/62_cli.ipynb #6d0cbfa8
+# %% ../nbs/62_cli.ipynb #fb855a8e
 import argparse, importlib, json, os, sys, warnings
 from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from fastcore.docments import docments
-from .basics import (check_new_file, check_new_folder, counted, field_names, nearest, some_of, write_json,
-                           write_whole)
+from .basics import check_new_file, check_new_folder, counted, field_names, nearest, write_json, write_whole
 from .display import text_table
 from .imports import first_imports
 from .runs import SMALL_NETWORK, Clips, Network, Run, Training, default_of, read_yaml
@@ -397,7 +396,7 @@ def _found_segments(args, trained, ds, clips, windows):
         print(f"{counted(len(table), 'segment')}: {_segments_file(args)}", file=sys.stderr)
     return found
 
-# %% ../nbs/62_cli.ipynb #bec371a2
+# %% ../nbs/62_cli.ipynb #650b2fef
 def _exported(args, records):
     "The contents of the files for Label Studio and FiftyOne, and what they are; raises `ValueError`"
     from hiccap.exporters import fiftyone_samples, label_studio_config, label_studio_tasks
@@ -410,16 +409,12 @@ def _exported(args, records):
 
 def _write_records(args, trained, ds, clips, probs, failures, found, windows):
     "Write the records, the pages of predictions, and the files for other tools"
-    from hiccap.clip_places import changed_files
-    from hiccap.prediction_records import prediction_records, write_prediction_records
+    from hiccap.prediction_records import changes_note, prediction_records, write_prediction_records
     from hiccap.review_page import write_review
     from hiccap.segments import with_segments
     explanations = trained.explain(ds, precision=args.precision) if args.moments or args.html else None
     places = _places(clips)
-    if changed := changed_files(places):
-        print(f"WARNING: {counted(len(changed), 'video file')} changed or went away after the features were extracted,"
-              f" so what is predicted is not of this content: {some_of(changed)}. Run hiccap_extract again",
-              file=sys.stderr)
+    if note := changes_note(places): print(f'WARNING: {note}', file=sys.stderr)
     records = prediction_records(trained, ds, explanations, places, probs)
     if found is not None: records = with_segments(records, found, windows)
     exported = _exported(args, records)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PREDICTION', 'prediction_schema', 'model_digest', 'recipe_digest', 'milliseconds', 'rounded', 'prediction_records',
-           'write_prediction_records', 'read_prediction_records']
+           'write_prediction_records', 'read_prediction_records', 'changes_note']
 
-# %% ../nbs/60a_prediction_records.ipynb #f37c8575
-import json
+# %% ../nbs/60a_prediction_records.ipynb #42cb9159
+import json, warnings
 from importlib.resources import files
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .basics import check_new_file, digest, write_whole
-from .clip_places import Place, clip_places, word_times
+from .basics import check_new_file, counted, digest, some_of, write_whole
+from .clip_places import Place, changed_files, clip_places, word_times
 from .clips import DataError
 from .inference import Trained
 from .moments import said_at
@@ -168,7 +168,16 @@ def read_prediction_records(
     if not out: raise DataError('holds no record', file=path, fix='Give a file that hiccap_predict --json wrote')
     return out
 
-# %% ../nbs/60a_prediction_records.ipynb #943af059
+# %% ../nbs/60a_prediction_records.ipynb #9d97981a
+def changes_note(
+    places: dict # of `clip_places`
+) -> str: # empty where nothing changed
+    "A sentence on video files that are no longer those whose features are predicted from"
+    changed = changed_files(places)
+    return '' if not changed else (
+        f"{counted(len(changed), 'video file')} changed or went away after the features were extracted, so what is"
+        f" predicted is not of this content: {some_of(changed)}. Run hiccap_extract again")
+
 @patch
 def records(self:Trained,
     data,          # a table, a video, a folder of videos, a list of videos, a `Clip`, a list of them, a `ClipDataset`
@@ -177,7 +186,8 @@ def records(self:Trained,
     moments: bool=False, # also what each span of a clip contributes
     **kwargs       # of `locate`
 ) -> list: # of dicts, in the format of `prediction_schema`
-    "Predict clips as records; raises `DataError`, and warns of each video that cannot be read"
+    "Predict clips as records; raises `DataError`, and warns of each video that cannot be read or has changed"
     ds, located = self.located_clips(data, features, without, **kwargs)
     places = clip_places(located) if located else {}
+    if note := changes_note(places): warnings.warn(note, stacklevel=2)
     return prediction_records(self, ds, self.explain(ds) if moments else None, places)

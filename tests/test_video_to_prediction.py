@@ -259,6 +259,8 @@ def test_records_say_that_a_video_has_changed_since_its_features_were_extracted(
     said = capsys.readouterr().err
     assert 'WARNING: 2 video files changed or went away' in said and str(first) in said and str(second) in said
     assert (tmp_path/'after.jsonl').read_text() == (tmp_path/'before.jsonl').read_text()
+    with pytest.warns(UserWarning, match='2 video files changed or went away'):
+        load_run(trained).records(args[1], args[3])
 
 
 def test_a_run_without_a_recipe_works_as_before_and_refuses_videos(world, trained, capsys):

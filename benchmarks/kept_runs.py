@@ -39,14 +39,15 @@ def _side(runs, model, score):
     return [{k: getattr(v, what) for k, v in r[model].items()} for r in runs]
 
 
-def difference(runs, a, b, score, tasks=None):
+def difference(runs, a, b, score, tasks=None, overlap=0.):
     """Mean score of model `a` less that of `b` over tasks and runs, with its 95% interval: that over videos (jackknife)
-    and that over runs (Student) added in quadrature; where each run scores other videos, that over runs alone"""
+    and that over runs (Student) added in quadrature; where each run scores other videos, that over runs alone. If these
+    were all drawn from the same videos, `overlap` is the number of test clips per training clip (Nadeau and Bengio)"""
     tasks, first = tasks or tasks_of(runs[0]), runs[0][a]
     each = np.mean([np.subtract(scores(runs, a, t, score), scores(runs, b, t, score)) for t in tasks], 0)
-    noise = np.nan_to_num(mean_interval(each)[1])  # one run, or equal differences, have no spread
-    if any(r[a][tasks[0].name].clips != first[tasks[0].name].clips for r in runs):  # each run has videos of its own
-        return dict(difference=each.mean(), low=each.mean() - noise, high=each.mean() + noise)
+    others = any(r[a][tasks[0].name].clips != first[tasks[0].name].clips for r in runs)  # runs have videos of their own
+    noise = np.nan_to_num(mean_interval(each, overlap*others)[1])  # one run, or equal differences, have no spread
+    if others: return dict(difference=each.mean(), low=each.mean() - noise, high=each.mean() + noise)
     truth, videos = {t.name: first[t.name].truth for t in tasks}, first[tasks[0].name].videos
     if any(r[m][t.name].clips != first[t.name].clips for r in runs for m in (a, b) for t in tasks):
         raise ValueError(f"{a} and {b} did not predict the same clips in the same order")

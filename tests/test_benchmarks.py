@@ -88,7 +88,7 @@ def test_a_difference_over_runs_has_the_noise_of_videos_and_of_runs():
     assert found['difference'] == pytest.approx(np.mean(each)) and one['difference'] == pytest.approx(each[1][0])
     noise = mean_interval(np.ravel(each))[1]
     assert found['high'] - found['difference'] > noise > one['high'] - one['difference'] > 0
-    back = kept.difference(runs, 'other', 'better', 'auroc')
+    back = kept.difference(runs, 'other', 'better', 'auroc', overlap=3.)  # they score the same clips
     assert [-back[k] for k in ('high', 'low')] == pytest.approx([found[k] for k in ('low', 'high')])
 
 
@@ -98,6 +98,8 @@ def test_a_difference_over_runs_of_other_videos_has_the_noise_of_runs_alone():
     each = np.subtract(*(kept.scores(runs, m, kept.tasks_of(runs[0])[0], 'macro_f1') for m in ('better', 'other')))
     found, half = kept.difference(runs, 'better', 'other', 'macro_f1'), mean_interval(each)[1]
     assert [found[k] for k in ('low', 'high')] == pytest.approx([each.mean() - half, each.mean() + half])
+    wider = kept.difference(runs, 'better', 'other', 'macro_f1', overlap=.75)  # 1/4 + 3/4 in place of 1/4
+    assert wider['high'] - wider['difference'] == pytest.approx(2*half)
 
 
 def test_models_of_a_run_have_predicted_the_same_clips():

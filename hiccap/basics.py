@@ -349,7 +349,7 @@ def versions() -> dict: # package -> version
     packages = {k: version(k) for k in ('torch', 'transformers', 'fastai', 'numpy', 'scikit-learn')}
     return dict(python=platform.python_version(), **packages, hiccap=__version__)
 
-# %% ../nbs/00_basics.ipynb #c9aa7c05
+# %% ../nbs/00_basics.ipynb #6f8b07a6
 def without_tags(
     text # Markdown
 ) -> str:
@@ -363,15 +363,15 @@ def table_cell(
     "A value as one cell of a Markdown table: a dash for None and NaN, six digits of a float, no line break"
     if v is None or isinstance(v, float) and math.isnan(v): return '–'
     text = f'{v:g}' if isinstance(v, float) else str(v)
-    return without_tags(re.sub(r'[\x00-\x1f]+', ' ', text).replace('|', '\\|'))
+    return re.sub(r'[\x00-\x1f]+', ' ', text).replace('|', '\\|')
 
-# %% ../nbs/00_basics.ipynb #29394ff6
+# %% ../nbs/00_basics.ipynb #460e588e
 def markdown_table(
     head, # names of the columns
     lines # a list of cells for each row
 ) -> str:
-    "A Markdown table; cells are written by `table_cell`"
-    rows = [[table_cell(o) for o in line] for line in (head, *lines)]
+    "A Markdown table; cells are written by `table_cell`, and none is read as HTML"
+    rows = [[without_tags(table_cell(o)) for o in line] for line in (head, *lines)]
     rows.insert(1, ['---']*len(rows[0]))
     return '\n'.join('| ' + ' | '.join(o) + ' |' for o in rows)
 

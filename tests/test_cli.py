@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import hiccap.cli
-from hiccap.basics import table_cell, without_tags
+from hiccap.basics import markdown_table, without_tags
 from hiccap.reports import write_sections
 from hiccap.synthetic import synthetic_clips, write_synthetic
 
@@ -398,7 +398,8 @@ def test_no_name_in_a_report_is_read_as_html(name):
     assert html.unescape(text) == html.unescape(name) and without_tags(text) == text
     outside = re.sub(r'```.*?```|`[^`]*`', ' ', text, flags=re.DOTALL)
     assert not re.search('<[A-Za-z/!?]', outside)
-    assert '<b' not in table_cell('<b>bad</b>') and table_cell('p < 0.5') == 'p < 0.5'
+    table = markdown_table(['class', 'p'], [['<b>bad</b>', '< 0.5']])
+    assert '<b' not in table and '| &lt;b>bad&lt;/b> | < 0.5 |' in table
 
 
 def test_a_class_name_is_shown_as_it_is_in_a_report(tmp_path):

@@ -60,7 +60,7 @@ def main():
     clip, out = clip_of(args.seconds, np.random.default_rng(0)), dict(machine=machine(), networks={})
     models = {k: HICCAP(c, COMIC_MISCHIEF, pretrained=False, seed=0).eval() for k, c in networks(args.quick).items()}
     for (name, model), precision in itertools.product(models.items(), ('float32', 'bfloat16')):
-        name = f'{name}, {precision}'
+        if precision != 'float32': name = f'{name}, {precision}'
         r = out['networks'][name] = measure(model, precision, clip, args.repeats)
         print(f"{name:26} {r['explanation_seconds']:7.2f} s to explain a clip of {args.seconds:g} s in {r['versions']}"
               f" versions, {r['ratio']:.0f} times a prediction ({1e3*r['prediction_seconds']:.0f} ms)")

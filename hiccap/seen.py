@@ -145,7 +145,7 @@ def part_by_video(
     def part(r, g): return r['parts'].get(_as_recorded(r, 'video', g), UNKNOWN)
     return np.array([min((part(r, g) for r in same), default=UNKNOWN) for g in ds.groups], int)
 
-# %% ../nbs/51a_seen.ipynb #b5374391
+# %% ../nbs/51a_seen.ipynb #d688e866
 HOW = 'trained_on', 'chose_epoch', 'same_video', 'new'
 
 @dataclass(repr=False)
@@ -185,7 +185,7 @@ def __repr__(self:Seen):
                 + (', nor was another clip of their videos' if self.videos else ''))
     ways = [(trained, 'trained on'), (chose, 'used to choose the epoch and the thresholds'),
             (video, 'of videos with other clips that were')]
-    return (f"WARNING: {n - new} of {counted(n, 'clip')} are not new to the run ("
+    return (f"WARNING: {n - new} of {counted(n, 'clip')} {'is' if n == 1 else 'are'} not new to the run ("
             + ', '.join(f'{k} {what}' for k, what in ways if k) + '), so these scores are optimistic')
 
 # %% ../nbs/51a_seen.ipynb #259e8282

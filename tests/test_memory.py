@@ -2,6 +2,7 @@
 import ctypes
 import gc
 import os
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -130,3 +131,24 @@ def test_tensors_are_written_without_a_copy_unless_they_share_memory(tmp_path, m
     assert len({written[0][k] for k in ('tied', 'tied_too', 'part', 'turned')}) == 4
     found = safetensors.torch.load_file(tmp_path/'t.safetensors')
     assert found.keys() == tensors.keys() and all(torch.equal(found[k], v) for k, v in tensors.items())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'mallopt'),
+                    reason='the C library has no mallopt')
+def test_large_arrays_go_back_to_the_system_at_once_with_gradient_checkpointing():
+    code = '\n'.join((
+        'import sys, torch', 'from conftest import TINY_NETWORK', 'from hiccap.model import HICCAP, HICCAPConfig',
+        'from hiccap.tasks import Task', 'from hiccap.training import checkpoint_gradients',
+        'from test_memory import resident',
+        "model = HICCAP(HICCAPConfig.from_dict(TINY_NETWORK), [Task('funny')])",
+        "if sys.argv[1] == 'checkpointing': checkpoint_gradients(model)",
+        'torch.ones(2**22)  # once so much was freed, the C library keeps all that is smaller',
+        'before, between, pieces = resident(), [], []', 'for _ in range(40):  # of 4 MB',
+        '    pieces.append(torch.ones(2**20))', '    between.append(torch.ones(2**14))',
+        'pieces.clear()', 'print(resident() - before)'))
+    env, found = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')}, {}
+    for way in ('checkpointing', 'as it is'):
+        out = subprocess.run([sys.executable, '-c', code, way], capture_output=True, text=True, check=True,
+                             cwd=Path(__file__).parent, env=env)
+        found[way] = int(out.stdout)
+    assert found['checkpointing'] < 20e6 < 100e6 < found['as it is']

@@ -578,21 +578,22 @@ def to_fp16(self:HICCAPLearner,
     "Train and predict in float16 with a loss scale; weights stay float32"
     return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
-# %% ../nbs/36_learner.ipynb #9c34948c
+# %% ../nbs/36_learner.ipynb #9a6f52cc
+def _c_function(name):
+    "A function of the C library, on Linux; None where it has no such function"
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == 'linux' else None
+
 def give_back():
     "Give freed memory back to the system, where the C library can (glibc, on Linux)"
-    if sys.platform != 'linux': return
-    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    if trim is not None: trim(0)
+    if trim := _c_function('malloc_trim'): trim(0)
 
 OWN_PAGES = 2**20 # bytes from which an array has pages of its own
 
 def own_pages():
     """Give each large array of this process pages of its own, which go back to the system when it is freed, where the C
     library can (glibc, on Linux). Less memory, and more time"""
-    if sys.platform != 'linux' or 'MALLOC_MMAP_THRESHOLD_' in os.environ: return
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is not None: mallopt(-3, OWN_PAGES)  # M_MMAP_THRESHOLD
+    mallopt = _c_function('mallopt')
+    if mallopt and 'MALLOC_MMAP_THRESHOLD_' not in os.environ: mallopt(-3, OWN_PAGES)  # M_MMAP_THRESHOLD
 
 def collected(
     f # function without arguments

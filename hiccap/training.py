@@ -10,7 +10,7 @@ __all__ = ['HEAD_DROPOUT', 'FINE_TUNED_WORK', 'set_standardisation', 'build_mode
            'prediction_table', 'table_of', 'Fold', 'FoldRecipe', 'Result', 'shortened', 'TrainRecipe', 'label_lines',
            'modalities_of', 'train_run']
 
-# %% ../nbs/55_training.ipynb #95cdcec8
+# %% ../nbs/55_training.ipynb #a1f3d1fe
 import shutil, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -43,8 +43,7 @@ from .encoders import (FeaturesConfig, TokenEncoder, TokensConfig, encoder_confi
                              hidden_size)
 from .mean_pooling import mean_pooled
 from .predictions import NETWORK, probability_table, write_probabilities
-from .learner import (
-    clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name, own_pages)
+from .learner import clip_dls, collected, forget_fit, give_back, hiccap_learner, mean_score_name, own_pages
 from .baselines import DEEP_ALONE, FINE_TUNED, baseline_predictions, first_values
 from .linear_fit import fit_linear_part
 from .calibration import Predictions, calibrated_predictions, compare_calibration

@@ -97,13 +97,18 @@ def test_a_pretraining_run_leaves_no_learner(tmp_path, made, no_luck):
     assert made and alive(made) == [] and len(result.contributions)
 
 
+def with_c_function(name):
+    "A mark of tests that need a function of the C library"
+    found = hasattr(ctypes.CDLL(None), name) if sys.platform == 'linux' else False
+    return pytest.mark.skipif(not found, reason=f'the C library has no {name}')
+
+
 def resident():
     "Bytes of this process that are in memory"
     return int(Path('/proc/self/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'malloc_trim'),
-                    reason='the C library has no malloc_trim')
+@with_c_function('malloc_trim')
 def test_freed_memory_goes_back_to_the_system():
     def allocate():
         pieces, between = [], []
@@ -133,8 +138,7 @@ def test_tensors_are_written_without_a_copy_unless_they_share_memory(tmp_path, m
     assert found.keys() == tensors.keys() and all(torch.equal(found[k], v) for k, v in tensors.items())
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'mallopt'),
-                    reason='the C library has no mallopt')
+@with_c_function('mallopt')
 def test_large_arrays_go_back_to_the_system_at_once_with_gradient_checkpointing():
     code = '\n'.join((
         'import sys, torch', 'from conftest import TINY_NETWORK', 'from hiccap.model import HICCAP, HICCAPConfig',

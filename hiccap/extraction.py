@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'SETTINGS', 'TABLE', 'REPORT', 'ExtractionError', 'Folder
            'settings_difference', 'without_device', 'recipe_encoders', 'made_with', 'extraction_command',
            'lasting_name', 'open_extraction', 'record_path', 'read_record', 'is_done', 'remove_video',
            'remove_leftovers', 'write_video_features', 'Job', 'do_job', 'content_key', 'take_cached', 'do_jobs',
-           'Extraction', 'clip_rows', 'extraction_report', 'finish_extraction', 'extract']
+           'Extraction', 'full_path', 'clip_rows', 'extraction_report', 'finish_extraction', 'extract']
 
 # %% ../nbs/14f_extraction.ipynb #ea18e92a
 import csv, io, json, multiprocessing, os, re, shlex, shutil, signal, threading, time
@@ -361,7 +361,7 @@ def do_jobs(
                               "under if __name__ == '__main__':, since each process reads it") from None
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/14f_extraction.ipynb #9d8db85b
+# %% ../nbs/14f_extraction.ipynb #6b4604fc
 @dataclass
 class Extraction:
     "What a call of `extract` did"
@@ -385,6 +385,12 @@ class Extraction:
                   f" the folder and not in the table: {some_of(self.others)}" if self.others else '')
         return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}{others}"
 
+def full_path(
+    path # of a video
+) -> str: # the same from every working folder
+    "The path as a folder of features keeps it; a link is not followed"
+    return Path(os.path.abspath(path)).as_posix()
+
 def clip_rows(
     sources,      # `VideoSource`s, in the order of the table
     records: dict # id of a video -> its record
@@ -396,7 +402,7 @@ def clip_rows(
     for o in sources:
         for c in records[o.id]['clips'] if o.id in records else ():
             rows.append({**{k: o.labels.get(k, '') for k in labels}, **{k: c.get(k) for k in ours},
-                         'video': o.id, 'file': o.path.as_posix()})
+                         'video': o.id, 'file': full_path(o.path)})
     return [*ours, *labels], rows
 
 def _csv_text(columns, rows):
@@ -489,13 +495,13 @@ def _run(done, engine, todo, processes, strict, *args):
                 done.stopped = True
                 return
 
-# %% ../nbs/14f_extraction.ipynb #4f8a73fc
+# %% ../nbs/14f_extraction.ipynb #7ddbc201
 def _check_replaced(out, sources, states):
     "Raise `ExtractionError` where another video would take the id, and so the place, of one that is there"
     kept = read_json_dict(out/SETTINGS).get('videos') or {}
     for o in sources:
         was = kept.get(o.id)
-        if was is None or o.id not in states or was['file'] == o.path.as_posix(): continue
+        if was is None or o.id not in states or full_path(was['file']) == full_path(o.path): continue
         if {k: v for k, v in was.items() if k != 'file'} == states[o.id].contents(): continue # the same, moved
         raise ExtractionError(f"{out} holds {was['file']} as {o.id!r}, and {o.path} is another video with this name. "
                               "Give both in one call, or a table with a column id, or extract to another folder")
@@ -521,7 +527,7 @@ def finish_extraction(
     done.clips = len(rows)
     done.others = sorted({p.stem for p in (out/'videos').glob('*.json')} - {o.id for o in sources})
     write_whole(out/TABLE, _csv_text(columns, rows))
-    files = {o.id: dict(file=o.path.as_posix(), **states[o.id].contents()) for o in sources if o.id in records}
+    files = {o.id: dict(file=full_path(o.path), **states[o.id].contents()) for o in sources if o.id in records}
     write_json(out/SETTINGS, seal(json.loads(json.dumps(dict(
         settings=settings, names=names, made_with=made_with(), videos=files, failures=done.failures, complete=True)))))
     write_whole(out/REPORT, extraction_report(done, settings, records, notes))

@@ -6,7 +6,7 @@
 __all__ = ['DECISIONS', 'Trained', 'load_run', 'robustness_section', 'write_robustness', 'write_moments', 'scored_clips',
            'write_evaluation']
 
-# %% ../nbs/60_inference.ipynb #43fba81d
+# %% ../nbs/60_inference.ipynb #bdbedcaa
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from tqdm import tqdm
-from .basics import counted, dict_table, markdown_table, read_json_dict, some_of, versions, write_json
+from .basics import (
+    check_keys, counted, dict_table, field_names, markdown_table, read_json_dict, some_of, versions, write_json)
 from .calibration import compare_calibration
 from .temperatures import Temperatures, are_right_errors, is_curve, is_right_curve
 from .checkpoints import load_model
@@ -37,8 +38,9 @@ from .robustness import (area_under, corruption_scores, plot_corruption, plot_su
                                subset_scores)
 from .run_data import feature_folder, read_clips
 from .run_folders import new_folder
-from .run_videos import are_videos, check_features, extracted_clips, failed_videos, video_clips
-from .runs import Run
+from .run_videos import (
+    are_videos, check_features, check_no_columns, extracted_clips, failed_videos, video_clips)
+from .runs import Clips, Run
 from .sources import parse_sources, source_texts
 from .seen import read_records, seen_clips
 from .tasks import is_labelled
@@ -259,7 +261,7 @@ def with_modalities(self:Trained,
     self.check_has([m for m in ds.modalities if ds.lengths(m).any()], path, without)
     return ds
 
-# %% ../nbs/60_inference.ipynb #c5d33553
+# %% ../nbs/60_inference.ipynb #74d0cad6
 @patch
 def locate(self:Trained,
     data,                   # a file of clips; or paths of videos, and of folders of them
@@ -270,6 +272,7 @@ def locate(self:Trained,
 ) -> tuple: # `Clips`, and path of a video -> why it could not be extracted
     """How a file of clips is read. The features of videos are extracted as those of the run were, unless they are in
     the cache; raises `ValueError` if that is not known"""
+    check_keys(fields, field_names(Clips), 'The reading of clips')
     clips = replace(self.run.clips, **{k: v for k, v in fields.items() if v is not None})
     names = [data] if isinstance(data, (str, Path)) else list(data)
     if not names: raise ValueError('no clip to predict: the list is empty')
@@ -278,7 +281,9 @@ def locate(self:Trained,
         raise ValueError(f"the run in {self.folder} does not say how its features were extracted, so those of videos"
                          " cannot be made as it needs them: extract them as those of its training clips, and give a"
                          " table and --features")
-    if videos: return video_clips(clips, self.extraction, names, features, cache, log)
+    if videos:
+        check_no_columns(fields)
+        return video_clips(clips, self.extraction, names, features, cache, log)
     whole, table = source_texts(features), names[0]
     base, given = parse_sources(whole)
     clips = replace(clips, data=str(table), valid=None, test=None, features=whole)

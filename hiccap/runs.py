@@ -8,13 +8,13 @@ __all__ = ['RECIPES', 'RECIPE_SIZES', 'SIZES', 'TRACKED', 'SIMPLE_MODELS', 'EARL
            'Network', 'read_point', 'simple_names', 'Training', 'Composed', 'Run', 'present_name', 'flatten',
            'set_field', 'read_yaml']
 
-# %% ../nbs/50_runs.ipynb #284388f1
+# %% ../nbs/50_runs.ipynb #aa7d113b
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import ClassVar
-import yaml
+import inspect, yaml
 from fastcore.basics import patch
-from .basics import field_names, nearest, nearest_field, one_line, plain
+from .basics import check_keys, field_names, nearest, nearest_field, one_line, plain
 from .sources import source_texts
 from .operating_points import operating_point
 
@@ -44,7 +44,7 @@ def default_of(
     "The default of a field"
     return f.default if f.default_factory is MISSING else f.default_factory()
 
-# %% ../nbs/50_runs.ipynb #rc000003
+# %% ../nbs/50_runs.ipynb #31818f43
 def named(
     value # of such a setting: a name, or a dict of `name` and arguments
 ) -> dict: # `name` and arguments
@@ -57,7 +57,9 @@ def strategy_part(
 ): # a `Weighting`, a `ModalitySchedule`, or names of encoders and sources of text
     "The object that a setting names; raises `ValueError`, and `ImportError` if a package is missing"
     # imported here because these modules import PyTorch, and the command line does not need them for --help
-    if field == 'extraction': from hiccap.extraction import recipe_encoders as make
+    if field == 'extraction':
+        from hiccap.extraction import recipe_encoders as make
+        check_keys(named(value), inspect.signature(make).parameters, field)
     elif field == 'weighting': from hiccap.weighting import weighting as make
     else: from hiccap.modalities import modality_schedule as make
     return make(**named(value))

@@ -44,18 +44,22 @@ def checked_sources(
                             fix='Rename one, or give a table with a column id')
     return sources
 
-# %% ../nbs/14e_video_sources.ipynb #cad8cdbf
+# %% ../nbs/14e_video_sources.ipynb #73a2b7b7
 VIDEO_ENDINGS = frozenset('.3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv'.split())
 SOUND_ENDINGS = frozenset('.aac .flac .m4a .mp3 .oga .ogg .opus .wav .wma'.split())
 SUBTITLE_ENDINGS = frozenset(('.srt', '.vtt'))
+
+def _is_named(path):
+    "Whether a path is a file, or a link to a file that is gone"
+    return path.is_file() or path.is_symlink() and not path.exists()
 
 def folder_videos(
     folder, # a `Path`
     notes: list # gets a sentence on files that are not taken
 ) -> list: # of `VideoSource`, by path
     "The videos in a folder and in the folders in it; raises `ValueError` if there are none"
-    files = sorted(p for p in folder.rglob('*') if p.is_file())
-    files = [p for p in files if not any(o.startswith('.') for o in p.relative_to(folder).parts)]
+    paths = [p for p in folder.rglob('*') if not any(o.startswith('.') for o in p.relative_to(folder).parts)]
+    files = sorted(filter(_is_named, paths))
     videos = [p for p in files if p.suffix.lower() in VIDEO_ENDINGS | SOUND_ENDINGS]
     if not videos: raise ValueError(f"{folder} has no video files among its {len(files)} files; give another folder")
     other = Counter(p.suffix.lower() or 'none' for p in files)
@@ -64,6 +68,8 @@ def folder_videos(
         ending = some_of([f'{k} ({n})' for k, n in sorted(other.items())])
         n = counted(other.total(), 'file')
         notes.append(f"{n} in {folder} not taken, as these are not endings of videos: {ending}")
+    if linked := sorted(str(p) for p in paths if p.is_symlink() and p.is_dir()):
+        notes.append(f"links to folders not followed; name the folders themselves: {some_of(linked)}")
     return [VideoSource(p.stem, p) for p in videos]
 
 # %% ../nbs/14e_video_sources.ipynb #923934fa
@@ -118,7 +124,7 @@ def distinct_names(
         out.append(named(o, next(differ, 0)))
     return out
 
-# %% ../nbs/14e_video_sources.ipynb #78d2c66c
+# %% ../nbs/14e_video_sources.ipynb #53850271
 def find_videos(
     names,             # files, folders, patterns such as `videos/*.mp4`, tables, and `VideoSource`s
     column: str='path' # of a table, that holds the paths of the videos
@@ -134,7 +140,7 @@ def find_videos(
         elif path.is_file():
             found += table_videos(path, column) if table_format(path) else [VideoSource(path.stem, path)]
         elif glob.has_magic(str(name)):
-            files = sorted(o for o in map(Path, glob.glob(str(name), recursive=True)) if o.is_file())
+            files = sorted(filter(_is_named, map(Path, glob.glob(str(name), recursive=True))))
             if not files: raise ValueError(f"no file matches {name}; correct the pattern")
             found += [VideoSource(o.stem, o) for o in files]
         else: raise ValueError(f"{name} does not exist; give a video, a folder of videos, a pattern or a table")

@@ -561,6 +561,37 @@ def test_another_video_does_not_take_the_place_of_one_with_its_name(videos, tmp_
     assert extract(again, tmp_path/'out').extracted == 1 # the file has changed
 
 
+def test_a_video_is_known_from_every_working_folder(videos, tmp_path, monkeypatch):
+    (tmp_path/'there').mkdir()
+    shutil.copy(videos/'clip_0000.mp4', tmp_path/'there/a.mp4')
+    monkeypatch.chdir(tmp_path/'there')
+    extract('a.mp4', tmp_path/'out')
+    assert table(tmp_path/'out')[0]['file'] == (tmp_path/'there/a.mp4').as_posix()
+    shutil.copy(videos/'clip_0001.mp4', 'a.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert extract('there/a.mp4', tmp_path/'out').extracted == 1 # the same file, which has changed
+    shutil.copy(videos/'clip_0002.mp4', 'a.mp4')
+    with pytest.raises(ExtractionError, match="is another video with this name"): # as typed, it is the first
+        extract('a.mp4', tmp_path/'out')
+    kept = json.loads((tmp_path/'out/extraction.json').read_text()) # as earlier versions wrote it
+    kept['videos']['a']['file'] = 'there/a.mp4'
+    (tmp_path/'out/extraction.json').write_text(json.dumps(kept))
+    shutil.copy(videos/'clip_0000.mp4', 'there/a.mp4')
+    assert extract('there/a.mp4', tmp_path/'out').extracted == 1
+
+
+def test_what_a_folder_names_and_is_gone_is_a_failure(videos, tmp_path):
+    (tmp_path/'in/more').mkdir(parents=True)
+    shutil.copy(videos/'clip_0000.mp4', tmp_path/'in')
+    (tmp_path/'in/gone.mp4').symlink_to(tmp_path/'nowhere.mp4')
+    (tmp_path/'in/linked').symlink_to(videos)
+    for k, given in enumerate((tmp_path/'in', tmp_path/'in/*.mp4')):
+        done = extract(given, tmp_path/f'out{k}')
+        assert (done.extracted, [Path(o).name for o in done.failures]) == (1, ['gone.mp4'])
+    assert f"links to folders not followed; name the folders themselves: {tmp_path/'in/linked'}" in (
+        tmp_path/'out0/report.md').read_text()
+
+
 def test_what_is_written_down(videos, alone):
     kept = json.loads((alone/'extraction.json').read_text())
     assert {e['name']: e['width'] for e in kept['settings']['encoders']} == dict(picture=128, spectrum=138)

@@ -245,6 +245,18 @@ def test_features_next_to_videos_are_refused_where_they_would_not_be_read(world,
         assert 'would not be read: leave --features out' in capsys.readouterr().err
 
 
+def test_options_of_a_table_are_refused_with_videos_and_misspelt_settings_named(world, trained, capsys):
+    for args, says in ((['--text', 'words'], 'text says how a table is read'), (['--id', 'name'], 'id says'),
+                       (['--group', 'show'], 'group says'), (['--video-column', 'path'], 'video_column says')):
+        capsys.readouterr()
+        call('predict', trained, world/'new', *args, status=2)
+        said = capsys.readouterr().err
+        assert says in said and said.count('\n') == 1, said
+    run = load_run(trained)
+    with pytest.raises(ValueError, match="has no 'txt'; did you mean 'text'"):
+        run.predict(world/'clips.csv', txt='words')
+
+
 def test_records_say_that_a_video_has_changed_since_its_features_were_extracted(world, trained, tmp_path, capsys):
     shutil.copytree(world/'new', tmp_path/'videos')
     call('extract', tmp_path/'videos', '--out', tmp_path/'features', '--window', 0)
@@ -309,6 +321,8 @@ def test_mistakes_in_a_table_are_said_before_anything_is_extracted(world, tmp_pa
             (['twice.csv', '--labels', 'flash', '--video-column', 'path'], 'x/a.mp4 and '),
             (['clips.csv', '--labels', 'flash', '--extraction', 'wheels'], 'video_column names none'),
             (['clips.csv', '--labels', 'flash', '--video-column', 'path', '--extraction', 'ofline'], "'ofline'"),
+            (['clips.csv', '--labels', 'flash', '--video-column', 'path', '--extraction', 'offline', 'vidoe=picture'],
+             "extraction has no 'vidoe'; did you mean 'video'?"),
             (['clips.csv', '--labels', 'flash', '--video-column', 'path', '--features', 'f'], 'leave one of them out')):
         capsys.readouterr()
         call('train', tmp_path/args[0], *args[1:], '--out', tmp_path/'run', *TINY, status=2)

@@ -28,6 +28,11 @@ def code(source, shown=None):
     return dict(cell_type='code', id='c', metadata={}, source=[source], outputs=outputs)
 
 
+def noisy(text):
+    "A code cell that printed something on standard error"
+    return code('double(2)', '4') | dict(outputs=[dict(output_type='stream', name='stderr', text=[text])])
+
+
 def prose(source): return dict(cell_type='markdown', id='m', metadata={}, source=[source])
 
 
@@ -40,6 +45,9 @@ DEFECTS = {
     '1 of 5 examples show something': [*GOOD, *[code('double(3)')]*4],
     "'whom': write": [*GOOD, prose('The modality whom it asks.')],
     "'mended': write": [*GOOD, code('# mended\ndouble(2)', '4')],
+    "an output holds 'findfont:'": [*GOOD, noisy("findfont: Font family ['STIX'] not found.")],
+    "an output holds '100%|####| 103/103 [00:00<00:00, 5081.61it/s": [*GOOD, noisy(
+        'Loading weights: 100%|####| 103/103 [00:00<00:00, 5081.61it/s]')],
     "'three minutes': a duration": [*GOOD, prose('The run takes three minutes.')],
 }
 

@@ -3,7 +3,8 @@
 Without names it checks every notebook, `tests`, `benchmarks`, `tools`, setup.py, README.md and CONTRIBUTING.md, and the
 totals over all notebooks. It fails for a code line over 120 characters, an exported cell over 50 lines, too few
 examples that show a value, four exports in a row without an example, too many imports inside functions, words that
-readers of this field do not know, and durations in prose: a measured time is computed and shown, or is not there.
+readers of this field do not know, durations in prose (a measured time is computed and shown, or is not there), and
+outputs that show progress bars of libraries or a machine without fonts.
 """
 import ast
 import json
@@ -45,6 +46,7 @@ UNITS = r'milliseconds?|seconds?|minutes?|hours?'
 # `a second` is an ordinal as often as a time; README.md has what its notebook computed
 DURATION = re.compile(rf'\b(?:{COUNTS})[ -](?:{UNITS})\b|\ban? (?:minute|hour)\b'
                       r'|\b(?:in|takes?|took) (?:minutes|hours)\b|\btakes? seconds\b', re.I)
+NOISE = re.compile(r'findfont:|\d+%\|.*it/s')  # in what a cell printed on standard error
 EXEMPT = {'check_style.py', 'test_tools.py'}  # they hold the words in order to find them
 
 
@@ -85,6 +87,12 @@ def durations(text):
     for m in DURATION.finditer(text): yield f'{m.group(0)!r}: a duration in prose; compute it, or leave it out'
 
 
+def noise(cell):
+    "What a cell printed that depends on the machine"
+    printed = (''.join(o['text']) for o in cell.get('outputs', ()) if o.get('name') == 'stderr')
+    return [m[0] for text in printed for m in NOISE.finditer(text)]
+
+
 def long_lines(text): return [n for n, line in enumerate(text.split('\n'), 1) if len(line) > WIDTH]
 
 
@@ -98,6 +106,7 @@ def notebook(path):
             found += [f'{at}: {d}' for d in durations(text)]
             continue
         found += [f'{at}: line {n} is over {WIDTH} characters' for n in long_lines(text)]
+        found += [f'{at}: an output holds {o!r}' for o in noise(cell)[:1]]
         kinds, tree = directives(text), parsed(text)
         if tree is None or is_import(tree) or 'default_exp' in kinds or 'hide' in kinds: continue
         if 'export' in kinds:

@@ -4,7 +4,8 @@ The study reads nbs/results/training_step.json. BERT-base width and depth with r
 lengths of the released validation split. The original's recipe pads every text to 500 tokens, video to 36 and audio to
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
 length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
-after round, with a matrix product at either end of a round, so that other load of the machine affects all of them.
+after round, each after a step that does not count, with a matrix product at either end of a round, so that other load
+of the machine affects all of them.
 The original's recipe is measured twice: next to float32, and next to bfloat16. bfloat16 is `--precision bfloat16` of
 the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that
 everything runs.
@@ -50,7 +51,7 @@ def config(quick, upstream=False, **kw):
 class Recipe(nn.Module):
     """The original's way through this library's network.
 
-    Everything is padded, attention is eager, and all that BERT can return is kept until the step ends"""
+    Everything is padded, attention is eager, and all that BERT can return is kept until the forward pass ends"""
     def __init__(self, net):
         super().__init__()
         self.net = net
@@ -65,8 +66,8 @@ class Recipe(nn.Module):
 
     def forward(self, x):
         n, states = self.net, {}
-        self.kept = n.encoders['text'].backbone(x['text'], output_attentions=True, output_hidden_states=True)
-        states['text'] = self.kept.last_hidden_state
+        outputs = n.encoders['text'].backbone(x['text'], output_attentions=True, output_hidden_states=True)
+        states['text'] = outputs.last_hidden_state
         for m in ('video', 'audio'): states[m] = n.encoders[m].states(n.encoders[m].lstm(x[m])[0])
         penalty = {m: ((~x[f'{m}_mask']).float()*-10000)[:, None, None] for m in MODALITIES}
         pooled = {}
@@ -180,8 +181,9 @@ class Child:
         return self.heard()
 
     def round(self, i):
-        "Take one round's steps"
+        "Take one round's steps, after one that does not count: while others ran, memory of this process was put away"
         n = STEPS[self.name]
+        self.told(i*n)
         self.times.append([self.told(j) for j in range(i*n, (i + 1)*n)])
 
     def end(self, products):

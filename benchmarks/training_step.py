@@ -3,9 +3,9 @@
 The study reads nbs/results/training_step.json. BERT-base width and depth with random weights, 8 clips a batch, text
 lengths of the released validation split. The original's recipe pads every text to 500 tokens, video to 36 and audio to
 63, keeps all attentions and hidden states, and computes attention eagerly; this library packs batches of similar
-length. Each runs in a process of its own, so that its peak memory is its own too. They take their steps in turn, round
-after round, each after a step that does not count, with a matrix product at either end of a round, so that other load
-of the machine affects all of them.
+length. They take their steps in turn, round after round, with a matrix product at either end of a round, so that other
+load of the machine affects all of them. Each has a process of its own in each round, which has the machine to itself:
+next to idle processes that hold much memory, a step takes longer. The first step of a process does not count.
 The original's recipe is measured twice: next to float32, and next to bfloat16. bfloat16 is `--precision bfloat16` of
 the commands; checkpointing is that with `--gradient-checkpointing`. `--quick` takes a tiny network, to see that
 everything runs.
@@ -35,7 +35,7 @@ TASKS = [Task('binary')]
 STEPS = dict(upstream=1, hiccap=2, frozen=4, bfloat16=4, checkpointing=4, frozen_bfloat16=8)  # of a round
 FROZEN = 'frozen', 'frozen_bfloat16'
 HALF = 'bfloat16', 'checkpointing', 'frozen_bfloat16'
-GROUPS = ('hiccap', 'frozen'), HALF             # measured in turn with the original's recipe; all at once need 25 GB
+GROUPS = ('hiccap', 'frozen'), HALF  # measured in turn with the original's recipe
 FULL = dict(text=500, video=36, audio=63)
 BERT = dict(num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
 SMALL = dict(num_hidden_layers=2, hidden_size=48, num_attention_heads=12, intermediate_size=96, vocab_size=30522)
@@ -120,10 +120,10 @@ class Trainer:
         return loss.item()
 
 
-def measure(name, quick, data, rounds):
-    """One recipe, alone in this process.
+def measure(name, quick, data, rounds, i):
+    """One recipe, alone in this process, in round `i`: how long its steps took, and its memory.
 
-    Takes a step for each line that it reads, prints how long it took, and in the end its memory and profile"""
+    In the last round also where the time goes"""
     rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, rounds*STEPS[name])
     lengths = [lengths[i] for i in in_rounds(rounds, STEPS[name])]
     if quick: lengths = [n.clip(2, 40) for n in lengths]
@@ -141,14 +141,11 @@ def measure(name, quick, data, rounds):
                           name in HALF)
         batches = [collate(o, TASKS) for o in sets]
     middle = batches[int(np.argsort([n.sum() for n in lengths])[len(lengths)//2])]
-    report(dict(first_step_seconds=timed(lambda: trainer.step(middle))))
-    for line in sys.stdin:
-        if line.strip() == 'end': break
-        report(timed(lambda: trainer.step(batches[int(line)])))
-    out = dict(peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
-    if name != 'upstream':
-        out |= dict(operations=[operations(model, o, name in FROZEN) for o in sets],
-                    where=where_time_goes(lambda: trainer.step(middle)))
+    first, mine = timed(lambda: trainer.step(middle)), range(i*STEPS[name], (i + 1)*STEPS[name])
+    out = dict(first_step_seconds=first, times=[timed(lambda: trainer.step(batches[j])) for j in mine],
+               peak_memory_mb=peak_memory()/2**20, tokens_a_clip=float(np.mean(np.concatenate(lengths))))
+    if name != 'upstream': out['operations'] = sum(operations(model, sets[j], name in FROZEN) for j in mine)
+    if name != 'upstream' and i == rounds - 1: out['where'] = where_time_goes(lambda: trainer.step(middle))
     report(out)
 
 
@@ -161,45 +158,27 @@ def in_rounds(rounds, steps):
 def report(what): print(json.dumps(what), flush=True)
 
 
-class Child:
-    "A recipe in a process of its own"
-    def __init__(self, name, a):
-        cmd = [sys.executable, __file__, '--only', name, '--rounds', str(a.rounds), *['--quick'] * a.quick,
-               *(['--data', a.data] if a.data else [])]
-        self.name, self.process, self.times = (
-            name, subprocess.Popen(cmd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True), [])
-        self.about = self.heard()
+def in_process(name, a, i=0):
+    "What a recipe in a process of its own reports of a round"
+    cmd = [sys.executable, __file__, '--only', name, '--round', str(i), '--rounds', str(a.rounds),
+           *['--quick'] * a.quick, *(['--data', a.data] if a.data else [])]
+    return json.loads(subprocess.run(cmd, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
-    def heard(self):
-        line = self.process.stdout.readline()
-        if not line: raise SystemExit(f'{self.name} stopped with status {self.process.wait()}')
-        return json.loads(line)
 
-    def told(self, what):
-        self.process.stdin.write(f'{what}\n')
-        self.process.stdin.flush()
-        return self.heard()
-
-    def round(self, i):
-        "Take one round's steps, after one that does not count: while others ran, memory of this process was put away"
-        n = STEPS[self.name]
-        self.told(i*n)
-        self.times.append([self.told(j) for j in range(i*n, (i + 1)*n)])
-
-    def end(self, products):
-        "What was found, in all and of each round"
-        r = self.about | self.told('end')
-        steps = sum(map(len, self.times))
-        total = sum(map(sum, self.times))
-        r |= dict(clips_a_second=8 * steps / total, seconds_a_step=total / steps, steps=steps,
-                  rounds=[sum(o) for o in self.times])
-        if 'operations' in r:
-            n, ops = STEPS[self.name], r.pop('operations')
-            done = [sum(ops[i*n:(i + 1)*n]) for i in range(len(self.times))]
-            r |= dict(operations_a_step=sum(done) / steps, operations_a_second=sum(done) / total,
-                      utilisations=[o / t / p for o, t, p in zip(done, r['rounds'], products)],
-                      even_rounds=[t * sum(done) / len(done) / o for o, t in zip(done, r['rounds'])])
-        return r
+def summed(found, products):
+    "What was found of a recipe, in all and of each round"
+    times = [o['times'] for o in found]
+    steps, rounds = sum(map(len, times)), [sum(o) for o in times]
+    r = dict(found[-1], first_step_seconds=[o['first_step_seconds'] for o in found],
+             peak_memory_mb=max(o['peak_memory_mb'] for o in found), times=times, rounds=rounds, steps=steps,
+             clips_a_second=8*steps/sum(rounds), seconds_a_step=sum(rounds)/steps)
+    if 'operations' in r:
+        del r['operations']
+        done = [o['operations'] for o in found]
+        r |= dict(operations_a_step=sum(done)/steps, operations_a_second=sum(done)/sum(rounds),
+                  utilisations=[o/t/p for o, t, p in zip(done, rounds, products)],
+                  even_rounds=[t*sum(done)/len(done)/o for o, t in zip(done, rounds)])
+    return r
 
 
 def losses(quick, data):
@@ -228,15 +207,15 @@ def spread(values):
 
 def in_turn(names, dtype, a):
     "Ways measured round after round: what was found of each, and the matrix products a second in each round"
-    children, products, n = [Child(k, a) for k in names], [], 256 if a.quick else 2048
+    found, products, n = {k: [] for k in names}, [], 256 if a.quick else 2048
     for i in range(a.rounds):
         best = matrix_product(n, dtype=dtype)
-        for c in children[::(1, -1)[i % 2]]: c.round(i)
+        for k in names[::(1, -1)[i % 2]]: found[k].append(in_process(k, a, i))
         products.append(max(best, matrix_product(n, dtype=dtype)))
         print(f"round {i + 1} of {a.rounds}: "
-              + ', '.join(f'{c.name} {sum(c.times[-1])/STEPS[c.name]:.2f} s a step' for c in children)
+              + ', '.join(f"{k} {sum(o[-1]['times'])/STEPS[k]:.2f} s a step" for k, o in found.items())
               + f', matrix product {products[-1]/1e9:.0f} GFLOP/s', flush=True)
-    return {c.name: c.end(products) for c in children}, products
+    return {k: summed(o, products) for k, o in found.items()}, products
 
 
 def ratios(r):
@@ -275,16 +254,17 @@ if __name__ == '__main__':
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument('--quick', action='store_true', help='a tiny network and few steps')
     ap.add_argument('--data', help='the released validation split')
-    ap.add_argument('--rounds', type=int, default=6, help=f'of {", ".join(f"{v} {k}" for k, v in STEPS.items())} steps')
+    ap.add_argument('--rounds', type=int, default=4, help=f'of {", ".join(f"{v} {k}" for k, v in STEPS.items())} steps')
     ap.add_argument('--out', help='JSON file to write')
     ap.add_argument('--only', choices=(*STEPS, 'losses'), help=argparse.SUPPRESS)
+    ap.add_argument('--round', type=int, default=0, help=argparse.SUPPRESS)
     a = ap.parse_args()
     if a.quick: a.rounds = 2
     if a.only:
         if a.only == 'losses': report(losses(a.quick, a.data))
-        else: measure(a.only, a.quick, a.data, a.rounds)
+        else: measure(a.only, a.quick, a.data, a.rounds, a.round)
         sys.exit()
-    found = Child('losses', a).about
+    found = in_process('losses', a)
     r = dict(losses=found, machine=machine(), quick=a.quick, ratios={}, spread={})
     for names, dtype in zip(GROUPS, (torch.float32, torch.bfloat16)):
         found, products = in_turn(('upstream', *names), dtype, a)

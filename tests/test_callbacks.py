@@ -413,6 +413,7 @@ def test_the_order_of_callbacks_is_that_of_the_learner():
 
 @fewer
 @given(st.sets(st.integers(0, 9), max_size=7), st.integers(0, 3), st.sampled_from(['skip', 'rollback']))
+@example({1, 3, 5}, 1, 'skip')  # never two in a row
 def test_only_failures_without_a_good_step_between_them_are_in_a_row(at, most, action):
     "A run raises at the first failure of a row that is longer than `max_in_a_row`, and at no other"
     if action == 'rollback': at = at - {0}  # before the first good step there is nothing to return to

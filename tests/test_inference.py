@@ -201,6 +201,18 @@ def test_an_evaluation_from_python_says_it_too(run, data, parts, tmp_path):
     assert (tmp_path/'scored'/'report.md').read_text().split('\n\n')[1] == f'**{expected(parts)}.**'
 
 
+def test_intervals_of_an_evaluation_are_over_videos(run, data, tmp_path, capsys):
+    "Each clip three times in its video says no more than once"
+    rows = rows_of(data/'clips.csv')
+    once = score(capsys, run, data/'clips.csv', '--out', tmp_path/'once')
+    more = write_rows(tmp_path/'more.csv', [dict(o, id=f"{o['id']}{k}") for o in rows for k in range(3)])
+    assert once[0] == score(capsys, run, more, '--out', tmp_path/'again')[0] == 0
+    a, b = (json.loads((tmp_path/o/'metrics.json').read_text())['scores']['tasks'] for o in ('once', 'again'))
+    for task in ('said', 'together'):
+        for k in ('auroc', 'accuracy'):
+            assert a[task]['intervals_95'][k] == pytest.approx(b[task]['intervals_95'][k], abs=1e-6), (task, k)
+
+
 # ---- training further
 
 def test_weights_of_a_run_are_not_scored_on_what_they_learnt_from(run, data, parts, tmp_path, capsys):

@@ -9,6 +9,7 @@ from hiccap.clips import MODALITIES, Clip, ClipDataset
 from hiccap.learner import ClipDL, clip_dls, hiccap_learner
 from hiccap.modalities import (ModalityDropout, ModalitySchedule, OneModality, ShowModalities, TimeMasks,
                                lengths_in, modality_schedule, present_in, show, show_runs)
+from hiccap import robustness
 from hiccap.robustness import KINDS, SUBSETS, corrupted, corruption_scores, only, subset_scores
 from hiccap.encoders import FeaturesConfig, TokensConfig
 from hiccap.model import HICCAP, HICCAPConfig
@@ -210,6 +211,19 @@ def test_a_network_to_which_absence_is_no_value_is_refused():
 def other_videos():
     ds = clips(FULL, 5)
     return ClipDataset(['w' + o for o in ds.ids], ds.columns, {k: y.numpy() for k, y in ds.labels.items()}, ds.tasks)
+
+
+def test_intervals_by_subset_are_over_videos(monkeypatch):
+    ds, groups = clips([(3, 4, 2)]*20, 3), []
+    ds = ClipDataset([f'v{i//4}_{i}' for i in range(20)], ds.columns, {k: y.numpy() for k, y in ds.labels.items()},
+                     ds.tasks)
+    answer = lambda d: {t.name: np.full((len(d), t.n_outputs), 1/t.n_outputs) for t in TASKS}
+    real = robustness.evaluate
+    monkeypatch.setattr(robustness, 'evaluate', lambda *args, **kwargs: groups.append(kwargs['groups']) or real(
+        *args, **kwargs))
+    subset_scores(answer, ds, subsets=[('text',)])
+    corruption_scores(answer, ds, amounts=(0.,), kinds=('drop',))
+    assert len(groups) > 1 and all(o == ds.groups for o in groups) and len(set(ds.groups)) == 5
 
 
 def test_scores_by_subset_and_damage_are_those_of_the_changed_clips():

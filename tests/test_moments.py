@@ -14,8 +14,8 @@ from conftest import TINY_NETWORK
 from hiccap.cli import train
 from hiccap.clips import Clip, ClipDataset, DataError
 from hiccap.encoders import FeaturesConfig, TokensConfig
-from hiccap.faithfulness import (EVIDENCE_TASKS, EVIDENCE_WIDTHS, SHARES, clip_curves, curve_measures, evidence_clips,
-                                 evidence_found, measure_faithfulness, versions_along)
+from hiccap.faithfulness import (EVIDENCE_TASKS, EVIDENCE_WIDTHS, MEASURES, ORDERS, SHARES, Faithfulness, clip_curves,
+                                 curve_measures, evidence_clips, evidence_found, measure_faithfulness, versions_along)
 from hiccap.inference import load_run
 from hiccap.learner import clip_dls, hiccap_learner
 from hiccap.metrics import Thresholds
@@ -25,6 +25,7 @@ from hiccap.moments import (MOST_SPANS, Speller, check_explainable, clip_inputs,
 from hiccap.modalities import ShowModalities
 from hiccap.padding import collate
 from hiccap.synthetic import FIRST_WORD, synthetic_clips, synthetic_tokenizer, text_of, write_synthetic
+from hiccap.statistics import MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE
 from hiccap.tasks import Task
 from test_any_modalities import TASKS, cases, designs, modality_sets, network, values
 
@@ -278,6 +279,22 @@ def test_contributions_beat_chance_and_attention_on_evidence(evidence_network):
     pd.testing.assert_frame_equal(table, again.table())
     gains = table[(table.task == 'all') & (table.order != 'contributions')]
     assert len(gains) == 8 and (gains.gain_low > 0).all(), gains
+
+
+def test_intervals_of_faithfulness_are_over_videos_and_need_enough():
+    rng = np.random.default_rng(0)
+    def measured(videos, copies=1):
+        curves = {o: np.repeat(rng.random((videos, 2, len(SHARES))), copies, 0) for o in ORDERS}
+        ids = [f'v{i}_{k}' for i in range(videos) for k in range(copies)]
+        return Faithfulness(ids, [o.split('_')[0] for o in ids], (Task('said'),), dict(said=curves), 0, len(ids), 2)
+    few, some = measured(MIN_VIDEOS - 1).table(), measured(MIN_VIDEOS_DIFFERENCE - 1).table()
+    assert few.low.isna().all() and some.low.notna().all() and some.gain_low.isna().all()
+    one = measured(MIN_VIDEOS_DIFFERENCE)
+    three = Faithfulness([f'{i}{k}' for i in one.ids for k in range(3)], list(np.repeat(one.groups, 3)), one.tasks,
+                         {t: {o: np.repeat(v, 3, 0) for o, v in c.items()} for t, c in one.curves.items()}, 0, 60, 2)
+    names = ['low', 'high', 'gain_low', 'gain_high']
+    np.testing.assert_allclose(one.table()[names], three.table()[names]) # copies in one video say nothing new
+    assert one.table().gain_low.notna().sum() == 2*len(MEASURES)
 
 
 def test_curves_are_those_of_clips_that_are_cut(evidence_network):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, strategies as st
+from hiccap import training
 from hiccap.clips import Clip, ClipDataset, MODALITIES
 from hiccap.model import HICCAP, HICCAPConfig, PAIRS
 from hiccap.padding import collate
@@ -18,6 +19,8 @@ from hiccap.pretext import (Contrastive, Matching, PrepareRows, PretextStream, d
                             pair_targets)
 from hiccap.pretraining import ChosenRight, PretrainingLoss, StreamsDL, TaskLosses, pretraining_learner
 from hiccap.pretraining_model import PretrainingModel
+from hiccap.predictions import NETWORK, read_probabilities
+from hiccap.pretraining_runs import PretrainRun, pretrain_run, write_example
 from hiccap.streams import Stream
 from hiccap.tasks import IGNORE, Task
 
@@ -398,3 +401,20 @@ def test_names_that_moved_are_still_found():
     assert pretraining.PretrainingModel is PretrainingModel and modalities.present_in is pretext.present_in
     moved = [o for o in robustness.__all__ if o != 'subsets_of']
     for name in moved: assert getattr(modalities, name) is getattr(robustness, name)
+
+
+# a run
+
+def test_a_run_chooses_thresholds_and_differences_by_its_operating_point_and_keeps_all_models(tmp_path, monkeypatch):
+    points, real = [], training.calibrated_predictions
+    monkeypatch.setattr(training, 'calibrated_predictions', lambda *args, **kwargs: points.append(args[4]) or real(
+        *args, **kwargs))
+    run = PretrainRun.from_yaml(write_example(tmp_path/'example', n=240)).but(epochs=1, operating_point='accuracy')
+    result = pretrain_run(run, tmp_path/'out')
+    metrics, labelled = json.loads((tmp_path/'out/metrics.json').read_text()), [s for s in run.streams if not s.pretext]
+    assert result.differences.keys() == {s.name for s in labelled} == metrics['thresholds'].keys()
+    for name, models in result.differences.items():
+        assert models and all(d['score'] == 'accuracy' for of in models.values() for d in of.values())
+        kept = read_probabilities(tmp_path/'out', name)
+        assert {NETWORK, *models} <= kept.keys()
+    assert points == ['accuracy']*len(labelled)

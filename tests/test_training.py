@@ -267,7 +267,7 @@ def test_reports_show_every_model_with_interval_and_difference():
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('runs')/'run'
-    run = SMALL.but(folds=2, synthetic=dict(n=100, scale=.1), simple_models=('words',))
+    run = SMALL.but(folds=2, synthetic=dict(n=100, scale=.1), simple_models=('words',), operating_point='accuracy')
     result = train_run(run, folder, write=silent)
     return folder, result
 
@@ -295,10 +295,10 @@ def test_kept_predictions_give_the_reported_scores_and_differences(finished):
     metrics, kept = json.loads((folder/'metrics.json').read_text()), read_probabilities(folder)
     network, words = kept[NETWORK]['said'], kept[WORDS]['said']
     found = compare_scores(dict(said=network.predicted), dict(said=words.predicted), dict(said=network.truth),
-                           [Task('said')], network.videos)['said']
+                           [Task('said')], network.videos, 'accuracy')['said']
     d = metrics['differences'][WORDS]['said']
     for k in ('difference', 'low', 'high'): assert d[k] == pytest.approx(found[k])
-    assert d['score'] == 'macro_f1'
+    assert d['score'] == 'accuracy'
     assert set(metrics['beside']) == {DEEP_ALONE, WORDS, CONSTANT, 'best possible'} and len(metrics['simple']) == 2
     for chosen, f in zip(metrics['simple'], result.folds): assert chosen[WORDS] == f.simple[WORDS].chosen
     report = (folder/'report.md').read_text()

@@ -25,7 +25,7 @@ from hiccap.segment_scores import (FRAME, OVERLAPS, ScoredVideo, by_windows, fra
                                    is_within, joined, matched, overlaps, random_segments, segment_f1, segment_scores,
                                    trivial_segments)
 from hiccap.segments import labelled_videos, scored_videos, text_times, window_notes, with_segments
-from hiccap.statistics import score_interval
+from hiccap.statistics import MIN_CLASS_VIDEOS, score_interval
 from hiccap.synthetic import synthetic_tokenizer
 from hiccap.tasks import Task
 from hiccap.windows import (Windows, WindowScores, cut_clip, known_times, parse_windows, positions_within,
@@ -340,6 +340,9 @@ def test_intervals_are_by_video():
     np.testing.assert_allclose((own.low.average_precision, own.high.average_precision), expected, atol=1e-6)
     few, _ = segment_scores(videos[:6], .5, np.random.default_rng(0))
     assert few[few.found_by == 'windows'].low.notna().all() and few.gain_low.isna().all()  # too few for a difference
+    empty = [known_video(f'w{i}', rng.random(8), [(0, 8)], []) for i in range(22)]
+    rare, why = segment_scores([*videos[:MIN_CLASS_VIDEOS - 1], *empty], .5, np.random.default_rng(0))
+    assert rare.low.isna().all() and rare.gain_low.isna().all() and why[0].startswith('no intervals: ')
 
 
 # ---- videos that are labelled in parts

@@ -78,7 +78,7 @@ def _extremes(where, spec):
     _check_range(where, spec)
     return [spec['low'], spec['high']]
 
-# %% ../nbs/58_search.ipynb #7a61f9e4
+# %% ../nbs/58_search.ipynb #45b2a141
 def _flat_key(key):
     "A key without the section that it may begin with"
     first, _, rest = key.partition('.')
@@ -119,7 +119,7 @@ def _check_base(search):
     if not clips.data: raise ValueError(f"{search.where} names no data: write 'data: clips.csv'")
     if clips.folds:
         raise ValueError(f"{search.where} has folds: a search chooses by one validation split, and folds would score"
-                         " every clip that it chose by. Leave folds out; best.yaml may have them")
+                         " every clip that it chose by. Leave folds out")
 
 # %% ../nbs/58_search.ipynb #2224a4ca
 @dataclass(frozen=True)

@@ -424,9 +424,11 @@ def test_the_steady_threshold_is_one_that_the_rows_cannot_tell_from_the_best(see
         d = [score_at(top, p[o], y[o], point) - score_at(cut, p[o], y[o], point) for o in drawn]
         return score_at(top, p, y, point) - score_at(cut, p, y, point), np.std(d)
     off, error = apart(t)
-    assert off <= 3*error + 1e-9
+    assert off <= 2.8*error + 1e-9  # other samples give other standard errors
     for cut in cuts:  # one that the probabilities expect to be better was left out because of the labels
-        if score_at(cut, p, p, point) > score_at(t, p, p, point) + 1e-9: assert apart(cut)[0] > 0
+        if score_at(cut, p, p, point) > score_at(t, p, p, point) + 1e-9:
+            worse, error = apart(cut)
+            assert worse > max(0, 1.2*error)
 
 
 def test_the_steady_threshold_of_few_rows_is_what_the_probabilities_expect():

@@ -126,8 +126,8 @@ def test_renaming_tasks_renames_weights(name, order, seed):
     for _, (losses, grads) in zip(range(3), world(seed, [1., 2., .5, 1.], 12)):
         (g, u), (h, v) = take(a, losses, grads, NAMES), take(
             b, {new[n]: losses[n] for n in NAMES}, {new[n]: grads[n] for n in NAMES}, NAMES)
-        # MGDA's solver stops at a thousandth
-        for n in NAMES: assert u[n] == pytest.approx(v[new[n]], rel=1e-3, abs=.02)
+        near = dict(rel=1e-3, abs=.02 if name == 'mgda' else 1e-6)  # MGDA's solver stops at a thousandth
+        for n in NAMES: assert u[n] == pytest.approx(v[new[n]], **near)
         a.end_epoch(); b.end_epoch()
 
 

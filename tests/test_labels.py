@@ -124,3 +124,28 @@ def test_declarations_by_text_and_by_settings():
                           (dict(a={}), 'give its classes, or kind: regression'),
                           (dict(a='regression:3..1'), 'is not a scale')):
         with pytest.raises(ValueError, match=says): declared_labels(['a'], classes=classes)
+
+
+def test_two_spellings_are_one_class():
+    assert read(['Joy', 'joy', 'joy', 'fear']).notes[0] == "'Joy' in column 'y' is read as 'joy'"
+
+
+def test_a_column_without_labels_names_its_file_and_what_to_do():
+    o, = read(['', None], path='clips.csv').problems
+    assert 'clips.csv' in str(o) and 'Leave it out, or label some rows' in str(o)
+    o, = read(['a', 'a'], path='clips.csv').problems
+    assert 'clips.csv' in str(o) and 'A task needs two' in str(o)
+
+
+def test_two_tasks_of_one_name_are_refused():
+    o, = read_labels(dict(sad=['0', '1', '1'], mood=['sad|joy', 'joy|fear', 'sad|fear']), ['a', 'b', 'c'], separator='|',
+                     path='clips.csv').problems
+    assert 'two tasks are called' in str(o) and 'sad' in str(o) and 'clips.csv' in str(o)
+
+
+def test_several_labels_in_a_cell_say_how_many_clips_have_none():
+    found = read(['sad|joy', '', 'joy', 'fear'], separator='|')
+    assert [t.name for t in found.tasks] == ['fear', 'joy', 'sad']
+    assert found.numbers['joy'] == [1, IGNORE, 1, 0]
+    assert found.notes[-1].endswith('; 1 clips have no label, which is not the answer no')
+    assert 'have no label' not in ''.join(read(['sad|joy', 'joy', 'fear'], separator='|').notes)

@@ -138,8 +138,8 @@ def test_a_column_without_labels_names_its_file_and_what_to_do():
 
 
 def test_two_tasks_of_one_name_are_refused():
-    o, = read_labels(dict(sad=['0', '1', '1'], mood=['sad|joy', 'joy|fear', 'sad|fear']), ['a', 'b', 'c'], separator='|',
-                     path='clips.csv').problems
+    columns = dict(sad=['0', '1', '1'], mood=['sad|joy', 'joy|fear', 'sad|fear'])
+    o, = read_labels(columns, ['a', 'b', 'c'], separator='|', path='clips.csv').problems
     assert 'two tasks are called' in str(o) and 'sad' in str(o) and 'clips.csv' in str(o)
 
 

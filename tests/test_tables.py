@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 
@@ -49,6 +51,54 @@ def line(path, n, new):
     lines = BODY.split('\n')
     lines[n - 1] = new
     return write(path, '\n'.join(lines))
+
+
+# Places, fixes, and what is kept
+
+def test_errors_say_where_and_how_to_correct_them(tmp_path):
+    two = '{"id": "a", "text": "x", "funny": 1}\n{"id": "b", "text": "x", "funny": 0}\n'
+    e = refusal(read, write(tmp_path/'lines.json', two))
+    assert e.at == 'line 2' and 'Name it .jsonl' in e.fix
+    e = refusal(read, write(tmp_path/'cut.jsonl', two + '{"id'))
+    assert e.at == 'line 3' and 'Correct the line; if the file was cut short' in e.fix
+    e = refusal(read, write(tmp_path/'far.csv', BODY.replace('\t', ',').replace('so it goes 5', 'caf\u00e9'), 'cp1252'))
+    assert 'byte 0xe9 near ' in str(e) and e.at == 'line 7'
+    long = 'x'*60
+    e = refusal(read, write(tmp_path/'long.csv', f'id,text,funny\n{long},caf\u00e9,1\n', 'cp1252'))
+    assert f"near '{long[:40]}'," in str(e)
+
+
+@pytest.mark.parametrize('ending', ['csv', 'tsv', 'jsonl'])
+def test_line_ends_within_a_text_are_kept(tmp_path, ending):
+    text = 'first\r\nsecond\rthird\nfourth'
+    frame = pd.DataFrame(dict(id=['a_1', 'b_1'], text=[text, 'x'], funny=[0, 1]))
+    path = tmp_path/f't.{ending}'
+    if ending == 'jsonl': frame.to_json(path, orient='records', lines=True)
+    else: frame.to_csv(path, index=False, sep=dict(csv=',', tsv='\t')[ending])
+    assert next(iter(open_table(path))).values['text'] == text
+
+
+@pytest.mark.parametrize('index, ids', [
+    (pd.Index(['u', 'v'], name='id'), ['u', 'v']), (pd.Index(['u', 'v']), ['u', 'v']), (pd.RangeIndex(2), None),
+    (pd.RangeIndex(2, name='id'), ['0', '1'])])
+def test_ids_in_the_index_of_a_parquet_file(tmp_path, index, ids):
+    frame = pd.DataFrame(dict(text=['x', 'y'], funny=[0, 1]), index=index)
+    frame.to_parquet(tmp_path/'t.parquet')
+    table = open_table(tmp_path/'t.parquet')
+    assert {*table.columns} == {'text', 'funny', *(['id'] if ids else [])}
+    if ids: assert [str(r.values['id']) for r in table] == ids
+    own = frame.assign(id=['p', 'q'])
+    own.to_parquet(tmp_path/'own.parquet')
+    assert [r.values['id'] for r in open_table(tmp_path/'own.parquet')] == ['p', 'q']
+
+
+def test_levels_of_an_index_and_columns_of_one_name(tmp_path):
+    levels = pd.MultiIndex.from_tuples([('v', 1), ('w', 2)], names=['video', None])
+    pd.DataFrame(dict(text=['x', 'y'], funny=[0, 1]), index=levels).to_parquet(tmp_path/'t.parquet')
+    assert {'video', 'level_1'} < {*open_table(tmp_path/'t.parquet').columns}
+    twice = pa.table([pa.array(['a', 'b']), pa.array([0, 1]), pa.array([1, 0])], ['id', 'funny', 'funny'])
+    pq.write_table(twice, tmp_path/'twice.parquet')
+    assert "two columns are named 'funny'" in str(refusal(lambda: list(open_table(tmp_path/'twice.parquet'))))
 
 
 # Quotation marks
@@ -150,7 +200,7 @@ def test_an_encoding_error_names_line_clip_and_fix(tmp_path, spoil, at, said):
         body = spoil(BODY.encode())
         (tmp_path/name).write_bytes(gzip.compress(body) if name.endswith('gz') else body)
         for e in (refusal(read, tmp_path/name), refusal(audit, tmp_path/name, labels=['funny'])):
-            assert e.at == at and said in str(e) and 'UTF-8' in e.fix
+            assert e.at == at and said in str(e) and 'UTF-8' in e.fix and name in str(e)
 
 
 @pytest.mark.parametrize('name, content, said', [
@@ -172,7 +222,8 @@ def test_an_encoding_error_names_line_clip_and_fix(tmp_path, spoil, at, said):
 def test_what_cannot_be_read_is_refused_by_both(tmp_path, name, content, said):
     path = tmp_path/name
     path.write_bytes(gzip.compress(BODY.encode())[:-20] if content is None else content.encode())
-    assert said in str(refusal(read_clips, Clips(str(path), labels='funny', max_length=9), path, tokens))
+    e = refusal(read_clips, Clips(str(path), labels='funny', max_length=9), path, tokens)
+    assert said in str(e) and name in str(e)
     try: found = {f.code for f in audit(path, labels=['funny']).findings if f.severity == 'error'}
     except DataError as e: assert said in str(e)
     else: assert found & READING

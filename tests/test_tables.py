@@ -68,6 +68,13 @@ def test_errors_say_where_and_how_to_correct_them(tmp_path):
     assert f"near '{long[:40]}'," in str(e)
 
 
+@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
+def test_utf_16_is_known_by_its_mark_alone(tmp_path, encoding):
+    (tmp_path/'t.csv').write_bytes('\ufeff\u4e00\u4e8c\u4e09'.encode(encoding))  # no byte of it is 0
+    e = refusal(read, tmp_path/'t.csv')
+    assert 'is not UTF-8 but UTF-16' in str(e) and e.at == 'line 1' and 'CSV UTF-8' in e.fix
+
+
 @pytest.mark.parametrize('ending', ['csv', 'tsv', 'jsonl'])
 def test_line_ends_within_a_text_are_kept(tmp_path, ending):
     text = 'first\r\nsecond\rthird\nfourth'

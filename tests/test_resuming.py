@@ -350,9 +350,11 @@ def test_a_validation_neither_resumes_nor_saves(tmp_path):
 
 # ---- settings and refusals
 
-def test_what_a_checkpoint_is_by_default(tmp_path):
+def test_what_a_checkpoint_is_by_default(tmp_path, capsys):
     saved = Checkpoint(str(tmp_path))
-    assert (saved.every, saved.minutes, saved.keep, saved.resume) == (None, 10., 2, False) and saved.write is print
+    assert (saved.every, saved.minutes, saved.keep, saved.resume) == (None, 10., 2, False)
+    saved.write('a line') # printed, by whatever other libraries have put in the place of `print`
+    assert capsys.readouterr().out == 'a line\n'
     assert (saved.folder, saved.mid_epoch, saved.earlier, saved.pending) == (tmp_path, None, 0., False)
     assert all(Checkpoint.order > o.order for o in (KeepBest, StepRecorder, Counted))
     for every, minutes, keep in ((0, 10., 2), (-1, 10., 2), (None, -.1, 2), (1, 10., 0), (None, 10., -1)):

@@ -125,7 +125,7 @@ def measure(name, quick, data, rounds, i):
 
     In the last round also where the time goes"""
     rng, lengths = np.random.default_rng(0), spread_batches(released_lengths(data), 8, rounds*STEPS[name])
-    lengths = [lengths[i] for i in in_rounds(rounds, STEPS[name])]
+    lengths = [lengths[k] for k in in_rounds(rounds, STEPS[name])]
     if quick: lengths = [n.clip(2, 40) for n in lengths]
     hidden = (SMALL if quick else BERT)['hidden_size']
     sets = [clips_of(n, rng, TASKS, hidden=hidden if name in FROZEN else None) for n in lengths]

@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'SETTINGS', 'TABLE', 'REPORT', 'ExtractionError', 'Folder
            'settings_difference', 'without_device', 'recipe_encoders', 'made_with', 'extraction_command',
            'lasting_name', 'open_extraction', 'record_path', 'read_record', 'is_done', 'remove_video',
            'remove_leftovers', 'write_video_features', 'Job', 'do_job', 'content_key', 'take_cached', 'do_jobs',
-           'Extraction', 'full_path', 'clip_rows', 'extraction_report', 'finish_extraction', 'extract']
+           'Extraction', 'clip_rows', 'extraction_report', 'finish_extraction', 'extract']
 
 # %% ../nbs/14f_extraction.ipynb #ea18e92a
 import csv, io, json, multiprocessing, os, re, shlex, shutil, signal, threading, time
@@ -385,7 +385,7 @@ class Extraction:
                   f" the folder and not in the table: {some_of(self.others)}" if self.others else '')
         return f"{', '.join(parts)}; {counted(self.clips, 'clip')} in {self.folder/TABLE}{others}"
 
-def full_path(
+def _full_path(
     path # of a video
 ) -> str: # the same from every working folder
     "The path as a folder of features keeps it; a link is not followed"
@@ -402,7 +402,7 @@ def clip_rows(
     for o in sources:
         for c in records[o.id]['clips'] if o.id in records else ():
             rows.append({**{k: o.labels.get(k, '') for k in labels}, **{k: c.get(k) for k in ours},
-                         'video': o.id, 'file': full_path(o.path)})
+                         'video': o.id, 'file': _full_path(o.path)})
     return [*ours, *labels], rows
 
 def _csv_text(columns, rows):
@@ -501,7 +501,7 @@ def _check_replaced(out, sources, states):
     kept = read_json_dict(out/SETTINGS).get('videos') or {}
     for o in sources:
         was = kept.get(o.id)
-        if was is None or o.id not in states or full_path(was['file']) == full_path(o.path): continue
+        if was is None or o.id not in states or _full_path(was['file']) == _full_path(o.path): continue
         if {k: v for k, v in was.items() if k != 'file'} == states[o.id].contents(): continue # the same, moved
         raise ExtractionError(f"{out} holds {was['file']} as {o.id!r}, and {o.path} is another video with this name. "
                               "Give both in one call, or a table with a column id, or extract to another folder")
@@ -527,7 +527,7 @@ def finish_extraction(
     done.clips = len(rows)
     done.others = sorted({p.stem for p in (out/'videos').glob('*.json')} - {o.id for o in sources})
     write_whole(out/TABLE, _csv_text(columns, rows))
-    files = {o.id: dict(file=full_path(o.path), **states[o.id].contents()) for o in sources if o.id in records}
+    files = {o.id: dict(file=_full_path(o.path), **states[o.id].contents()) for o in sources if o.id in records}
     write_json(out/SETTINGS, seal(json.loads(json.dumps(dict(
         settings=settings, names=names, made_with=made_with(), videos=files, failures=done.failures, complete=True)))))
     write_whole(out/REPORT, extraction_report(done, settings, records, notes))

@@ -217,7 +217,7 @@ def test_intervals_by_subset_are_over_videos(monkeypatch):
     ds, groups = clips([(3, 4, 2)]*20, 3), []
     ds = ClipDataset([f'v{i//4}_{i}' for i in range(20)], ds.columns, {k: y.numpy() for k, y in ds.labels.items()},
                      ds.tasks)
-    answer = lambda d: {t.name: np.full((len(d), t.n_outputs), 1/t.n_outputs) for t in TASKS}
+    def answer(d): return {t.name: np.full((len(d), t.n_outputs), 1/t.n_outputs) for t in TASKS}
     real = robustness.evaluate
     monkeypatch.setattr(robustness, 'evaluate', lambda *args, **kwargs: groups.append(kwargs['groups']) or real(
         *args, **kwargs))

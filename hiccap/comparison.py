@@ -7,7 +7,7 @@ __all__ = ['SEEDS', 'EXAMPLE_RUNS', 'MEAN', 'OVER_VIDEOS', 'BETTER', 'kind_of', 
            'write_example_runs', 'Finished', 'read_finished', 'columns_of', 'Comparison', 'task_score',
            'compare_columns', 'compare_runs']
 
-# %% ../nbs/57_comparison.ipynb #898ebd34
+# %% ../nbs/57_comparison.ipynb #81646ceb
 import itertools, json, os, subprocess, sys, time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .basics import counted, digest, markdown_table, nearest_name, new_axes, read_json_dict, write_json
-from .metrics import HEADLINE, RANKING, compare_scores
+from .metrics import HEADLINE, RANKING, compare_scores, mean_scores
 from .number_scores import LOWER_IS_BETTER
 from .predictions import NETWORK, read_probabilities
 from .pretraining_runs import PretrainRecipe, PretrainRun
@@ -197,7 +197,7 @@ def write_example_runs(
     path.write_text(EXAMPLE_RUNS % json.dumps(SMALL_NETWORK), encoding='utf-8')
     return path
 
-# %% ../nbs/57_comparison.ipynb #b5d77de6
+# %% ../nbs/57_comparison.ipynb #cb18b76f
 @dataclass(repr=False)
 class Finished:
     "What a comparison needs of a finished run"
@@ -216,6 +216,7 @@ class Finished:
     data: dict=field(default_factory=dict)    # part -> digests of what its clips contain
     sources: dict=field(default_factory=dict) # digests of the files that were read; none by an earlier version
     text: tuple=()                            # what decides the tokens of a text
+    reference_intervals: dict=field(default_factory=dict) # as `references`, with 95% intervals over videos
 
     @property
     def seeds(self) -> tuple: # of the split, of training
@@ -225,7 +226,7 @@ class Finished:
     def __repr__(self):
         return f"Finished({self.folder.name!r}: {counted(len(self.scores), 'task')}, {counted(self.steps, 'step')})"
 
-# %% ../nbs/57_comparison.ipynb #691e3963
+# %% ../nbs/57_comparison.ipynb #84530ae1
 def _read_metrics(folder):
     "`config.json` and `metrics.json` of a finished run; raises `ValueError`"
     if not (folder/'metrics.json').is_file():
@@ -239,15 +240,20 @@ def _read_metrics(folder):
     return config, metrics
 
 def _references(parts, others):
-    "Scores of trivial baselines and of simple models: name -> task -> score -> number"
-    out = {}
+    """Of trivial baselines and simple models, name -> task -> score -> number, and the same of their intervals, which
+    earlier versions did not keep"""
+    scores, intervals = {}, {}
+    def add(name, task, own, of):
+        scores.setdefault(name, {})[task] = own
+        intervals.setdefault(name, {})[task] = of or {}
     for part in parts:
         for task, t in part['tasks'].items():
-            for name, scores in t['baselines'].items(): out.setdefault(name, {})[task] = scores
+            of = t.get('baseline_intervals_95', {})
+            for name, own in t['baselines'].items(): add(name, task, own, of.get(name))
     for models in others:
         for name, scored in models.items():
-            for task, t in scored['tasks'].items(): out.setdefault(name, {})[task] = t['scores']
-    return out
+            for task, t in scored['tasks'].items(): add(name, task, t['scores'], t.get('intervals_95'))
+    return scores, intervals
 
 # %% ../nbs/57_comparison.ipynb #c5700002
 def _progress(folder):
@@ -272,7 +278,7 @@ def _read_truth(folder):
     t = pd.read_csv(folder/'predictions.csv', dtype=str, keep_default_na=False)
     return dict(zip(zip(t.get('stream', ['']*len(t)), t['clip'], t['task']), t['truth']))
 
-# %% ../nbs/57_comparison.ipynb #d791b95a
+# %% ../nbs/57_comparison.ipynb #465aa1a9
 def _split_seed(settings):
     "Take the seeds of the split out of settings: those of labelled clips"
     if 'streams' not in settings: return (settings.pop('split_seed'),)
@@ -295,9 +301,10 @@ def read_finished(
     seconds = m['seconds']['training']  # a list with a number for each fold in a training run
     if isinstance(seconds, list): seconds = sum(seconds)
     split_seed, split = _split_seed(settings), _split_digest(folder, config, streams)
+    references, intervals = _references(parts, others)
     return Finished(folder, settings, run.training.seed, split_seed, split, _read_truth(folder), scores,
-                    _references(parts, others), seconds, *_progress(folder), sizes, config['data'],
-                    config.get('sources') or {}, (run.network.encoder, run.network.tokenizer))
+                    references, seconds, *_progress(folder), sizes, config['data'], config.get('sources') or {},
+                    (run.network.encoder, run.network.tokenizer), intervals)
 
 # %% ../nbs/57_comparison.ipynb #92483dd1
 def _check_settings(run, first):
@@ -416,7 +423,7 @@ def _overlap(runs):
     if len({_tested(r) for r in runs}) == 1: return 0.
     return max(test/train for r in runs for train, _, test in r.sizes)
 
-# %% ../nbs/57_comparison.ipynb #29614187
+# %% ../nbs/57_comparison.ipynb #1b161110
 @dataclass(repr=False)
 class Comparison:
     "Columns of runs, compared with one of them; shows itself as Markdown in a notebook"
@@ -424,6 +431,7 @@ class Comparison:
     base: str      # name of the column that the others are compared with
     score: str     # what is compared
     rows: list     # a dict for each task and column, and one for the mean of the tasks; see `compare_columns`
+    references: list # the same of trivial baselines and simple models
     notes: list    # sentences on intervals over videos that do not exist
     overlap: float # test clips per training clip if each number is of another split; 0 if all score the same clips
     target: float=None # mean validation macro F1; `costs` reports the steps and seconds until it is reached
@@ -451,7 +459,7 @@ def __repr__(self:Comparison):
     columns, runs = counted(len(self.columns), 'column'), counted(len(self.runs), 'run')
     return f"Comparison({self.score} of {columns} of {runs} each; base {self.base!r})"
 
-# %% ../nbs/57_comparison.ipynb #6290b325
+# %% ../nbs/57_comparison.ipynb #c5e7ac26
 MEAN = 'mean of tasks'  # row of the mean over several tasks
 
 def task_score(
@@ -464,14 +472,13 @@ def task_score(
     if 'pearson' in scores and score in {*HEADLINE[True], *HEADLINE[False]}: return 'pearson'
     raise ValueError(f"no score {score!r}. {nearest_name(score, scores)}")
 
-def _score_values(column, score, tasks, draws):
+def _score_values(column, keys, draws):
     "Task -> the score of each run or split, and their mean if there are several tasks"
-    keys = {t: task_score(next(iter(column.values())).scores[t], score) for t in tasks}
-    for t, r in itertools.product(tasks, column.values()):
-        if r.scores[t][keys[t]] is None:
-            raise ValueError(f"{keys[t]} of task {t!r} is not defined in {r.folder}: choose another score with --score")
-    values = {t: [sum(column[s].scores[t][keys[t]] for s in d)/len(d) for d in draws] for t in tasks}
-    if len(tasks) > 1: values[MEAN] = [sum(v)/len(tasks) for v in zip(*values.values())]
+    for (t, key), r in itertools.product(keys.items(), column.values()):
+        if r.scores[t][key] is None:
+            raise ValueError(f"{key} of task {t!r} is not defined in {r.folder}: choose another score with --score")
+    values = {t: [sum(column[s].scores[t][key] for s in d)/len(d) for d in draws] for t, key in keys.items()}
+    if len(keys) > 1: values[MEAN] = [sum(v)/len(keys) for v in zip(*values.values())]
     return values
 
 def _compared(values, base, overlap):
@@ -480,7 +487,7 @@ def _compared(values, base, overlap):
     for task in values[base]:
         for c in values:
             mean, half = mean_interval(values[c][task], overlap)
-            rows.append(dict(task=task, column=c, values=values[c][task], mean=mean, half=half))
+            rows.append(dict(task=task, column=c, model=NETWORK, values=values[c][task], mean=mean, half=half))
             if c == base: continue
             found = paired(values[c][task], values[base][task], overlap)
             rows[-1] |= dict(zip(('difference', 'difference_half', 'p'), found))
@@ -488,71 +495,128 @@ def _compared(values, base, overlap):
     for r, p in zip(tested, holm([r['p'] for r in tested])): r['corrected'] = p
     return rows
 
-# %% ../nbs/57_comparison.ipynb #c5700009
+# %% ../nbs/57_comparison.ipynb #edf249e2
 def _by_clip(kept, what):
     "A field of `KeptPredictions` in the order of the clips' ids"
     return np.asarray(getattr(kept, what))[np.argsort(kept.clips)]
 
-def _add_videos(rows, columns, base, score):
-    "Add `low` and `high` over test videos to the differences of tasks; returns a sentence for each that is missing"
-    try: kept = {c: [read_probabilities(r.folder)[NETWORK] for r in runs.values()] for c, runs in columns.items()}
-    except ValueError as e: return [f"No intervals over videos: {e}."] if len(columns) > 1 else []
-    config = read_json_dict(columns[base][min(columns[base])].folder/'config.json')
-    notes, scores = {}, columns[base][min(columns[base])].scores
-    # pretext tasks are not scored
-    for t in (Task(**t) for t in config['tasks'] if t['name'] in kept[base][0]):
-        key = task_score(scores[t.name], score)
-        what = 'probs' if key in RANKING else 'predicted'
-        values = {c: [{t.name: _by_clip(k[t.name], what)} for k in runs] for c, runs in kept.items()}
-        first = kept[base][0][t.name]
-        for row in (r for r in rows if r['task'] == t.name and r['column'] != base):
-            found = compare_scores(values[row['column']], values[base], {t.name: _by_clip(first, 'truth')}, [t],
-                                   _by_clip(first, 'videos'), key)[t.name]
-            row |= dict(low=found['low'], high=found['high'])
-            if found['note']: notes.setdefault(found['note'], []).append(f"{t.name} of {row['column']}")
-    return [f"{note} ({', '.join(where)})." for note, where in notes.items()]
+@dataclass
+class _Kept:
+    "The predictions that runs kept, for intervals over videos"
+    runs: dict  # column -> for each run, model -> task -> `KeptPredictions`
+    tasks: dict # name -> `Task`
+    keys: dict  # task -> the score that is compared
 
-# %% ../nbs/57_comparison.ipynb #dff9826b
+    def values(self, column, model, task):
+        "What the model of each run predicted, as `compare_scores` takes it; none where a run lacks it"
+        what = 'probs' if self.keys[task] in RANKING else 'predicted'
+        kept = [r.get(model, {}).get(task) for r in self.runs[column]]
+        return [] if None in kept else [{task: _by_clip(k, what)} for k in kept]
+
+    def measured(self, how, task, *sides):
+        "`low` and `high` of `mean_scores` or `compare_scores`, and why there are none"
+        first = next(iter(self.runs.values()))[0][NETWORK][task]
+        found = how(*sides, {task: _by_clip(first, 'truth')}, [self.tasks[task]], _by_clip(first, 'videos'),
+                    self.keys[task])[task]
+        return found['low'], found['high'], found['note']
+
+def _read_kept(columns, keys):
+    "The `_Kept` of all runs; raises `ValueError` if a run kept no predictions"
+    runs = {c: [read_probabilities(r.folder) for r in of.values()] for c, of in columns.items()}
+    first = next(iter(next(iter(columns.values())).values()))
+    tasks = read_json_dict(first.folder/'config.json')['tasks']
+    return _Kept(runs, {t['name']: Task(**t) for t in tasks if t['name'] in keys}, keys)
+
+# %% ../nbs/57_comparison.ipynb #2d8212ca
+def _add_videos(rows, columns, base, keys):
+    """Add `low` and `high` over test videos to the differences of tasks, and `mean_low` and `mean_high` to the means of
+    all models; returns a sentence for each reason that some are missing. Raises `ValueError` if a run kept no
+    predictions"""
+    kept, notes = _read_kept(columns, keys), {}
+    def said(note, of):
+        if note: notes.setdefault(note, {}).setdefault(of, []).append(task)
+    for r in (r for r in rows if r['task'] in keys):
+        task, column, model = r['task'], r['column'], r['model']
+        own = kept.values(column, model, task)
+        if own:
+            r['mean_low'], r['mean_high'], note = kept.measured(mean_scores, task, own)
+            said(note, column if model == NETWORK else model)
+        if 'difference' in r:
+            r['low'], r['high'], note = kept.measured(compare_scores, task, own, kept.values(base, NETWORK, task))
+            said(note, f'{column} less {base}')
+    def places(of): return '; '.join(f"{', '.join(dict.fromkeys(tasks))} of {name}" for name, tasks in of.items())
+    return [f'{note} ({places(of)}).' for note, of in notes.items()]
+
+def _reference_rows(columns, keys, draws, overlap):
+    "Rows of trivial baselines and simple models: one for all columns where the runs of all have the same scores"
+    rows = []
+    for name in dict.fromkeys(name for column in columns.values() for r in column.values() for name in r.references):
+        of = {c: _reference_values(column, name, keys, draws) for c, column in columns.items()}
+        same = len({json.dumps(v) for v in of.values()}) == 1
+        for c in list(of)[:1] if same else of:
+            first = columns[c][draws[0][0]]
+            for task, values in of[c].items():
+                mean, half = mean_interval(values, overlap) if values else (np.nan, np.nan)
+                rows.append(dict(task=task, column=c, model=name, shown=name if same else f'{name} ({c})',
+                                 values=values, mean=mean, half=half))
+                if overlap or len(set(values)) != 1 or task not in keys: continue
+                interval = first.reference_intervals.get(name, {}).get(task, {}).get(keys[task])
+                if interval and None not in interval: rows[-1] |= dict(zip(('mean_low', 'mean_high'), interval))
+    return rows
+
+def _reference_values(column, name, keys, draws):
+    "Task -> the score of a trivial baseline or simple model in each run or split; empty where a run has none"
+    found = {t: [[column[s].references.get(name, {}).get(t, {}).get(k) for s in d] for d in draws]
+             for t, k in keys.items()}
+    values = {t: [] if any(None in d for d in v) else [sum(d)/len(d) for d in v] for t, v in found.items()}
+    if len(keys) > 1: values[MEAN] = [sum(v)/len(v) for v in zip(*values.values())]  # none if a task has none
+    return values
+
+# %% ../nbs/57_comparison.ipynb #280ade36
 def compare_columns(
     columns: dict,       # of `columns_of`
     score: str='macro_f1', # what is compared
     base: str=None,      # the column to compare with; the first by default
     target: float=None   # mean validation macro F1; `costs` reports the steps and seconds until it is reached
 ) -> Comparison:
-    """Compare columns of runs. A row has `task`, `column`, `values` (a number for each run, or for each split), `mean`
-    and `half` (of the 95% interval), and except for the base `difference`, `difference_half`, `p` and `corrected` (its
-    p-value after Holm's correction), NaN where they do not exist. Raises `ValueError` for an unknown score or column,
-    if a score is not defined, or if it cannot be told what varies"""
+    """Compare columns of runs. A row has `task`, `column`, `model`, `values` (a number for each run or each split),
+    `mean` and `half` (of the 95% interval), and except for the base `difference`, `difference_half`, `p` and
+    `corrected` (its p-value after Holm's correction), NaN where they do not exist. With kept predictions, and where all
+    runs score the same clips, it has intervals over videos: `mean_low` and `mean_high`, `low` and `high` of the
+    difference. Raises `ValueError` for an unknown score or column, if a score is not defined, or if it cannot be told
+    what varies"""
     if base is None: base = next(iter(columns))
     if base not in columns: raise ValueError(f"no column {base!r}. {nearest_name(base, columns)}")
-    scores = columns[base][min(columns[base])].scores
-    for own in scores.values(): task_score(own, score)
+    keys = {t: task_score(own, score) for t, own in columns[base][min(columns[base])].scores.items()}
     draws, overlap = _draws(columns[base]), _overlap(columns[base].values())
-    values = {name: _score_values(column, score, list(scores), draws) for name, column in columns.items()}
-    rows = _compared(values, base, overlap)
-    notes = [] if overlap else _add_videos(rows, columns, base, score)
-    return Comparison(columns, base, score, rows, notes, overlap, target)
+    values = {name: _score_values(column, keys, draws) for name, column in columns.items()}
+    rows, notes = _compared(values, base, overlap), []
+    references = _reference_rows(columns, keys, draws, overlap)
+    if not overlap:
+        try: notes = _add_videos(rows + references, columns, base, keys)
+        except ValueError as e: notes = [f"No intervals over videos: {e}."]
+    return Comparison(columns, base, score, rows, references, notes, overlap, target)
 
-# %% ../nbs/57_comparison.ipynb #2418daaa
+# %% ../nbs/57_comparison.ipynb #4f05d017
 def _number(values, overlap=0.):
     "The mean of a number over runs, with its interval if it varies"
     mean, half = mean_interval(values, overlap)
     return f'{mean:.3f}' + (f' ± {half:.3f}' if half == half else '')
 
-def _reference_line(self, name):
-    "Cells of a baseline or simple model; empty where it has no score in some run"
-    keys = {task: task_score(own, self.score) for task, own in self.runs[0].scores.items()}
-    found = {task: [r.references.get(name, {}).get(task, {}).get(key) for r in self.runs] for task, key in keys.items()}
-    found = {task: values for task, values in found.items() if None not in values}
-    if set(self.tasks) - set(found) == {MEAN}: found[MEAN] = [sum(v)/len(v) for v in zip(*found.values())]
-    return [name, *(_number(found[task], self.overlap) if task in found else None for task in self.tasks)]
+def _score_cell(row, overlap):
+    "The mean of a row with its intervals over runs and over videos; empty without a score"
+    if not row['values']: return None
+    low, high = (row.get(k, np.nan) for k in ('mean_low', 'mean_high'))
+    return _number(row['values'], overlap) + (f'; videos {low:.2f} to {high:.2f}' if low == low else '')
 
 @patch
 def score_table(self:Comparison) -> str: # Markdown
-    "The score of each task in each column: its mean over runs and the half width of Student's 95% interval"
-    lines = [[f'**{c}**', *(_number(self.row(task, c)['values'], self.overlap) for task in self.tasks)]
-             for c in self.columns]
-    return markdown_table(['', *self.tasks], lines + [_reference_line(self, name) for name in self.runs[0].references])
+    """The score of each task in each column: its mean over runs, the half width of Student's 95% interval, and the 95%
+    interval over videos"""
+    lines = {f'**{c}**': {task: self.row(task, c) for task in self.tasks} for c in self.columns}
+    for r in self.references: lines.setdefault(r['shown'], {})[r['task']] = r
+    return markdown_table(['', *self.tasks], [[name, *(_score_cell(of[task], self.overlap) for task in self.tasks)]
+                                              for name, of in lines.items()])
 
 # %% ../nbs/57_comparison.ipynb #a8faeedc
 def _difference(row, lower=False):
@@ -601,9 +665,10 @@ def costs(self:Comparison) -> str: # Markdown
         lines.append(line if self.target is None else line + _to_target(runs, self.target))
     return markdown_table(head, lines)
 
-# %% ../nbs/57_comparison.ipynb #f9dd6e97
-OVER_VIDEOS = ("**videos**: 95% interval of the difference between these networks, had other videos been drawn for the"
-               " test. It is not corrected for the number of differences.")
+# %% ../nbs/57_comparison.ipynb #dd21a533
+OVER_VIDEOS = ("**videos**: 95% interval of the mean score of these trained models, or of the difference between two"
+               " means, had other videos been drawn for the test. It is not corrected for the number of intervals. A"
+               " mean over tasks has none.")
 BETTER = "**better**, **worse**: {}, at a corrected p below 0.05."
 
 @patch
@@ -617,12 +682,14 @@ def varies(self:Comparison) -> str:
         return (f"{n} splits of the same clips{each}. The splits share clips, so the variance is corrected by the ratio"
                 f" of test to training clips, {self.overlap:.3f} (Nadeau and Bengio, 2003). "
                 + BETTER.format('over splits of these clips'))
-    one = len({r.split for r in runs}) == 1
-    over = 'training seeds' if one else 'draws of the training clips'
-    what = f"{n} training seeds on one split" if one else f"{n} draws of the training clips{each}"
-    return (f"{what}. All runs score the same {tested}, so intervals and p-values are about training noise on these"
-            " clips: they do not say what would be found on others. "
-            + BETTER.format(f'on these test clips, over {over}'))
+    if len({r.split for r in runs}) == 1:
+        what, noise, over = f'{n} training seeds on one split', 'training noise', 'training seeds'
+        others = 'on other test clips, or after training on other clips'
+    else:
+        what, noise = f'{n} draws of the training clips{each}', 'which of the clips were drawn for training'
+        others, over = 'with other clips, in the test or to draw from', 'draws of the training clips'
+    return (f"{what}. All runs score the same {tested}, so ± and p-values are about {noise}. They do not say what would"
+            f" be found {others}. " + BETTER.format(f'on these test clips, over {over}'))
 
 @patch
 def markdown(self:Comparison) -> str:
@@ -633,9 +700,8 @@ def markdown(self:Comparison) -> str:
     if len(self.columns) > 1:
         how = ', pair by pair, with p-values corrected for all of them together (Holm)'
         parts += [f"Differences{how if several else ' of one run each'}:", self.difference_table()]
-        if any('low' in r for r in self.rows): parts.append(OVER_VIDEOS)
-        parts += [f'*{o}*' for o in self.notes]
-    return '\n\n'.join([*parts, self.costs()]) + '\n'
+    if '; videos ' in ''.join(parts): parts.append(OVER_VIDEOS)
+    return '\n\n'.join([*parts, *(f'*{o}*' for o in self.notes), self.costs()]) + '\n'
 
 @patch
 def _repr_markdown_(self:Comparison): return self.markdown()
@@ -659,7 +725,7 @@ def plot(self:Comparison,
     ax.legend(fontsize=7)
     return ax
 
-# %% ../nbs/57_comparison.ipynb #a2d1a720
+# %% ../nbs/57_comparison.ipynb #447d1b2b
 @patch
 def save(self:Comparison,
     folder,               # where `comparison.md`, `comparison.json` and `comparison.png` are written
@@ -675,7 +741,8 @@ def save(self:Comparison,
     (folder/'comparison.md').write_text(text, encoding='utf-8')
     folders = {c: [str(runs[seeds].folder) for seeds in sorted(runs)] for c, runs in self.columns.items()}
     write_json(folder/'comparison.json', dict(score=self.score, base=self.base, varies=self.varies(),
-                                              overlap=self.overlap, rows=self.rows, notes=self.notes, folders=folders))
+                                              overlap=self.overlap, rows=self.rows, references=self.references,
+                                              notes=self.notes, folders=folders))
 
 # %% ../nbs/57_comparison.ipynb #d18f4f7d
 def _folders(folders):

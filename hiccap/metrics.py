@@ -6,16 +6,17 @@
 __all__ = ['UNSURE', 'DRAWS', 'HEADLINE', 'SCORE_NAMES', 'RANKING', 'OF_CLIPS', 'count_scores', 'Thresholds', 'labelled_rows',
            'merits', 'best_threshold', 'steady_threshold', 'choose_thresholds', 'baseline_counts', 'headline_scores',
            'criterion_of', 'TaskScores', 'score_bounds', 'measured', 'score_task', 'Scores', 'evaluate', 'score_text',
-           'score_with_interval', 'interval_text', 'best_trivial', 'compare_scores']
+           'score_with_interval', 'interval_text', 'best_trivial', 'mean_scores', 'compare_scores']
 
-# %% ../nbs/26_metrics.ipynb #5804c826
+# %% ../nbs/26_metrics.ipynb #2c4dd3ee
 import importlib
 import numpy as np
 from dataclasses import dataclass, field
+from functools import partial
 from fastcore.basics import patch
 from .basics import counted, markdown_table, nearest_name, new_axes
-from .number_scores import (LOWER_IS_BETTER, NUMBER_BOUNDS, number_score_names, number_scores, plot_numbers,
-                                  trivial_numbers, undefined_numbers)
+from .number_scores import (CONSTANTS, LOWER_IS_BETTER, NUMBER_BOUNDS, number_score_names, number_scores,
+                                  plot_numbers, trivial_numbers, undefined_numbers)
 from .operating_points import CRITERIA, operating_point
 from .statistics import (MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, leave_out_weights, nanmean, rank_scores, ratio,
                                score_interval, too_few_videos, video_numbers)
@@ -226,13 +227,14 @@ def _predicted(predicted, task, known):
                          f" {task.n_classes}")
     return v
 
-# %% ../nbs/26_metrics.ipynb #75ba5937
+# %% ../nbs/26_metrics.ipynb #2bd611ea
 def baseline_counts(
-    support  # (C,) rows of each class
-) -> dict: # name -> (C, C) expected confusion
+    support  # (C,) rows of each class, or (R, C) of samples
+) -> dict: # name -> (C, C) expected confusion, or (R, C, C)
     "Confusion of always predicting each class, and of guessing with the classes' frequencies"
-    n, C = np.asarray(support, float), len(support)
-    return {c: np.outer(n, np.eye(C)[c]) for c in range(C)} | dict(prior=np.outer(n, n/max(n.sum(), 1)))
+    n = np.asarray(support, float)[..., None]
+    whole = np.maximum(n.sum(-2, keepdims=True), 1)
+    return {c: n*row for c, row in enumerate(np.eye(n.shape[-2]))} | dict(prior=n*n.swapaxes(-1, -2)/whole)
 
 # %% ../nbs/26_metrics.ipynb #b5ea1928
 HEADLINE = {  # whether binary -> scores
@@ -278,7 +280,7 @@ def _confusion(y, predicted, w, C):
     "(R, C, C) confusion matrices of samples"
     return (w @ np.eye(C*C, dtype=np.float32)[y*C + predicted]).reshape(-1, C, C)
 
-# %% ../nbs/26_metrics.ipynb #819c9be6
+# %% ../nbs/26_metrics.ipynb #cde2f0d3
 @dataclass
 class TaskScores:
     "The scores of one task on labelled rows"
@@ -292,6 +294,7 @@ class TaskScores:
     baselines: dict           # name -> the same scores of a trivial baseline
     notes: list               # why a score is undefined, or has no interval
     points: tuple = ()        # of a regression task: (n,) predictions and (n,) labels
+    baseline_intervals: dict = field(default_factory=dict)  # name of a baseline -> name of a score -> (low, high)
 
 @patch
 def __repr__(self:TaskScores):
@@ -306,19 +309,32 @@ def _undefined(task, support, confusion):
     return out + [f"class {c!r} was never predicted: its precision is undefined"
                   for c, n in zip(task.class_names, np.sum(confusion, 0)) if not n]
 
-# %% ../nbs/26_metrics.ipynb #10a967ce
-def _trivial(task, support):
-    "name -> headline scores of the trivial baselines; of more than two classes only the most frequent, and the prior"
-    binary, n = task.n_classes == 2, support.sum()
+# %% ../nbs/26_metrics.ipynb #6d0471a2
+def _trivial_classes(c, y, w, task):
+    "name -> (R,) scores of samples, of the trivial baseline `c` of `baseline_counts`"
+    support, binary = w @ np.eye(task.n_classes)[y], task.n_classes == 2
+    n = support.sum(1, keepdims=True)
     # the same answer for all has AUROC 1/2, and the class's share as average precision, if there are others
     both = (support > 0) & (support < n)
-    ranking = {k: nanmean(np.where(both, v, np.nan)[1 if binary else 0:])
-               for k, v in dict(auroc=.5, average_precision=support/max(n, 1)).items()}
-    wanted = {c: f'always {task.class_names[c]}' for c in (range(2) if binary else [int(support.argmax())])}
-    wanted['prior'] = 'prior'
-    confusions = baseline_counts(support)
-    return {name: {k: float(v) for k, v in _headline(confusions[c], ranking, binary).items()}
-            for c, name in wanted.items()}
+    ranking = {k: nanmean(np.where(both, v, np.nan)[:, 1 if binary else 0:])
+               for k, v in dict(auroc=.5, average_precision=ratio(support, n)).items()}
+    return _headline(baseline_counts(support)[c], ranking, binary)
+
+def _trivial(task, y, groups, n_boot, seed):
+    """name -> scores of the trivial baselines, and their intervals; of more than two classes only the most frequent,
+    and the prior"""
+    if task.is_regression:
+        ways = {name: (partial(trivial_numbers, name, y, task=task), {}) for name in CONSTANTS}
+    else:
+        support = np.bincount(y, minlength=task.n_classes)
+        wanted = {c: f'always {task.class_names[c]}' for c in
+                  (range(2) if task.n_classes == 2 else [int(support.argmax())])} | dict(prior='prior')
+        about = dict(y=y, classes=task.class_names)
+        ways = {name: (partial(_trivial_classes, c, y, task=task), about | dict(hits=() if c == 'prior' else [y == c]))
+                for c, name in wanted.items()}
+    found = {name: measured(lambda w: scored(w=w), groups, n_boot, seed, **about)
+             for name, (scored, about) in ways.items()}
+    return tuple({name: o[i] for name, o in found.items()} for i in (0, 1))
 
 # %% ../nbs/26_metrics.ipynb #cc72a2c8
 OF_CLIPS = ('accuracy', 'weighted_f1', 'exact_match', 'hamming')  # scores in which each clip counts the same
@@ -366,7 +382,7 @@ def measured(
     def of(names): return f" for {', '.join(names)}" if len(names) < len(defined) else ''
     return point, intervals, [f'no interval{of(names)}: {reason}' for reason, names in reasons.items()]
 
-# %% ../nbs/26_metrics.ipynb #47ade0e7
+# %% ../nbs/26_metrics.ipynb #175db239
 def score_task(
     task: Task,     # which
     p,              # (N, C) probabilities of labelled rows
@@ -386,15 +402,17 @@ def score_task(
     s, support = count_scores(confusion), confusion.sum(1)
     classes = {c: {k: float(s[k][i]) for k in ('precision', 'recall', 'f1')} | dict(rows=int(support[i]))
                for i, c in enumerate(task.class_names)}
-    return TaskScores(task, len(y), support.tolist(), confusion.tolist(), point, intervals, classes,
-                      _trivial(task, support), _undefined(task, support, confusion) + notes)
+    trivial, their_intervals = _trivial(task, y, groups, n_boot, seed)
+    return TaskScores(task, len(y), support.tolist(), confusion.tolist(), point, intervals, classes, trivial,
+                      _undefined(task, support, confusion) + notes, (), their_intervals)
 
 def _score_numbers(task, p, y, groups, n_boot, seed):
     "The same of a regression task"
     p, y = np.asarray(p, np.float64), np.asarray(y, np.float64)
     point, intervals, notes = measured(lambda w: number_scores(p, y, w, task), groups, n_boot, seed)
-    return TaskScores(task, len(y), [], [], point, intervals, {}, trivial_numbers(y, task),
-                      undefined_numbers(p, y) + notes, (p, y))
+    trivial, their_intervals = _trivial(task, y, groups, n_boot, seed)
+    return TaskScores(task, len(y), [], [], point, intervals, {}, trivial, undefined_numbers(p, y) + notes, (p, y),
+                      their_intervals)
 
 # %% ../nbs/26_metrics.ipynb #6c42dbe4
 @dataclass
@@ -532,7 +550,7 @@ def _repr_markdown_(self:Scores):
              self.overview(), f'All tasks: {overall}' if overall else '', *(f'*{o}*' for o in self.all_notes())]
     return '\n\n'.join(o for o in parts if o)
 
-# %% ../nbs/26_metrics.ipynb #7d78203c
+# %% ../nbs/26_metrics.ipynb #50d5a2b5
 def _score(scores, task, name):
     "One score of a task; NaN where `scores` has not measured it"
     return scores.tasks[task].scores.get(name, np.nan) if task in scores.tasks else np.nan
@@ -540,15 +558,18 @@ def _score(scores, task, name):
 def _task_dict(s):
     "The scores of one task as plain values"
     return dict(rows=s.n, support=dict(zip(s.task.class_names, s.support)), scores=s.scores,
-                intervals_95={k: list(v) for k, v in s.intervals.items()}, baselines=s.baselines, classes=s.classes,
+                intervals_95=_lists(s.intervals), baselines=s.baselines,
+                baseline_intervals_95={k: _lists(v) for k, v in s.baseline_intervals.items()}, classes=s.classes,
                 confusion=s.confusion, notes=s.notes)
+
+def _lists(intervals): return {k: list(v) for k, v in intervals.items()}
 
 @patch
 def to_dict(self:Scores) -> dict: # for `metrics.json`
     "Everything as plain values; NaN where a score is undefined"
     th = self.thresholds
     return dict(rows=self.n_rows, videos=self.n_groups, overall=self.overall,
-                overall_intervals_95={k: list(v) for k, v in self.overall_intervals.items()},
+                overall_intervals_95=_lists(self.overall_intervals),
                 overall_notes=list(self.notes),
                 tasks={k: _task_dict(s) for k, s in self.tasks.items()}, unmeasured=self.unmeasured,
                 thresholds=dict(values=th.values, chosen_on=th.source, score=th.score, notes=list(th.notes)))
@@ -574,15 +595,17 @@ def table(self:Scores,
             out.append(row | {_column(b, s.task): v[k] for b, v in s.baselines.items()})
     return pd.DataFrame(out)
 
-# %% ../nbs/26_metrics.ipynb #ba8149e5
+# %% ../nbs/26_metrics.ipynb #6a0bd5c0
 def _task_markdown(name, s, others):
     "The section of one task: its rows, a table of its scores, and what is undefined"
-    beside = {o: {k: _score(other, name, k) for k in s.scores} for o, other in others.items()} | s.baselines
+    measured = {o: (t.scores, t.intervals) for o, other in others.items() if (t := other.tasks.get(name))}
+    measured |= {o: (v, s.baseline_intervals[o]) for o, v in s.baselines.items()}
     rows = ', '.join(f'{n} {c}' for c, n in zip(s.task.class_names, s.support))
     if s.task.is_regression: rows = f'from {s.points[1].min():g} to {s.points[1].max():g}'
     lines = [[k, f'**{score_text(v)}**', interval_text(s.intervals.get(k)),
-              *(score_text(b[k]) for b in beside.values())] for k, v in s.scores.items()]
-    table = markdown_table(['score', 'this model', '95% interval', *beside], lines)
+              *(score_with_interval(own.get(k), intervals.get(k)) for own, intervals in measured.values())]
+             for k, v in s.scores.items()]
+    table = markdown_table(['score', 'this model', '95% interval', *measured], lines)
     return '\n\n'.join([f'### {name}', f'{s.n} labelled rows: {rows}', table, *(f'*{o}*' for o in s.notes)])
 
 @patch
@@ -648,7 +671,7 @@ def plot_points(self:Scores,
     if not s.task.is_regression: raise ValueError(f"task {task!r} has classes: use plot_confusion")
     return plot_numbers(*s.points, s.task, ax or new_axes((3, 2.6)))
 
-# %% ../nbs/26_metrics.ipynb #27a78648
+# %% ../nbs/26_metrics.ipynb #35ec4558
 def _one_score(v, y, w, task, score):
     "(R,) one score of samples, from (N, C) probabilities for a ranking score and from (N,) predictions for any other"
     if task.is_regression: return number_scores(v, y, w, task)[score]
@@ -665,6 +688,45 @@ def _to_compare(values, targets, task, score):
     k = _known(y, task)
     return k, _predicted(values, task, k)[k], y[k]
 
+def _of_trainings(side, targets, task, score):
+    "`_to_compare` of each training of one model"
+    return [_to_compare(v, targets, task, score) for v in ([side] if isinstance(side, dict) else side)]
+
+def _mean_score(rows, w, task, score):
+    "(R,) the mean score of several trainings on samples"
+    return np.mean([_one_score(v, y, w, task, score) for _, v, y in rows], 0)
+
+def _measured_models(task, score, rows, scored, groups, n_boot, seed, bounds, least):
+    "What `scored` makes of all rows, its interval, and why there is none"
+    k, _, y = rows[0]
+    N = _same_rows({task.name: k}, groups)
+    if not len(y): return np.nan, np.nan, np.nan, 'no labelled row'
+    videos = (np.arange(N) if groups is None else np.asarray(groups))[k]
+    hits = () if score in RANKING or task.is_regression else [v == y for _, v, _ in rows]
+    point, found, notes = measured(lambda w: {score: scored(w)}, videos, n_boot, seed, bounds, y=y,
+                                    classes=task.class_names, hits=hits, least=least)
+    return point[score], *found.get(score, (np.nan, np.nan)), ' '.join(notes)
+
+# %% ../nbs/26_metrics.ipynb #77b4721d
+def mean_scores(
+    a: list,            # for each training, task name -> (N,) predicted classes or numbers, or (N, C) probabilities
+    targets: dict,      # task name -> (N,)
+    tasks,              # the tasks
+    groups=None,        # (N,) the video of each row; every row on its own by default
+    score: str='macro_f1', # one of `headline_scores`; a ranking score needs probabilities
+    n_boot: int=1000,   # most samples of the interval; 0 for no interval
+    seed: int=0         # of the samples, where there are more videos
+) -> dict: # task name -> dict(value, low, high, note); the note says why `low` and `high` are NaN
+    """The mean of a score over several trainings of a model with its 95% interval over videos; raises `ValueError` for
+    rows that do not fit"""
+    out = {}
+    for t in check_tasks(tasks):
+        rows = _of_trainings(a, targets, t, score)
+        found = _measured_models(t, score, rows, lambda w: _mean_score(rows, w, t, score), groups, n_boot, seed,
+                                 score_bounds, MIN_VIDEOS)
+        out[t.name] = dict(zip(('value', 'low', 'high', 'note'), found))
+    return out
+
 def compare_scores(
     # task name -> (N,) predicted classes or numbers of one model; (N, C) probabilities for a ranking score; or a list
     # of such dicts, of several trainings, whose scores are averaged
@@ -680,21 +742,11 @@ def compare_scores(
     "The difference `a - b` of a score with its 95% interval over videos; raises `ValueError` for rows that do not fit"
     out = {}
     for t in check_tasks(tasks):
-        def rows(side): return [_to_compare(v, targets, t, score) for v in side]
-        one, other = (rows([side] if isinstance(side, dict) else side) for side in (a, b))
-        k, _, y = one[0]
-        N = _same_rows({t.name: k}, groups)
-        if not len(y):
-            out[t.name] = dict(difference=np.nan, low=np.nan, high=np.nan, note='no labelled row')
-            continue
-        def mean(side, w): return np.mean([_one_score(v, y, w, t, score) for _, v, _ in side], 0)
-        def scored(w): return {score: mean(one, w) - mean(other, w)}
-        videos = (np.arange(N) if groups is None else np.asarray(groups))[k]
-        hits = () if score in RANKING or t.is_regression else [v == y for _, v, _ in one + other]
-        point, found, notes = measured(scored, videos, n_boot, seed, _difference_bounds, y=y, classes=t.class_names,
-                                        hits=hits, least=MIN_VIDEOS_DIFFERENCE)
-        low, high = found.get(score, (np.nan, np.nan))
-        out[t.name] = dict(difference=point[score], low=low, high=high, note=' '.join(notes))
+        one, other = (_of_trainings(side, targets, t, score) for side in (a, b))
+        def scored(w): return _mean_score(one, w, t, score) - _mean_score(other, w, t, score)
+        found = _measured_models(t, score, one + other, scored, groups, n_boot, seed, _difference_bounds,
+                                 MIN_VIDEOS_DIFFERENCE)
+        out[t.name] = dict(zip(('difference', 'low', 'high', 'note'), found))
     return out
 
 # %% ../nbs/26_metrics.ipynb #afb512f9

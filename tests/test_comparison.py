@@ -555,22 +555,67 @@ def test_the_interval_over_videos_is_of_the_mean_over_runs(tmp_path, score):
     np.testing.assert_allclose([row['low'], row['high']], [low, high], atol=1e-5)
     assert f'; videos {low:+.3f} to {high:+.3f}' in c.difference_table() and not c.notes
     assert 'had other videos been drawn' in c.markdown()
+    for lr, own in tables.items():
+        def mean(v): return np.mean([scored(t[t.video != v]) for t in own])
+        (low, high), _ = jackknife_interval(mean(None), [mean(v) for v in dict.fromkeys(own[0].video)])
+        row = c.row('funny', f'lr={lr}')
+        np.testing.assert_allclose([row['mean_low'], row['mean_high']], [low, high], atol=1e-5)
+        half = mean_interval([scored(t) for t in own])[1]
+        assert f'| **lr={lr}** | {mean(None):.3f} ± {half:.3f}; videos {low:.2f} to {high:.2f} |' in c.score_table()
     single = compare_runs([tmp_path/'0.1 0', tmp_path/'0.2 0'], score=score)
     assert single.row('funny', 'lr=0.2')['low'] > 0 and '; videos +' in single.difference_table()
+
+
+def test_simple_models_and_trivial_baselines_have_intervals_over_videos(tmp_path):
+    "Simple models from what they predicted; trivial baselines from the first run, as all runs score the same clips"
+    tables = [videos_run(tmp_path/str(s), .1, s, .7) for s in range(2)]
+    for s, (a, b) in enumerate(((.3, .5), (.3, .5))):
+        def add(d):
+            own = d['scores']['tasks']['funny']
+            own['baselines'] = {'always yes': dict(macro_f1=.4), 'prior': dict(macro_f1=.5)}
+            own['baseline_intervals_95'] = {'always yes': dict(macro_f1=[a, b]), 'prior': dict(macro_f1=[None, None])}
+            said = dict(scores=dict(macro_f1=f1_score(tables[0].truth, 0*tables[0].truth, average='macro')))
+            d['beside'] = {name: dict(tasks=dict(funny=said)) for name in ('words', 'without predictions')}
+        edit(tmp_path/str(s)/'metrics.json', add)
+    c = compare_runs(tmp_path)
+    assert '| always yes | 0.400; videos 0.30 to 0.50 |' in c.score_table() and '| prior | 0.500 |' in c.score_table()
+    def score(t): return f1_score(t.truth, 0*t.truth, average='macro')
+    left_out = [score(tables[0][tables[0].video != v]) for v in dict.fromkeys(tables[0].video)]
+    (low, high), _ = jackknife_interval(score(tables[0]), left_out)
+    assert f'| words | {score(tables[0]):.3f}; videos {low:.2f} to {high:.2f} |' in c.score_table()
+    assert f'| without predictions | {score(tables[0]):.3f} |' in c.score_table()
+
+
+def test_a_simple_model_that_differs_between_columns_has_a_line_in_each():
+    runs = column(.1, [.5, .6]) + column(.2, [.6, .8])
+    for r in runs:
+        scores = dict(words=.25, frozen=r.config['lr'] + .25)
+        r.references = {name: dict(funny=dict(macro_f1=v)) for name, v in scores.items()}
+    shown = [cells(o) for o in compared(runs).score_table().splitlines()[4:]]
+    assert shown == [['words', '0.250'], ['frozen (lr=0.1)', '0.350'], ['frozen (lr=0.2)', '0.450']]
+
+
+def test_simple_models_of_several_seeds_on_each_split_are_averaged_first():
+    runs = [finished(dict(funny=.5), seed, split, f'{split}xyz', lr=.1) for split in range(3) for seed in range(2)]
+    for r in runs: r.references = dict(words=dict(funny=dict(macro_f1=.1*r.split_seed[0] + .02*r.seed)))
+    half = mean_interval([.01, .11, .21], 10/80)[1]
+    assert cells(compared(runs).score_table().splitlines()[-1]) == ['words', f'0.110 ± {half:.3f}']
 
 
 def test_there_is_no_interval_over_videos_where_there_cannot_be(tmp_path):
     for lr in (.1, .2): videos_run(tmp_path/'few'/str(lr), lr, 0, .7, n_videos=12)
     c = compare_runs(tmp_path/'few')
     assert np.isnan(c.row('funny', 'lr=0.2')['low']) and '; videos' not in c.difference_table()
-    assert '12 videos, and an interval needs at least' in c.markdown() and 'funny of lr=0.2' in c.notes[0]
+    assert '12 videos, and an interval needs at least' in c.markdown()
+    assert 'funny of lr=0.2 less lr=0.1' in c.notes[0] and 'videos, and an interval' not in ''.join(c.notes[1:])
     for lr in (.1, .2): videos_run(tmp_path/'old'/str(lr), lr, 0, .7)
     (tmp_path/'old'/'0.2'/'probabilities.csv').unlink()
     c = compare_runs(tmp_path/'old')
     assert 'low' not in c.row('funny', 'lr=0.2') and 'No intervals over videos: ' in c.markdown()
     assert str(tmp_path/'old'/'0.2') in c.notes[0]
     alone = compare_runs(tmp_path/'old'/'0.1')
-    assert not alone.notes and len(alone.rows) == 1 and not compare_runs(tmp_path/'old'/'0.2').notes
+    assert not alone.notes and len(alone.rows) == 1 and '; videos' in alone.score_table()
+    assert 'No intervals over videos: ' in compare_runs(tmp_path/'old'/'0.2').notes[0]
     splits = compared(resplit(.1, [.5, .6]), resplit(.2, [.6, .8]))
     assert not splits.notes and 'low' not in splits.row('funny', 'lr=0.2')
 

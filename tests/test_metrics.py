@@ -14,8 +14,9 @@ from scipy import stats
 from hiccap import metrics as module
 from hiccap.metrics import (CRITERIA, HEADLINE, OF_CLIPS, RANKING, SCORE_NAMES, Thresholds, baseline_counts,
                             best_trivial, choose_thresholds, compare_scores, count_scores, evaluate, interval_text,
-                            score_task, score_text, score_with_interval)
+                            mean_scores, score_bounds, score_task, score_text, score_with_interval)
 from hiccap.baselines import tfidf_baseline
+from hiccap.statistics import jackknife_interval, score_interval
 from hiccap.tasks import IGNORE, Task
 
 NAN = float('nan')
@@ -106,6 +107,27 @@ def test_trivial_baselines_are_the_scores_of_answering_so(case):
         if f'always {c}' not in found: continue
         acting = evaluate(dict(t=np.eye(C)[np.full(n, i)]), dict(t=y), [task], n_boot=0).tasks['t'].scores
         for k, v in acting.items(): assert same(found[f'always {c}'][k], v), (c, k)
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 10**6), st.sampled_from([2, 3, 0]))
+def test_intervals_of_trivial_baselines_are_those_of_a_loop_over_videos(seed, C):
+    "The baseline answers anew for the clips that are left: the prior, the mean and the median change with them"
+    rng = np.random.default_rng(seed)
+    g = np.sort(rng.integers(0, 8, 60))
+    y = rng.choice(C, 60, p={2: [.4, .6], 3: [.8, .1, .1]}[C]) if C else rng.normal(size=60)
+    task = Task('t', C) if C else Task('t', kind='regression', scale=(-3, 3))
+    def scored(k, **kw): return score_task(task, np.full((len(y[k]), max(C, 1)), .5), y[k], y[k], g[k], **kw)
+    whole = scored(slice(None))
+    assert list(whole.baseline_intervals) == list(whole.baselines) != []
+    for name, of in whole.baseline_intervals.items():
+        for k, (low, high) in of.items():
+            if low != low: continue
+            samples = [scored(g != v, n_boot=0).baselines[name][k] for v in np.unique(g)]
+            expected, why = score_interval(whole.baselines[name][k], samples, score_bounds(k))
+            assert not why and same(low, expected[0]) and same(high, expected[1])
+    known = dict.fromkeys(k for of in whole.baseline_intervals.values() for k, (low, _) in of.items() if low == low)
+    assert set(known) >= ({'accuracy'} if C else {'mae'})
 
 
 def test_the_prior_is_what_guessing_gives():
@@ -540,6 +562,35 @@ def test_a_difference_and_its_interval_are_those_of_a_loop_over_videos(seed, C, 
     assert same([back[k] for k in ('difference', 'low', 'high')], [-d[k] for k in ('difference', 'high', 'low')])
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 10**6), st.integers(2, 3), st.sampled_from(['macro_f1', 'auroc']))
+def test_the_mean_score_of_trainings_and_its_interval_are_those_of_a_loop_over_videos(seed, C, score):
+    rng = np.random.default_rng(seed)
+    g, y = np.repeat(np.arange(10), 4), rng.integers(0, C, 40)
+    p = [(rng.dirichlet(np.ones(C), 40) + .3*np.eye(C)[y])/1.3 for _ in range(3)]
+    y[rng.random(40) < .1] = IGNORE
+    values = [dict(t=o if score == 'auroc' else o.argmax(1)) for o in p]
+    d = mean_scores(values, dict(t=y), [Task('t', C)], g, score)['t']
+    def of(keep):
+        k = keep & (y != IGNORE)
+        return np.mean([one_by_sklearn(score, o[k], y[k], o[k].argmax(1)) for o in p])
+    low, high = jackknife_interval(of(g >= 0), [of(g != v) for v in range(10)])[0]
+    assert same(d['value'], of(g >= 0)) and (d['note'] or same(d['low'], low) and same(d['high'], high))
+    alone = mean_scores(values[:1], dict(t=y), [Task('t', C)], g, score, n_boot=0)['t']
+    assert np.isnan(alone['low']) and same(alone['value'], one_by_sklearn(
+        score, p[0][y != IGNORE], y[y != IGNORE], p[0][y != IGNORE].argmax(1)))
+
+
+def test_the_mean_score_needs_as_many_videos_as_one_score():
+    y = np.tile([0, 1], 20)
+    said = [dict(t=np.where(np.random.default_rng(s).random(40) < .8, y, 1 - y)) for s in range(2)]
+    for videos, enough in ((4, False), (5, True)):
+        d = mean_scores(said, dict(t=y), [Task('t')], np.arange(40)//(40//videos))['t']
+        assert (d['low'] < d['value'] < d['high']) == enough and ('at least 5' in d['note']) != enough
+    none = mean_scores(said, dict(t=np.full(40, IGNORE)), [Task('t')])['t']
+    assert none['note'] == 'no labelled row' and np.isnan(none['value'])
+
+
 def test_differences_are_over_videos():
     "Clips of a video that are right or wrong together are not independent"
     rng = np.random.default_rng(0)
@@ -669,6 +720,7 @@ def test_everything_that_was_found_is_kept():
     for k, t in s.tasks.items():
         assert d['tasks'][k] == dict(
             rows=t.n, support=dict(zip(t.task.class_names, t.support)), scores=t.scores, baselines=t.baselines,
+            baseline_intervals_95={o: {n: list(v) for n, v in of.items()} for o, of in t.baseline_intervals.items()},
             intervals_95={n: list(v) for n, v in t.intervals.items()}, classes=t.classes, confusion=t.confusion,
             notes=t.notes)
         said = np.array(t.confusion)

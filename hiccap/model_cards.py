@@ -30,7 +30,7 @@ def public_name(
     if value[:1] not in './~' and _HUB_NAME.fullmatch(value) and not os.path.exists(value): return value
     return re.split(r'[/\\]', value.rstrip('/\\'))[-1] or value
 
-# %% ../nbs/60ba_model_cards.ipynb #18426fbb
+# %% ../nbs/60ba_model_cards.ipynb #3d5063d7
 def _best_trivial(measured, score):
     "Name and value of the trivial baseline that is best in a score; None where none is defined"
     defined = {k: v[score] for k, v in measured['baselines'].items() if v.get(score) is not None}
@@ -52,6 +52,7 @@ def score_rows(
             baseline, trivial = _best_trivial(own, k)
             rows.append(dict(task=t.name, score=k, value=own['scores'][k], low=low, high=high, trivial=trivial,
                              trivial_baseline=baseline,
+                             trivial_interval=own.get('baseline_intervals_95', {}).get(baseline, {}).get(k),
                              intervals={o: m['intervals_95'].get(k) for o, m in same.items()},
                              **{o: m['scores'][k] for o, m in same.items()}))
     return rows

@@ -81,7 +81,7 @@ def plot_scores_of(
             for ax, name in zip(axes, names): plot(name, ax)
         if names: save_figure(folder/f'{file}.png', draw, (2.6*len(names), 2.8), len(names))
 
-# %% ../nbs/54_reports.ipynb #0241d302
+# %% ../nbs/54_reports.ipynb #a8297961
 def report_scores(
     task # a `Task`
 ) -> tuple: # names of scores
@@ -104,13 +104,16 @@ def headline(
             baseline, trivial = best_trivial(s, k) or ('', np.nan)
             same = {o: other.tasks[name] for o, other in others.items()}
             rows.append(dict(task=name, score=k, value=s.scores[k], low=low, high=high, trivial=trivial,
-                             trivial_baseline=baseline, intervals={o: t.intervals.get(k) for o, t in same.items()},
+                             trivial_baseline=baseline,
+                             trivial_interval=s.baseline_intervals.get(baseline, {}).get(k),
+                             intervals={o: t.intervals.get(k) for o, t in same.items()},
                              **{o: t.scores[k] for o, t in same.items()}))
     return rows
 
-# %% ../nbs/54_reports.ipynb #3e1f900e
+# %% ../nbs/54_reports.ipynb #0db54c28
 # of a row of `headline`; any other is a model, and `intervals` are those of the other models
-HEADLINE_COLUMNS = 'task', 'score', 'value', 'low', 'high', 'trivial', 'trivial_baseline', 'intervals'
+HEADLINE_COLUMNS = ('task', 'score', 'value', 'low', 'high', 'trivial', 'trivial_baseline', 'trivial_interval',
+                    'intervals')
 
 def headline_markdown(
     rows # of `headline`
@@ -124,7 +127,8 @@ def _headline_cells(row, others):
     "The cells of one row"
     baseline = f" ({row['trivial_baseline']})" if row['trivial_baseline'] else ''
     return [row['task'], SCORE_NAMES[row['score']], f"**{score_text(row['value'])}**",
-            interval_text((row['low'], row['high'])), score_text(row['trivial']) + baseline,
+            interval_text((row['low'], row['high'])),
+            score_with_interval(row['trivial'], row['trivial_interval']) + baseline,
             *(score_with_interval(row[o], row['intervals'].get(o)) for o in others)]
 
 # %% ../nbs/54_reports.ipynb #rep00002

@@ -273,17 +273,30 @@ modalities: {{name: dropout, p: 0.2}}
 seeds: [0, 1]
 """
 
-def test_names_of_other_models_are_printed_whole_above_their_scores(monkeypatch, capsys):
-    names = ['TF-IDF + logistic regression', 'frozen features + logistic regression', 'best possible']
-    row = dict(task='funny', score='f1', value=.5, low=.4, high=.6, trivial=.3) | dict(zip(names, (.1, .2, .9)))
+def test_names_of_other_models_are_printed_whole_above_their_scores_and_intervals(monkeypatch, capsys):
+    names = ['words + logistic regression', 'network without its linear part', 'best possible']
+    row = dict(task='funny', score='f1', value=.5, low=.4, high=.6, trivial=.3, trivial_interval=(.25, .35))
+    row |= dict(zip(names, (.1, .2, .9))) | dict(intervals=dict.fromkeys(names[1:], (.125, .755)))
     monkeypatch.setattr('hiccap.reports.headline', lambda scores, others: [row])
     hiccap.cli._show_scores(SimpleNamespace(all_notes=list), dict.fromkeys(names))
-    first, second, values = capsys.readouterr().out.strip('\n').split('\n')
-    for name in names:
-        head, plus, rest = name.partition(' + ')
+    first, second, values, below, said = capsys.readouterr().out.strip('\n').split('\n')
+    for name, (top, bottom) in zip(names, (('words + logistic', 'regression'), ('network without', 'its linear part'),
+                                           ('best possible', ''))):
         end = values.index(f'{row[name]:.3f}') + 5
-        assert first[:end].endswith(head) and second[:end].strip().endswith(f'+ {rest}' if plus else '')
-    assert first.index('interval') < first.index('TF-IDF') and values.index('0.300') + 5 == first.index('trivial') + 7
+        assert first[:end].endswith(top) and second[:end].strip().endswith(bottom)
+        assert below[:end].endswith('0.12–0.76') == (name != names[0])
+    for value, interval, head in (('0.500', '0.40–0.60', 'model'), ('0.300', '0.25–0.35', 'trivial')):
+        end = values.index(value) + 5
+        assert first[:end].endswith(head) and below[:end].endswith(interval)
+    assert '95% interval' in said
+
+
+def test_a_table_without_intervals_has_a_line_for_each_score(monkeypatch, capsys):
+    row = dict(task='funny', score='f1', value=.5, low=np.nan, high=np.nan, trivial=.3, trivial_interval=None, words=.1,
+               intervals=dict(words=(None, None)))
+    monkeypatch.setattr('hiccap.reports.headline', lambda scores, others: [row])
+    hiccap.cli._show_scores(SimpleNamespace(all_notes=list), dict(words=None))
+    assert len(capsys.readouterr().out.strip('\n').split('\n')) == 2
 
 
 def test_one_word_changed_is_a_new_column_of_the_table(synthetic, tmp_path):

@@ -15,7 +15,7 @@ from typing import Iterator, NamedTuple
 from fastcore.basics import patch
 from .clips import DataError, first_repeated
 
-# %% ../nbs/11b_tables.ipynb #5ba42a28
+# %% ../nbs/11b_tables.ipynb #309b5541
 @contextmanager
 def readable(
     path,        # of the file
@@ -55,6 +55,7 @@ def _not_utf8(path):
                                  file=path, fix='Save it as UTF-8, which spreadsheets call "CSV UTF-8"', at=f'line {n}')
     return _changed(path) # it is UTF-8 now
 
+# %% ../nbs/11b_tables.ipynb #ff10e6b0
 @contextmanager
 def text_of(
     path,      # of a text file, `.gz` or not

@@ -189,7 +189,7 @@ ROWS = {
     'the next line begins alike': (',', 'a_1,"x\na_22,y",0', None),
     'a later line begins alike': (',', 'a_1,"x\nso it goes\na_2,y",0', None),
     'no line begins alike': (',', 'a_1,"x, y\nz, w\nb 2, v",0', 'x, y\nz, w\nb 2, v'),
-    'a line of one cell is no row': (',', 'a_1,"see\na_2\nand so",0', 'see\na_2\nand so'),
+    'a line of one cell is not a row': (',', 'a_1,"see\na_2\nand so",0', 'see\na_2\nand so'),
     'the first line is of one cell': (',', '"1\n2, x",so it goes,0', 'so it goes'),
     'as many cells, numbered alike': (',', 'anna,"he said,1\nbob,left",0', None),
     'as many cells without numbers': (',', 'anna,"he said,yes\nbob,left",no', 'he said,yes\nbob,left'),
@@ -298,8 +298,8 @@ def test_lines_of_a_json_file_that_are_not_an_object_each(put, body): assert lin
 def test_records_that_are_not_objects(put, told):
     path = put('t.json', '{"clips": [{"id": "a"}, {}],\n"b": [{}, 1], "c": [],\n"d": 3, "e": {"y": 1}}')
     (_, a), (_, b), (_, c), (_, d), (_, e) = rows(path)
-    assert told(a) == ("file t.json, line 1: the name 'clips' holds a list of 2 records, and each name should be a clip."
-                       " Write the list alone to the file: json.dump(everything['clips'], file)")
+    assert told(a) == ("file t.json, line 1: the name 'clips' holds a list of 2 records, and each name should be a"
+                       " clip. Write the list alone to the file: json.dump(everything['clips'], file)")
     fix = 'Write each clip as one object of named fields'
     assert told(b) == f"clip 'b', file t.json, line 2: the record is a list, not an object. {fix}"
     assert told(c) == f"clip 'c', file t.json, line 2: the record is a list, not an object. {fix}"
@@ -371,6 +371,12 @@ def test_the_index_of_a_parquet_file(tmp_path, index, more):
     assert open_table(path).columns == [*more, 'text']
 
 
+@pytest.mark.parametrize('name', ['id', None])
+def test_a_column_comes_before_an_index_of_its_name(tmp_path, name):
+    pd.DataFrame(dict(id=['p', 'q']), index=pd.Index(['u', 'v'], name=name)).to_parquet(tmp_path/'t.parquet')
+    assert rows(tmp_path/'t.parquet') == [('row 1', dict(id='p')), ('row 2', dict(id='q'))]
+
+
 def test_a_parquet_file_that_is_damaged(put, told):
     found = told(rows, put('t.parquet', 'PAR1' + 'x'*40))
     assert found.startswith('file t.parquet: cannot be read (Arrow') and found.endswith(f'). {COMPLETE}')
@@ -409,6 +415,11 @@ def test_rows_of_a_spreadsheet_have_its_lines(tmp_path):
     assert [(r.at, r.values) for r in table] == [
         ('line 2', {'id': 'a', '2021': .5, 'text': 'NA'}), ('line 4', {'id': 'b', '2021': '', 'text': '1'}),
         ('line 6', {'id': 'c', '2021': 2, 'text': ''})]
+
+
+def test_a_number_that_names_a_column_of_numbers(tmp_path):
+    assert rows(sheets(tmp_path/'t.xlsx', [[2021, 2022.5], [.5, 1], [1, 2]])) == [
+        ('line 2', {'2021': .5, '2022.5': 1}), ('line 3', {'2021': 1, '2022.5': 2})]
 
 
 def test_a_spreadsheet_of_as_many_rows_as_columns(tmp_path):

@@ -184,10 +184,11 @@ def test_quotation_marks_that_do_not_match(put, told):
     assert found.endswith(f'). {MARKS}') and texts(path, raw_quotes=True) == ['so', '"so', 'b']
 
 
-# a row of three lines each: its text, or None where the lines look like rows
+# a row of several lines each: its text, or None where the lines look like rows
 ROWS = {
     'the next line begins alike': (',', 'a_1,"x\na_22,y",0', None),
     'a later line begins alike': (',', 'a_1,"x\nso it goes\na_2,y",0', None),
+    'a line of two cells begins alike': (',', 'a_1,"x\na_2,y\nz",0', None),
     'no line begins alike': (',', 'a_1,"x, y\nz, w\nb 2, v",0', 'x, y\nz, w\nb 2, v'),
     'a line of one cell is not a row': (',', 'a_1,"see\na_2\nand so",0', 'see\na_2\nand so'),
     'the first line is of one cell': (',', '"1\n2, x",so it goes,0', 'so it goes'),

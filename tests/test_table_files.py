@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import time
+import tracemalloc
 import zipfile
 
 import pandas as pd
@@ -236,6 +237,16 @@ def test_entries_come_with_their_lines_whatever_the_window(tmp_path_factory, ent
     path = tmp_path_factory.mktemp('t')/'t.json'
     path.write_bytes((body + ']}'[not listed] + space).encode())
     assert list(json_entries(path, size)) == expected
+
+
+def test_a_json_file_is_not_held_whole(put):
+    path = put('t.json', json.dumps(['x'*1000]*2000))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in json_entries(path, 1000)) == 2000
+        most = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert most < path.stat().st_size/4
 
 
 @pytest.mark.parametrize('body, said', [

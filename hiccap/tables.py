@@ -6,8 +6,8 @@
 __all__ = ['QUOTES', 'FORMATS', 'TABLES', 'readable', 'text_of', 'csv_rows', 'Repeated', 'json_object', 'json_entries',
            'lines_error', 'not_an_object', 'json_lines', 'table_format', 'Record', 'Unstored', 'Table', 'open_table']
 
-# %% ../nbs/11b_tables.ipynb #5b924402
-import csv, gzip, io, itertools, json, os, re, time, zipfile, zlib
+# %% ../nbs/11b_tables.ipynb #7d4b7860
+import csv, functools, gzip, io, itertools, json, os, re, time, zipfile, zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Iterator, NamedTuple
 from fastcore.basics import patch
 from .clips import DataError, first_repeated
 
-# %% ../nbs/11b_tables.ipynb #523c45d3
+# %% ../nbs/11b_tables.ipynb #309b5541
 @contextmanager
 def readable(
     path,        # of the file
@@ -29,17 +29,20 @@ def readable(
         after = os.stat(path)
         # a time stamp from before is one that the file system wrote late
         written = after.st_mtime_ns != before.st_mtime_ns and after.st_mtime_ns > began
-        if written or after.st_size != before.st_size:
-            raise DataError('changed while it was read', file=path, fix='Read it again when it is complete')
+        if written or after.st_size != before.st_size: raise _changed(path)
     except FileNotFoundError: raise DataError('no such file', file=path, fix='Check the path') from None
-    except UnicodeDecodeError as e: raise _not_utf8(path, e) from None
+    except UnicodeDecodeError: raise _not_utf8(path) from None
     except (OSError, EOFError, zlib.error, *errors) as e:
-        raise DataError(f"cannot be read ({e or type(e).__name__})", file=path, fix=fix) from None
+        raise DataError(f"cannot be read ({str(e) or type(e).__name__})", file=path, fix=fix) from None
     except RecursionError: raise DataError('nested too deeply', file=path, fix=fix) from None
 
 def _open(path): return gzip.open(path, 'rb') if Path(path).suffix.lower() == '.gz' else open(path, 'rb')
 
-def _not_utf8(path, e):
+def _changed(path):
+    "The `DataError` for a file that is not what it was when reading began"
+    return DataError('changed while it was read', file=path, fix='Read it again when it is complete')
+
+def _not_utf8(path):
     "The `DataError` for a file that is not UTF-8: the line, and the clip near it"
     with _open(path) as f:
         for n, line in enumerate(f, 1):
@@ -50,8 +53,9 @@ def _not_utf8(path, e):
                 seen = byte.decode('cp1252', 'replace')
                 return DataError(f"is not UTF-8: byte 0x{byte.hex()} near {near!r}, {seen!r} in Windows-1252",
                                  file=path, fix='Save it as UTF-8, which spreadsheets call "CSV UTF-8"', at=f'line {n}')
-    return DataError(f"is not UTF-8 ({e})", file=path, fix='Save it as UTF-8')
+    return _changed(path) # it is UTF-8 now
 
+# %% ../nbs/11b_tables.ipynb #ff10e6b0
 @contextmanager
 def text_of(
     path,      # of a text file, `.gz` or not
@@ -65,7 +69,7 @@ def text_of(
                             fix='Save it as UTF-8, which spreadsheets call "CSV UTF-8"')
         with io.TextIOWrapper(f, encoding='utf-8-sig', newline='') as text: yield text
 
-# %% ../nbs/11b_tables.ipynb #9ab4cb43
+# %% ../nbs/11b_tables.ipynb #8006f434
 csv.field_size_limit(1 << 30) # a transcript may be longer than the 131,072 characters that `csv` allows by default
 
 QUOTES = 'If the marks belong to the text, say so: --raw-quotes, or raw_quotes=True'
@@ -89,7 +93,8 @@ def _swallowed(lines, sep, n):
     rows = [line.rstrip('\r\n').split(sep) for line in lines]
     if _shape(rows[0][0]) and any(len(r) > 1 and _shape(r[0]) == _shape(rows[0][0]) for r in rows[1:]): return True
     if any(len(r) != n for r in rows): return False
-    return sep == '\t' or any(cells[0] and len(set(cells)) == 1 for cells in (list(map(_shape, c)) for c in zip(*rows)))
+    shapes = [set(map(_shape, column)) for column in zip(*rows)]
+    return sep == '\t' or any(len(o) == 1 and o != {''} for o in shapes)
 
 # %% ../nbs/11b_tables.ipynb #3604f09a
 def csv_rows(
@@ -139,7 +144,7 @@ def _quote_error(path, start, end, why):
     return DataError(f"a quotation mark opens a cell that ends in line {end} ({why})", file=path, fix=QUOTES,
                      at=f'line {start}')
 
-# %% ../nbs/11b_tables.ipynb #b0960a63
+# %% ../nbs/11b_tables.ipynb #d7247355
 class Repeated(dict): "An object in which a name appeared twice"
 
 def json_object(
@@ -154,14 +159,15 @@ class _Window:
     SPACE = re.compile(r'\s*')
 
     def __init__(self, f, size):
-        self.f, self.size, self.text, self.at, self.end, self.line, self.counted = f, size, '', 0, False, 1, 0
+        self.f, self.size, self.text, self.at, self.line, self.counted = f, size, f.read(size), 0, 1, 0
 
     def more(self):
         "Read on; whether there was anything left"
         self.place()
-        new = self.f.read(max(self.size, len(self.text) - self.at))
-        self.end, self.text, self.at, self.counted = not new, self.text[self.at:] + new, 0, 0
-        return not self.end
+        self.text, self.at, self.counted = self.text[self.at:], 0, 0
+        new = self.f.read(max(self.size, len(self.text)))
+        self.text += new
+        return bool(new)
 
     def place(self):
         "The line that the window has come to"
@@ -175,7 +181,7 @@ class _Window:
             self.at = self.SPACE.match(self.text, self.at).end()
             if self.at < len(self.text) or not self.more(): return self.text[self.at:self.at + 1]
 
-# %% ../nbs/11b_tables.ipynb #f40e06d8
+# %% ../nbs/11b_tables.ipynb #b562112f
 @patch
 def value(self:_Window, decode):
     "The next JSON value; the window grows until it holds the whole value"
@@ -183,7 +189,7 @@ def value(self:_Window, decode):
     while True:
         try: v, at = decode(self.text, self.at)
         except json.JSONDecodeError:
-            if self.end or not self.more(): raise
+            if not self.more(): raise
             continue
         if at < len(self.text) or not self.more():
             self.at = min(at, len(self.text))
@@ -241,7 +247,7 @@ def json_entries(
             yield from _entries(_Window(f, size), json.JSONDecoder(object_pairs_hook=json_object).raw_decode)
     except DataError as e: raise DataError(e.what, e.clip, path, e.fix, e.at) from None
 
-# %% ../nbs/11b_tables.ipynb #109fae4f
+# %% ../nbs/11b_tables.ipynb #df36de3f
 def lines_error(
     path # of a file that is read as JSON
 ): # `DataError`, or None
@@ -267,11 +273,9 @@ def not_an_object(
 
 def _json_records(path):
     "The records of a JSON file"
-    checked = False
+    look = functools.cache(lines_error) # at the file once, however many records are not objects
     for at, id, v in json_entries(path):
-        if not isinstance(v, dict) and not checked:
-            checked = True
-            if e := lines_error(path): raise e
+        if not isinstance(v, dict) and (e := look(path)): raise e
         yield Record(at, id, v if isinstance(v, dict) else not_an_object(v, path, id, at))
 
 def _line_records(path):
@@ -330,7 +334,7 @@ class Table:
     notes: list               # sentences on what was not read
     def __iter__(self): return self.records
 
-# %% ../nbs/11b_tables.ipynb #625ded7d
+# %% ../nbs/11b_tables.ipynb #a6ae29e6
 def _check_names(names, path):
     "Raise `DataError` for a table without column names, or with two columns of one name"
     if not any(str(o).strip() for o in names):
@@ -346,10 +350,10 @@ def _check_excel(path):
     if head[:1] == b'<':
         raise DataError('is HTML or XML, not an Excel file', file=path,
                         fix='Open it in a spreadsheet program and save it as .xlsx, or as CSV')
-    if head and all(o >= 32 or o in b'\t\r\n' for o in head):
+    if re.fullmatch(rb'[\t\r\n\x20-\xff]+', head):
         raise DataError('is text, not an Excel file', file=path, fix='Name it .csv or .tsv, as its cells are separated')
 
-# %% ../nbs/11b_tables.ipynb #5c4431a6
+# %% ../nbs/11b_tables.ipynb #93858908
 def _has_formulas(path):
     "Whether a sheet of an Excel file holds a formula; those of .xls always have a value"
     if not zipfile.is_zipfile(path): return False
@@ -373,19 +377,19 @@ def _mark_unstored(path, name, sheet, notes):
     "A sheet with an `Unstored` in each cell whose formula has no stored value"
     if not _has_formulas(path) or not (found := _unstored(path, name)): return sheet
     rows, columns = (range(max(k, 1 + max(at))) for k, at in zip(sheet.shape, zip(*found)))
-    sheet = sheet.reindex(index=rows, columns=columns, fill_value='')
+    sheet = sheet.reindex(index=rows, columns=columns, fill_value='').astype(object) # new columns hold text only
     for n, k in found: sheet.iat[n, k] = Unstored(name)
     n, k = found[0]
     notes.append(f"{len(found)} cells of sheet {name!r} are formulas without a stored value, the first in column"
                  f" {str(sheet.iat[0, k])!r}, line {n + 1}: {Unstored.FIX}")
     return sheet
 
-# %% ../nbs/11b_tables.ipynb #4e5fd5c1
+# %% ../nbs/11b_tables.ipynb #c90d76cb
 def _excel(path, notes):
     "The one sheet of an Excel file, the first row its header; rows are numbered from 1"
     import pandas as pd # here: whoever reads packed clips needs no pandas
     _check_excel(path)
-    sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=object, keep_default_na=False, na_filter=False)
+    sheets = pd.read_excel(path, sheet_name=None, header=None, dtype=object, na_filter=False)
     sheets = {k: v for k, v in sheets.items() if v.size}
     if len(sheets) != 1:
         raise DataError(f"holds {len(sheets)} sheets with cells: {', '.join(sheets)}", file=path,
@@ -393,7 +397,7 @@ def _excel(path, notes):
     (name, sheet), = sheets.items()
     sheet = _mark_unstored(path, name, sheet, notes)
     frame = sheet.iloc[1:].set_axis([str(o) for o in sheet.iloc[0]], axis=1)
-    return frame[~frame.map(lambda o: o is None or str(o).strip() == '' or o != o).all(axis=1)]
+    return frame[~frame.map(lambda o: str(o).strip() == '' or o != o).all(axis=1)]
 
 # %% ../nbs/11b_tables.ipynb #4ce76964
 def _parquet(path):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, strategies as st
 
@@ -68,13 +66,6 @@ def test_errors_say_where_and_how_to_correct_them(tmp_path):
     assert f"near '{long[:40]}'," in str(e)
 
 
-@pytest.mark.parametrize('encoding', ['utf-16-le', 'utf-16-be'])
-def test_utf_16_is_known_by_its_mark_alone(tmp_path, encoding):
-    (tmp_path/'t.csv').write_bytes('\ufeff\u4e00\u4e8c\u4e09'.encode(encoding))  # no byte of it is 0
-    e = refusal(read, tmp_path/'t.csv')
-    assert 'is not UTF-8 but UTF-16' in str(e) and e.at == 'line 1' and 'CSV UTF-8' in e.fix
-
-
 @pytest.mark.parametrize('ending', ['csv', 'tsv', 'jsonl'])
 def test_line_ends_within_a_text_are_kept(tmp_path, ending):
     text = 'first\r\nsecond\rthird\nfourth'
@@ -83,29 +74,6 @@ def test_line_ends_within_a_text_are_kept(tmp_path, ending):
     if ending == 'jsonl': frame.to_json(path, orient='records', lines=True)
     else: frame.to_csv(path, index=False, sep=dict(csv=',', tsv='\t')[ending])
     assert next(iter(open_table(path))).values['text'] == text
-
-
-@pytest.mark.parametrize('index, ids', [
-    (pd.Index(['u', 'v'], name='id'), ['u', 'v']), (pd.Index(['u', 'v']), ['u', 'v']), (pd.RangeIndex(2), None),
-    (pd.RangeIndex(2, name='id'), ['0', '1'])])
-def test_ids_in_the_index_of_a_parquet_file(tmp_path, index, ids):
-    frame = pd.DataFrame(dict(text=['x', 'y'], funny=[0, 1]), index=index)
-    frame.to_parquet(tmp_path/'t.parquet')
-    table = open_table(tmp_path/'t.parquet')
-    assert {*table.columns} == {'text', 'funny', *(['id'] if ids else [])}
-    if ids: assert [str(r.values['id']) for r in table] == ids
-    own = frame.assign(id=['p', 'q'])
-    own.to_parquet(tmp_path/'own.parquet')
-    assert [r.values['id'] for r in open_table(tmp_path/'own.parquet')] == ['p', 'q']
-
-
-def test_levels_of_an_index_and_columns_of_one_name(tmp_path):
-    levels = pd.MultiIndex.from_tuples([('v', 1), ('w', 2)], names=['video', None])
-    pd.DataFrame(dict(text=['x', 'y'], funny=[0, 1]), index=levels).to_parquet(tmp_path/'t.parquet')
-    assert {'video', 'level_1'} < {*open_table(tmp_path/'t.parquet').columns}
-    twice = pa.table([pa.array(['a', 'b']), pa.array([0, 1]), pa.array([1, 0])], ['id', 'funny', 'funny'])
-    pq.write_table(twice, tmp_path/'twice.parquet')
-    assert "two columns are named 'funny'" in str(refusal(lambda: list(open_table(tmp_path/'twice.parquet'))))
 
 
 # Quotation marks

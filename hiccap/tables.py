@@ -384,7 +384,7 @@ def _mark_unstored(path, name, sheet, notes):
                  f" {str(sheet.iat[0, k])!r}, line {n + 1}: {Unstored.FIX}")
     return sheet
 
-# %% ../nbs/11b_tables.ipynb #c90d76cb
+# %% ../nbs/11b_tables.ipynb #ad8d927b
 def _excel(path, notes):
     "The one sheet of an Excel file, the first row its header; rows are numbered from 1"
     import pandas as pd # here: whoever reads packed clips needs no pandas
@@ -397,7 +397,7 @@ def _excel(path, notes):
     (name, sheet), = sheets.items()
     sheet = _mark_unstored(path, name, sheet, notes)
     frame = sheet.iloc[1:].set_axis([str(o) for o in sheet.iloc[0]], axis=1)
-    return frame[~frame.map(lambda o: str(o).strip() == '' or o != o).all(axis=1)]
+    return frame[~frame.map(lambda o: str(o).strip() == '').all(axis=1)] # a row of errors such as #N/A is not blank
 
 # %% ../nbs/11b_tables.ipynb #4ce76964
 def _parquet(path):

@@ -213,18 +213,20 @@ def _names(col, values, keys):
             col.notes.append(f"{others} in column {col.name!r} is read as {usual[key]!r}")
     return [o if o is None else usual[o.casefold()] for o in names]
 
-# %% ../nbs/11c_labels.ipynb #5fc56510
+# %% ../nbs/11c_labels.ipynb #8df802cd
 def _several(col, names, present):
     "Note the first label that holds several; whether there is one"
-    lower = {o.casefold() for o in present}
     for sep in '|;,/':
-        some = {o for o in present if sep in o and all(p.strip() for p in o.split(sep)) and
-                (sep in '|;' or all(tidy_text(p).casefold() in lower for p in o.split(sep)))}
+        parts = {o: {tidy_text(p).casefold() for p in o.split(sep)} for o in present}
+        often = Counter(p for of in parts.values() for p in of)
+        some = {o for o, of in parts.items() if sep in o and '' not in of and
+                (sep in '|;' or any(often[p] > 1 for p in of))}  # a comma or slash may be part of one name
         if some:
             n = col.first(names, some)
+            one = (f"declare all of them: --labels '{col.name}:…,{names[n]}'" if sep != ',' else
+                   'name it without a comma')
             col.wrong(n, f"label {names[n]!r} of column {col.name!r} may hold several labels",
-                      f"If it does, give --separator '{sep}'; if it is one class, declare all of them: --labels"
-                      f" '{col.name}:…,{names[n]}'")
+                      f"If it does, give --separator '{sep}'; if it is one class, {one}")
             return True
     return False
 

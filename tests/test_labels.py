@@ -143,6 +143,20 @@ def test_two_tasks_of_one_name_are_refused():
     assert 'two tasks are called' in str(o) and 'sad' in str(o) and 'clips.csv' in str(o)
 
 
+@pytest.mark.parametrize('names, sep, at', [
+    (['joy', 'fear', 'joy,fear'], ',', 'joy,fear'), (['joy,fear', 'fear,anger'], ',', 'joy,fear'),
+    (['sad', 'so / SAD'], '/', 'so / SAD'), (['a|b', 'c'], '|', 'a|b'), (['a', 'b; c'], ';', 'b; c'),
+    (['sad', 'so, so'], None, None), (['sad/glad', 'so/so'], None, None), (['sad', 'glad,'], None, None),
+    (['sad', ',sad'], None, None), (['a;', 'b'], None, None), (['x/y', 'x,z'], None, None)])
+def test_labels_that_share_a_part_may_be_several_labels(names, sep, at):
+    found = read_labels(dict(mood=names), [str(n) for n in range(len(names))])
+    if sep is None: assert found.tasks == (Task('mood', classes=tuple(sorted(names))),) and not found.problems
+    else:
+        assert found.tasks == () and f"label {at!r} of column 'mood' may hold several" in str(found.problems[0])
+        assert f"--separator '{sep}'" in str(found.problems[0])
+        assert ('declare all of them' in str(found.problems[0])) == (sep != ',')
+
+
 def test_several_labels_in_a_cell_say_how_many_clips_have_none():
     found = read(['sad|joy', '', 'joy', 'fear'], separator='|')
     assert [t.name for t in found.tasks] == ['fear', 'joy', 'sad']

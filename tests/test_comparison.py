@@ -138,6 +138,22 @@ def test_files_that_changed_between_two_runs_are_refused(other, message):
     with pytest.raises(ValueError, match=message): columns_of([*column(.1, [.5]), *column(.2, [.6], **other)])
 
 
+@pytest.mark.parametrize('sources, changed', [
+    (dict(clips='1', video='3'), 'video'), (dict(clips='0', video='3'), 'clips, video'), (dict(clips='1'), 'video'),
+    (dict(clips='1', video='2', audio='4'), 'audio'), (dict(clips='1', video='2'), None), ({}, None)])
+def test_files_of_two_splits_have_the_same_contents(sources, changed):
+    "Splits share no list of clips to compare, so the files do; runs of earlier versions did not keep their digests"
+    runs = resplit(.1, [.5, .6])
+    runs[0].sources, runs[1].sources = dict(clips='1', video='2'), sources
+    for some in (runs, runs[::-1]):
+        if changed is None: assert len(columns_of(some)) == 1
+        else:
+            with pytest.raises(ValueError, match=f'trained on other contents of {changed}: '): columns_of(some)
+    same_split = column(.1, [.5, .6])  # here the clips themselves are compared: the files may hold others besides
+    same_split[0].sources, same_split[1].sources = dict(clips='1', video='2'), sources
+    assert len(columns_of(same_split)) == 1
+
+
 def test_a_run_that_is_there_twice_is_refused():
     with pytest.raises(ValueError, match='give each once'): columns_of([*column(.1, [.5]), *column(.1, [.6])])
     # a file of validation and one of test clips: another split seed changes nothing
@@ -458,9 +474,10 @@ def write_run(folder, score, seed=0, split_seed=0, clips='abcd', kind='run', ver
 
 @pytest.mark.parametrize('kind', ['run', 'pretraining'])
 def test_a_folder_is_read_as_it_was_written(tmp_path, kind):
-    r = read_finished(write_run(tmp_path/'a', .5, 3, 2, kind=kind, lr=.1))
+    clips = 'a', 'NA', '1', '01'  # ids are texts
+    r = read_finished(write_run(tmp_path/'a', .5, 3, 2, clips, kind=kind, lr=.1))
     assert (r.seeds, r.config['lr'], r.scores) == (((2,), 3), .1, dict(funny=dict(macro_f1=.5)))
-    assert r.truth == {('s' if kind == 'pretraining' else '', c, 'funny'): 'no' for c in 'abcd'}
+    assert r.truth == {('s' if kind == 'pretraining' else '', c, 'funny'): 'no' for c in clips}
     assert (r.seconds, r.steps, r.curve, r.sizes) == (7., 2, [[2, .6]], [[80, 10, 10]])
     assert {k: v['funny']['macro_f1'] for k, v in r.references.items()} == {'prior': .3, 'TF-IDF': .35}
     assert not {'seed', 'workers', 'track'} & set(r.config) and 'split_seed' not in json.dumps(r.config)

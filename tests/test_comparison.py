@@ -12,8 +12,8 @@ from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score
 
 import hiccap.comparison as module
-from hiccap.comparison import (Finished, columns_of, compare_columns, compare_runs, expand, read_finished, run_grid,
-                               write_example_runs)
+from hiccap.comparison import (Finished, columns_of, compare_columns, compare_runs, expand, is_done, read_finished,
+                               run_grid, task_score, write_example_runs)
 from hiccap.pretraining_runs import PretrainRun
 from hiccap.runs import EARLIER, EARLIER_HEADS, Clips, Run, default_of
 from hiccap.statistics import jackknife_interval, mean_interval
@@ -76,6 +76,7 @@ def test_a_grid_has_every_combination_once(seeds, split_seeds, lrs, pretraining)
     (dict(seeds=[0], seed=0), 'has seed and seeds'),
     (dict(split_seeds=2), 'split_seeds must be a list of whole numbers, got 2'),
     (dict(seeds=[True]), 'seeds must be a list'),
+    (dict(seeds=[0, '1']), "seeds must be a list of whole numbers, got .0, '1'."),
     (dict(seeds=[]), 'seeds must be a list'),
     (dict(seeds=[1, 1]), 'twice'),
     (dict(seeds=[-1]), 'seed must be at least 0'),
@@ -418,18 +419,48 @@ def test_simple_models_have_a_mean_over_tasks_where_all_have_a_score():
     assert cells(compared(runs).score_table().splitlines()[-1]) == ['TF-IDF', f'0.200 ± {half:.3f}', '–', '–']
 
 
+def test_a_score_that_a_task_does_not_have():
+    numbers, classes = dict(pearson=.5, mae=1.), dict(macro_f1=.5, f1=.5)
+    assert task_score(numbers, 'weighted_f1') == task_score(numbers, 'pearson') == 'pearson'
+    assert task_score(numbers, 'mae') == 'mae' and task_score(classes, 'f1') == 'f1'
+    for own, score in ((numbers, 'mea'), (classes, 'weighted_f1'), (classes, 'mae'), (numbers, 'brier')):
+        with pytest.raises(ValueError, match=f"no score '{score}'"): task_score(own, score)
+
+
+def test_another_tokenizer_makes_other_tokens_of_the_same_text():
+    runs = [*column(.1, [.5]), *column(.2, [.6])]
+    for r, text in zip(runs, 'ab'):
+        r.data = {'test': {'clips': 'c', 'videos': 'v', 'labels': 'l', 'classes': 'k', 'content of text': text}}
+        r.text = text,
+    assert len(columns_of(runs)) == 2
+    runs[1].text = runs[0].text
+    with pytest.raises(ValueError, match='have one split_seed, but other .*text of the test clips'): columns_of(runs)
+    runs[1].text = 'b',
+    runs[1].data['test']['content of video'] = 'x'
+    with pytest.raises(ValueError, match='have one split_seed, but other .*video of the test clips'): columns_of(runs)
+
+
+def test_clips_are_counted_once_for_all_tasks():
+    runs = [finished(dict(funny=.5, mean=.6), s, lr=.1) for s in (0, 1)]
+    assert 'All runs score the same 4 test clips' in compared(runs).varies()
+
+
 def test_what_is_saved_is_what_is_shown(tmp_path):
     c = compared(column(.1, [.5, .6]), column(.2, [.6, .7]))  # no spread: NaN
     c.save(tmp_path/'c')
     kept = json.loads((tmp_path/'c'/'comparison.json').read_text())
     assert kept['rows'][1]['corrected'] is None and kept['rows'][1]['values'] == [.6, .7]
     assert kept['varies'] == c.varies() and kept['base'] == 'lr=0.1' and kept['score'] == 'macro_f1'
+    assert kept['overlap'] == 0 and kept['notes'] == c.notes != []
+    assert [(o['model'], o['values']) for o in kept['references']] == [('always no', [.4, .4])]
     assert kept['folders'] == {name: [str(r.folder) for r in runs.values()] for name, runs in c.columns.items()}
     assert c.markdown() in (tmp_path/'c'/'comparison.md').read_text()
     before = (tmp_path/'c'/'comparison.md').read_text()
     with pytest.raises(FileExistsError, match='overwrite'): compared(column(.1, [.5, .6])).save(tmp_path/'c')
     assert (tmp_path/'c'/'comparison.md').read_text() == before
-    compared(column(.1, [.5, .6])).save(tmp_path/'c', overwrite=True)
+    resplits = compared(resplit(.1, [.5, .6]))
+    resplits.save(tmp_path/'c', overwrite=True)
+    assert json.loads((tmp_path/'c'/'comparison.json').read_text())['overlap'] == 10/80 == resplits.overlap
 
 
 def test_the_plot_has_the_points_of_the_table():
@@ -669,18 +700,40 @@ def processes(monkeypatch):
 
 
 @pytest.mark.parametrize('jobs', [1, 2, 9])
-def test_every_run_of_a_grid_is_started_once(processes, tmp_path, jobs):
+def test_every_run_of_a_grid_is_started_once(processes, tmp_path, monkeypatch, jobs):
+    monkeypatch.setenv('OMP_NUM_THREADS', '77')
     most, lines = processes.pop(''), []
     runs = expand(dict(data='c.csv', grid=dict(lr=[1, 2, 3]), seeds=[0, 1]), 'file')
     status = run_grid(runs, tmp_path/'out', jobs, write=lines.append)
     assert status == {name: int(name.startswith('lr=2')) for name in runs} and list(processes) == list(runs)
     assert max(most) == min(jobs, 6)
     threads = [p.env.get('OMP_NUM_THREADS') for p in processes.values()]
-    if jobs == 1: assert set(threads) == {module.os.environ.get('OMP_NUM_THREADS')}
+    if jobs == 1: assert set(threads) == {'77'}
     if jobs > 1: assert set(threads) == {str(max(1, (module.os.cpu_count() or 1)//jobs))}
     failed = next(l for l in lines if 'failed' in l)
     assert 'exit status 1 (last words of lr=2, seed=' in failed and '.log' in failed
     assert sum(l.endswith(': done') for l in lines) == 4
+
+
+def test_what_a_run_prints_is_in_its_log(tmp_path, monkeypatch):
+    "In a process of its own: both streams, after what an earlier start left there"
+    (tmp_path/'seed=0.log').write_text('before\n')
+    said = [module.sys.executable, '-c', 'import os, sys; print(os.environ["A"]); print("error", file=sys.stderr)']
+    monkeypatch.setattr(module, '_command', lambda *args: said)
+    run, = expand(dict(data='clips.csv'), 'file').values()
+    p = module._start('seed=0', run, tmp_path, False, module.os.environ | dict(A='here'))
+    assert p.wait() == 0 and set((tmp_path/'seed=0.log').read_text().split()) == {'before', 'here', 'error'}
+    assert (tmp_path/'seed=0.log').read_text().startswith('before') and (tmp_path/'seed=0.yaml').is_file()
+
+
+def test_a_folder_that_is_not_there_or_empty_holds_no_finished_run(tmp_path, monkeypatch):
+    monkeypatch.setattr('hiccap.run_folders.source_digests', lambda run: None)
+    run, = expand(dict(data='clips.csv', labels=['funny'], linear_part=0), 'file').values()
+    (tmp_path/'empty').mkdir()
+    assert not is_done(tmp_path/'none', run) and not is_done(tmp_path/'empty', run)
+    write_run(tmp_path/'other', .5, labels=['mean'])
+    with pytest.raises(ValueError): is_done(tmp_path/'other', run)
+    assert not is_done(tmp_path/'other', run, overwrite=True)
 
 
 def test_an_interruption_ends_the_processes(processes, tmp_path, monkeypatch):

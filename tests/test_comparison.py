@@ -376,7 +376,9 @@ def test_the_cost_of_a_target_is_at_its_first_epoch(curves, target):
         r.curve, r.steps, r.seconds = [(10*(i + 1), v) for i, v in enumerate(curve)], 100, 50.
     first = [next((10*(i + 1) for i, v in enumerate(curve) if v >= target), None) for curve in curves]
     line = compared(runs, target=target).costs().splitlines()[-1]
-    got = [o.strip() for o in line.strip('|').split('|')][-2:]
+    shown = cells(line)
+    assert len(shown) == 6
+    got = shown[-2:]
     reached = [o for o in first if o is not None]
     if not reached: assert got == ['not reached']*2
     elif len(reached) < len(first): assert got == [f'{len(reached)} of {len(first)} runs']*2
@@ -443,6 +445,13 @@ def test_another_tokenizer_makes_other_tokens_of_the_same_text():
 def test_clips_are_counted_once_for_all_tasks():
     runs = [finished(dict(funny=.5, mean=.6), s, lr=.1) for s in (0, 1)]
     assert 'All runs score the same 4 test clips' in compared(runs).varies()
+    assert repr(runs[0]) == "Finished('0.1, 0, 0': 2 tasks, 1 step)"
+
+
+def test_how_many_seeds_each_split_has_is_said():
+    def of(seeds): return compared([finished(dict(funny=.5), s, i, f'{i}xyz') for i in range(2) for s in range(seeds)])
+    assert of(1).varies().startswith('2 splits of the same clips. The splits')
+    assert of(3).varies().startswith('2 splits of the same clips, 3 seeds averaged on each. ')
 
 
 def test_what_is_saved_is_what_is_shown(tmp_path):

@@ -85,7 +85,7 @@ class FolderDigests:
         "What is in the folder, listed once"
         with os.scandir(self.folder) as entries: return {e.name: e.is_file() for e in entries}
 
-# %% ../nbs/10a_digests.ipynb #670b145f
+# %% ../nbs/10a_digests.ipynb #ed531a5a
 @patch
 def of(self:FolderDigests,
     names: list,   # of files in the folder
@@ -123,7 +123,7 @@ def _look(self:FolderDigests, todo, workers):
     if (moved := np.flatnonzero((after != stat[new]).any(1))).size:
         raise DataError('changed while it was read', file=self.folder/names[new[moved[0]]],
                         fix='Start again when the files are complete')
-    self.digests[todo[new]] = np.frombuffer(found, np.uint8).reshape(-1, 16)
+    self.digests[todo[new]] = np.frombuffer(found, np.uint8).reshape(len(new), 16)
     self.stat[todo], self.looked[todo] = stat, True
     self.settled[todo] = stat[:, 1:].max(1) < now - SETTLED
     self.changed |= bool(new.size)

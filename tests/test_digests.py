@@ -370,6 +370,15 @@ def test_what_one_look_has_read_is_kept_once_even_if_something_fails(tmp_path, m
     assert folder_digests(tmp_path) is not first
 
 
+def test_within_one_look_a_file_is_what_it_was_when_it_was_first_asked_for(tmp_path, later, read):
+    names = files(tmp_path, *'abc')
+    with one_look():
+        first = file_digests(tmp_path, names[:2])
+        (tmp_path/'a').write_bytes(b'changed since')
+        assert (file_digests(tmp_path, names)[:2] == first).all() and sorted(read) == names
+    assert right(tmp_path, names)
+
+
 def test_within_one_look_a_folder_is_the_same_by_any_of_its_names(tmp_path, monkeypatch, read):
     names = files(tmp_path/'data', *'ab')
     (tmp_path/'link').symlink_to(tmp_path/'data')

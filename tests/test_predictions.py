@@ -69,7 +69,23 @@ def test_an_unknown_label_is_missing_and_no_class():
     assert truth['few'][::2] == [0, 1] and truth['rated'][::2] == [0., 2.5]
     assert truth['few'][1] is pd.NA and truth['rated'][1] is pd.NA and all(o is pd.NA for o in truth['many'])
     assert table.predicted.notna().all()
+    assert all(type(o) is (float if t == 'rated' else int) for t, o in zip(table.task, table.predicted))
     assert IGNORE not in table.truth.dropna().tolist()
+
+
+def test_nine_digits_are_written_and_each_row_has_a_number_of_its_own(tmp_path):
+    ds, rng = clips_of([dict(few=1)]*2), np.random.default_rng(0)
+    models = dict(a=model_of(ds, rng), b=model_of(ds, rng))
+    for m in models.values():
+        m.probs['few'] = np.array([[1/3, 2/3]]*2)
+        m.predicted['rated'] = np.full(2, 1/7)
+    table = probability_table(models, ds)
+    assert table.index.tolist() == list(range(2*len(TASKS)*len(ds)))
+    write_probabilities(tmp_path, table)
+    lines = (tmp_path/PROBABILITIES).read_text().splitlines()
+    assert len(lines) == 1 + len(table) and lines[1].split(',')[:8] == [
+        'a', 'nan', '00', 'few', '1', str(models['a'].predicted['few'][0]), '0.333333333', '0.666666667']
+    assert sum(',0.142857143,' in o for o in lines) == 4
 
 
 def test_probabilities_before_calibration_are_beside_those_after_it(tmp_path):
@@ -115,9 +131,11 @@ def test_streams_are_read_together_or_one_by_one(joined, tmp_path):
 
 
 def test_two_streams_with_a_task_of_one_name_are_not_mixed(joined, tmp_path):
-    found = joined('stream', TASKS[0], TASKS[0])
+    tasks = TASKS[0], TASKS[0], TASKS[1]
+    found = joined('stream', *tasks)
     with pytest.raises(ValueError, match='give one of s0, s1'): read_probabilities(tmp_path)
-    for n, (ds, m) in enumerate(found): same(read_probabilities(tmp_path, f's{n}')['network']['few'], m, ds, TASKS[0])
+    for n, (t, (ds, m)) in enumerate(zip(tasks, found)):
+        same(read_probabilities(tmp_path, f's{n}')['network'][t.name], m, ds, t)
 
 
 def test_folds_are_joined_in_their_order(joined, tmp_path):

@@ -1,5 +1,6 @@
 """No video is in two parts of a split, every class is in each as its share says, and a split stays what it was."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -449,8 +450,36 @@ def test_clips_that_nothing_can_be_scored_or_chosen_by_are_refused_unless_they_a
     with pytest.raises(DataError, match='no validation clip has a label'):
         read(table, valid=none, training=Training(monitor='funny_macro_f1'))
     read(table, valid=none, training=Training(monitor='train_loss'))
-    (_, valid, test), = read(table, valid=none, test=table_of(tmp_path/'new.csv', videos=[40]), labelled=False)
-    assert not valid.tasks and not test.tasks
+    parts, = read(table, valid=none, test=table_of(tmp_path/'new.csv', videos=[40]), labelled=False)
+    assert not any(o.tasks for o in parts)
+    for ds in read_splits(Clips(table, labels=('funny',)), synthetic_tokenizer())[0]:  # by default with labels
+        assert [o.name for o in ds.tasks] == ['funny']
+
+
+def test_a_note_says_which_fold_it_is_about_where_there_are_several(tmp_path):
+    "One video is funny"
+    table = table_of(tmp_path/'clips.csv', lambda v: 'test' if v < 5 else 'train', funny=lambda v, k: int(v == 3))
+    for start, settings in (('fold . of 2: ', dict(folds=2)), ('', dict(split='part'))):
+        (train, *_), *_ = read(table, **settings)
+        note, = (o for o in train.notes if 'no training clip' in o)
+        assert re.match(start + 'no training clip', note)
+
+
+def test_the_clips_whose_videos_could_be_extracted_keep_their_parts(tmp_path, monkeypatch):
+    "Rows of the table are lost before clips of all parts"
+    order = ['train', 'valid', 'test']
+    table = table_of(tmp_path/'clips.csv', lambda v: order[v % 3])
+    ids = [f'v{v}_{k}' for v in range(20) for k in range(2)]
+    lost = {'v0_0', 'v1_1', 'v5_0', 'v5_1', 'v6_0', 'v19_1'}
+    found = dict(text={o: 'words' for o in ids if o not in lost})
+    monkeypatch.setattr('hiccap.run_data.extracted_words', lambda clips: (found, ['no sound']))
+    parts, = read(table, split='part', video_column='rated')
+    for k, ds in enumerate(parts): assert ds.ids == [o for o in ids if int(o[1:-2]) % 3 == k and o not in lost]
+    note, = (o for o in parts[0].notes if 'left out' in o)
+    assert '6 clips are left out' in note and all(o in note for o in (*lost, 'no sound'))
+    found['text'] |= {o: 'words' for o in lost}
+    parts, = read(table, split='part', video_column='rated')
+    assert sum(map(len, parts)) == 40 and not any('left out' in o for o in parts[0].notes)
 
 
 # what the first weights have seen
@@ -483,3 +512,16 @@ def test_no_clip_is_scored_or_chosen_by_that_the_first_weights_were_trained_on(w
         return
     (train, valid, test), = read(network=network, **clips)
     assert {seen[g] for g in valid.groups} == {1} and {seen[g] for g in test.groups} == {2}
+
+
+@pytest.mark.parametrize('lacks, use, other', [(1, 'choosing', 'valid'), (2, 'scoring', 'test')])
+def test_weights_whose_run_held_nothing_out_need_clips_of_other_videos(lacks, use, other, tmp_path):
+    (tmp_path/'run/model').mkdir(parents=True)
+    seen = {f'v{v}': v % 3 if v % 3 != lacks else 0 for v in range(20)}
+    record = dict(data='elsewhere.csv', own_numbering=False, parts=seen, keys={})
+    (tmp_path/'run/videos.json').write_text(json.dumps(dict(streams=[record])))
+    table, network = table_of(tmp_path/'clips.csv'), Network(init=str(tmp_path/'run/model'))
+    with pytest.raises(DataError, match=f'held none of its videos out for {use}'): read(table, network)
+    parts, = read(table, network, **{other: table_of(tmp_path/'new.csv', videos=[30])})
+    assert parts[lacks].groups == of_video(30)
+    assert {seen[g] for g in parts[3 - lacks].groups} == {3 - lacks} and {seen[g] for g in parts[0].groups} == {0}

@@ -1,4 +1,4 @@
-"""Digests of files say what the files contain now, whatever is kept, by whom it was written, and what happens to it."""
+"""Digests of files say what the files contain now, whatever is kept of them, and whichever process wrote it."""
 import errno
 import hashlib
 import os
@@ -268,9 +268,9 @@ def test_any_damaged_byte_and_any_missing_end_leave_the_digests_right(tmp_path, 
 
 @pytest.mark.parametrize('own, user, found', [
     ('/own', '/user', '/own'), ('/own', None, '/own'), (None, '/user', '/user/hiccap'), ('', '/user', '/user/hiccap'),
-    (None, None, '/home/me/.cache/hiccap'), ('', '', '/home/me/.cache/hiccap')])
+    (None, None, '/me/.cache/hiccap'), ('', '', '/me/.cache/hiccap')])
 def test_the_default_cache_is_that_of_the_environment(own, user, found, monkeypatch):
-    monkeypatch.setattr(Path, 'home', lambda: Path('/home/me'))
+    monkeypatch.setattr(Path, 'home', lambda: Path('/me'))
     for k, v in dict(HICCAP_CACHE=own, XDG_CACHE_HOME=user).items():
         if v is None: monkeypatch.delenv(k, raising=False)
         else: monkeypatch.setenv(k, v)

@@ -96,7 +96,7 @@ def test_labels_that_follow_from_others_are_spread_over_the_parts(draw, seed, sh
 @pytest.mark.parametrize('parts', [2, 3, 5])
 @pytest.mark.parametrize('seed', [0, 1, 2])
 def test_clips_and_classes_are_spread_evenly(parts, seed):
-    "Sixty videos of two clips; one in ten of them is of a class, and a quarter of the clips has no label of another"
+    "Sixty videos of two clips; one in six of them is of a class, and a quarter of the clips has no label of another"
     videos = np.repeat(np.arange(60), 2)
     labels = [dict(yes=int(v % 6 == 0)) | (dict(mood=int(v % 3)) if v % 4 else {}) for v in videos]
     ds = clips_of(labels, (YES, MOOD), videos)

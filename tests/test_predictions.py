@@ -62,6 +62,16 @@ def test_what_is_written_is_read_again(tmp_path_factory, labels, seed, tasks):
         for t in ds.tasks: same(kept[name][t.name], m, ds, t)
 
 
+def test_one_clip_of_two_models_is_read_again_in_their_order(tmp_path):
+    ds, rng = clips_of([dict(few=1, rated=.1)]), np.random.default_rng(0)
+    models = dict(b=model_of(ds, rng), a=model_of(ds, rng))
+    write_probabilities(tmp_path, probability_table(models, ds))
+    kept = read_probabilities(tmp_path)
+    assert [(m, list(kept[m])) for m in kept] == [(m, [t.name for t in TASKS]) for m in ('b', 'a')]
+    for name, m in models.items():
+        for t in TASKS: same(kept[name][t.name], m, ds, t)
+
+
 def test_an_unknown_label_is_missing_and_no_class():
     ds = clips_of([dict(few=0, rated=0.), {}, dict(few=1, rated=2.5)])
     table = probability_table(dict(m=model_of(ds, np.random.default_rng(0))), ds)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KEPT', 'SETTLED', 'file_digest', 'default_cache', 'FolderDigests', 'one_look', 'folder_digests', 'file_digests']
 
-# %% ../nbs/10a_digests.ipynb #7cc60ed0
-import hashlib, os, time, zipfile
+# %% ../nbs/10a_digests.ipynb #6f01ed2c
+import hashlib, os, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,21 +17,19 @@ from fastcore.basics import patch
 from .basics import digest, whole_file
 from .clips import DataError
 
-# %% ../nbs/10a_digests.ipynb #5332311f
+# %% ../nbs/10a_digests.ipynb #635abc52
 KEPT = '.hiccap_digests' # file of the digests, in the folder of the data
 SETTLED = 2_000_000_000  # nanoseconds after which a time stamp is trusted
+_PARTS = 64              # into which files to read are divided; a thread reads one part after another
 
 def file_digest(
     path # of a file
 ) -> bytes: # 16
     "What a file contains (BLAKE2b); raises `DataError` if it cannot be read"
     try:
-        with open(path, 'rb', buffering=0) as f:
-            h = hashlib.blake2b(digest_size=16)
-            while block := f.read(1 << 20): h.update(block)
+        with open(path, 'rb') as f: return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).digest()
     except FileNotFoundError: raise DataError('no such file', file=path, fix='Check the path') from None
     except OSError as e: raise DataError(f'cannot be read ({e})', file=path, fix='Check the file') from None
-    return h.digest()
 
 def default_cache() -> Path:
     "The default folder of caches: `HICCAP_CACHE`, or `hiccap` in the user's cache folder"
@@ -41,15 +39,15 @@ def default_cache() -> Path:
 def _kept_path(folder):
     "Where the digests of a folder are kept: in it, or in the user's cache if it cannot be written"
     if os.access(folder, os.W_OK): return Path(folder)/KEPT
-    return default_cache()/'digests'/digest(os.path.realpath(folder).encode())
+    return default_cache()/'digests'/digest(os.fsencode(os.path.realpath(folder)))
 
 def _read_kept(path):
     "Name -> row, and sizes, time stamps and digests; empty if nothing usable is kept"
     try:
         with np.load(path, allow_pickle=False) as d: names, stat, digests = (d[k] for k in ('names', 'stat', 'digests'))
-        names = bytes(names).decode().split('\0')
+        names = os.fsdecode(bytes(names)).split('\0')
         if stat.shape == (len(names), 3) and digests.shape == (len(names), 16): return names, stat, digests
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass
+    except Exception: pass  # whatever is wrong with it, the files can be read again
     return [], np.zeros((0, 3), np.int64), np.zeros((0, 16), np.uint8)
 
 def _write_kept(path, names, stat, digests):
@@ -57,7 +55,7 @@ def _write_kept(path, names, stat, digests):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temp, open(temp, 'wb') as f:
-            np.savez(f, names=np.frombuffer('\0'.join(names).encode(), np.uint8), stat=stat, digests=digests)
+            np.savez(f, names=np.frombuffer(os.fsencode('\0'.join(names)), np.uint8), stat=stat, digests=digests)
     except OSError: pass
 
 # %% ../nbs/10a_digests.ipynb #cfaf4945
@@ -87,7 +85,7 @@ class FolderDigests:
         "What is in the folder, listed once"
         with os.scandir(self.folder) as entries: return {e.name: e.is_file() for e in entries}
 
-# %% ../nbs/10a_digests.ipynb #c588ced1
+# %% ../nbs/10a_digests.ipynb #ed531a5a
 @patch
 def of(self:FolderDigests,
     names: list,   # of files in the folder
@@ -120,12 +118,12 @@ def _look(self:FolderDigests, todo, workers):
     new = np.flatnonzero((self.stat[todo] != stat).any(1))
     def read(some): return b''.join(file_digest(os.path.join(self.folder, names[n])) for n in some)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        found = b''.join(pool.map(read, np.array_split(new, 1 + len(new)//256)))
+        found = b''.join(pool.map(read, [o for o in np.array_split(new, _PARTS) if o.size]))
     after = _stats(self.folder, [names[n] for n in new])
     if (moved := np.flatnonzero((after != stat[new]).any(1))).size:
         raise DataError('changed while it was read', file=self.folder/names[new[moved[0]]],
                         fix='Start again when the files are complete')
-    self.digests[todo[new]] = np.frombuffer(found, np.uint8).reshape(-1, 16)
+    self.digests[todo[new]] = np.frombuffer(found, np.uint8).reshape(len(new), 16)
     self.stat[todo], self.looked[todo] = stat, True
     self.settled[todo] = stat[:, 1:].max(1) < now - SETTLED
     self.changed |= bool(new.size)
@@ -138,7 +136,7 @@ def save(self:FolderDigests):
     _write_kept(self.kept_at, [names[n] for n in keep], self.stat[keep], self.digests[keep])
     self.changed = False
 
-# %% ../nbs/10a_digests.ipynb #1aa8473b
+# %% ../nbs/10a_digests.ipynb #24ff8d90
 _LOOK = ContextVar('hiccap_look', default=None)  # real path -> `FolderDigests`, within `one_look`
 
 @contextmanager
@@ -147,11 +145,11 @@ def one_look():
     if _LOOK.get() is not None:
         yield
         return
-    token = _LOOK.set({})
+    token = _LOOK.set(looks := {})
     try: yield
     finally:
-        for o in _LOOK.get().values(): o.save()
-        _LOOK.reset(token)
+        _LOOK.reset(token)  # first: whatever happens while they are written, the next look is a new one
+        for o in looks.values(): o.save()
 
 def folder_digests(
     folder # of files

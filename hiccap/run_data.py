@@ -148,7 +148,7 @@ def _with_tasks(ds, names, path):
     return ClipDataset(ds.ids, ds.columns, {k: v.numpy() for k, v in ds.labels.items()},
                        [known[n] for n in names or known], ds.groups, ds.name, ds.notes)
 
-# %% ../nbs/52_run_data.ipynb #42d16270
+# %% ../nbs/52_run_data.ipynb #a9cfd0b7
 def _no_shared_videos(a, b, own_numbering):
     "Raise `DataError` if two files share a video"
     if own_numbering: b.groups = [f'{b.name}: {g}' for g in b.groups]
@@ -158,17 +158,25 @@ def _no_shared_videos(a, b, own_numbering):
             f" {both[0]!r}", file=b.name,
             fix='Split by video; or say --own-numbering if every file numbers its videos on its own')
 
-def _parts_of_init(clips, network, whole, other):
-    """The part that each video had when the initial weights were trained; None if that says nothing about these clips.
-    Raises `DataError` if clips that are to be scored were trained on"""
+def _records_of_init(network):
+    "The folder of the run that the initial weights come from, or None, and the records of what they have seen"
     folder = folder_of_weights(network.init)
-    records = [] if folder is None else read_records(folder) or []
-    for k, ds in other.items():
+    return folder, [] if folder is None else read_records(folder) or []
+
+def _refuse_learnt(clips, network, held_out):
+    "Raise `DataError` if the initial weights were trained on clips that are to be scored or chosen by"
+    folder, records = _records_of_init(network)
+    for k, ds in held_out.items():
         parts = parts_from_weights(records, ds, clips.data, clips.own_numbering)
         if learnt := sorted(g for g, part in parts.items() if part == 0):
             raise DataError(
                 f"the weights in {folder} learnt from {len(learnt)} of its videos, the first {learnt[0]!r}",
                 file=ds.name, fix=f'Give other clips for {k}, or weights that were not trained on these')
+
+def _parts_of_init(clips, network, whole):
+    """The part that each video had when the initial weights were trained; None if that says nothing about these clips.
+    Raises `DataError` if that split leaves nothing to choose by or to score"""
+    folder, records = _records_of_init(network)
     parts = parts_from_weights(records, whole, clips.data, clips.own_numbering)
     if parts: _check_parts_of_init(clips, parts, folder)
     return parts or None
@@ -186,7 +194,7 @@ def _check_parts_of_init(clips, parts, folder):
             raise DataError(f"the run in {folder} held none of its videos out for {use}", file=file,
                             fix=f'Give a file of other videos with --{k}')
 
-# %% ../nbs/52_run_data.ipynb #rd000005
+# %% ../nbs/52_run_data.ipynb #5f1318fb
 def read_splits(
     clips: Clips,     # where clips come from
     tokenizer,        # of the encoder
@@ -218,8 +226,13 @@ def _read_parts(clips, tokenizer, network, labelled, parts):
              if (p := getattr(clips, k))}
     for ds in other.values(): _no_shared_videos(whole, ds, clips.own_numbering)
     if len(other) == 2: _no_shared_videos(other['valid'], other['test'], False)
-    if whole.parts is not None: return [_named_parts(clips, whole)]
-    if parts is None: parts = _parts_of_init(clips, network, whole, other)
+    if whole.parts is not None:
+        train, valid, test = _named_parts(clips, whole)
+        if parts is None: _refuse_learnt(clips, network, dict(valid=valid, test=test))
+        return [(train, valid, test)]
+    if parts is None:
+        _refuse_learnt(clips, network, other)
+        parts = _parts_of_init(clips, network, whole)
     if parts is not None:
         train, valid, test = (
             whole.subset([i for i, g in enumerate(whole.groups) if parts.get(g, 0) == k]) for k in range(3))

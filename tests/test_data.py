@@ -1,4 +1,4 @@
-"""Reading: what was written comes back, errors name the clip, and no two parts of a split share a video."""
+"""Reading: what was written comes back, and errors name the clip."""
 import io
 import json
 import os
@@ -17,7 +17,6 @@ from hiccap.padding import collate, describe_batch
 from hiccap.labels import MISSING_WORDS, class_name, is_missing
 from hiccap.readers import join_wordpieces, read_comic_mischief, read_json, read_table
 from hiccap.real_data import shared_data
-from hiccap.splits import folds_by_video, split_by_video
 from hiccap.tasks import COMIC_MISCHIEF, IGNORE, Task
 
 names = st.text(string.ascii_letters + string.digits + '-_', min_size=1, max_size=12)
@@ -62,39 +61,6 @@ def test_a_json_cut_anywhere_is_an_error_that_names_the_file(tmp_path_factory, c
     path = tmp_path_factory.mktemp('cut')/'set.json'
     path.write_text(whole[:min(cut, len(whole) - 1)])
     with pytest.raises(DataError, match='set.json'): read_comic_mischief(path)
-
-
-@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.integers(-1, 1)), min_size=12, max_size=80),
-       st.integers(0, 99), st.integers(2, 4))
-def test_folds_share_no_video_and_test_every_clip_once(rows, seed, n):
-    tasks = Task('a', 3), Task('b')
-    clips = [Clip(f'v{v}_{i}', labels={'a': a} | ({'b': b} if b >= 0 else {})) for i, (v, a, b) in enumerate(rows)]
-    ds = ClipDataset.from_clips(clips, tasks)
-    if len(set(ds.groups)) < n:
-        with pytest.raises(DataError): folds_by_video(ds, n, seed)
-        return
-    try: folds = folds_by_video(ds, n, seed)
-    except DataError: return  # one video outweighs the rest
-    assert sorted(i for _, t in folds for i in t.ids) == sorted(ds.ids)
-    for train, test in folds:
-        assert not set(train.groups) & set(test.groups) and len(train) + len(test) == len(ds)
-    again = folds_by_video(ds, n, seed)
-    assert [t.ids for _, t in again] == [t.ids for _, t in folds]
-
-
-@given(st.integers(0, 999), st.integers(0, 2), st.sampled_from([.15, .2, .5]), st.floats(.25, .75))
-def test_labels_that_follow_from_others_are_spread_over_the_parts(draw, seed, share, positive):
-    "Videos of one clip, three labels, and one that is yes where the first two differ"
-    y = (np.random.default_rng(draw).random((3, 240)) < positive).astype(int)
-    names = 'a', 'b', 'c', 'differ'
-    labels = [dict(zip(names, (a, b, c, a ^ b))) for a, b, c in y.T.tolist()]
-    ds = ClipDataset.from_clips([Clip(f'v{i}', labels=o) for i, o in enumerate(labels)], [Task(k) for k in names])
-    rest, part = split_by_video(ds, share, seed)
-    assert abs(len(part)/len(ds) - share) < .05
-    for k in names:
-        for c in (0, 1):
-            whole, found = (int((o.targets(Task(k)) == c).sum()) for o in (ds, part))
-            assert .5*share*whole < found < 2*share*whole
 
 
 @given(st.lists(st.integers(0, 20), min_size=2, max_size=60), st.floats(.1, .9))

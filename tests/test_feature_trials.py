@@ -382,25 +382,6 @@ def test_parts_without_a_label(tmp_path, command):
     assert check_classes((b, a, a)) == ["no training clip of task 'y' is of class 'no', and 0 test clips are"]
 
 
-COUNTS = st.lists(st.integers(0, 3), min_size=3, max_size=3)
-
-
-@FEW
-@given(COUNTS, COUNTS, COUNTS, st.booleans())
-def test_a_class_is_reported_exactly_where_training_lacks_it(train, valid, test, balanced):
-    def of(video, counts):
-        clips = [Clip(f'{video}_{c}_{i}', text=[5], labels=dict(t=c)) for c, n in enumerate(counts) for i in range(n)]
-        return ClipDataset.from_clips([*clips, Clip(f'{video}_x', text=[5])], [Task('t', 3)])
-    parts = [of(v, o) for v, o in zip('abc', (train, valid, test))]
-    lacks = [c for c in range(3) if not train[c]]
-    if not any(train) or not any(valid) or (lacks and balanced):
-        with pytest.raises(DataError): check_classes(parts, balanced)
-        return
-    notes = check_classes(parts, balanced)
-    assert len(notes) == len(lacks)
-    for c, note in zip(lacks, notes): assert f"class '{c}', and {test[c]} test" in note
-
-
 def test_streams_of_a_pretraining_run(tmp_path, tokenizer):
     "A stream whose training part lacks a class has a note; one without any label of a task is refused by its name"
     table = write_table(tmp_path/'clips.csv', funny=RARE['one of two'][0], sad=['1'] + ['0']*2 + ['']*21)

@@ -3,19 +3,17 @@ import os
 import shutil
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, strategies as st
 
 from conftest import TINY_NETWORK
 from hiccap import digests
 from hiccap.clips import DataError
 from hiccap.comparison import columns_of, is_done, read_finished, run_grid
-from hiccap.digests import KEPT, SETTLED, file_digest, file_digests, one_look
+from hiccap.digests import KEPT, SETTLED, file_digest
 from hiccap.features import FeatureFolder
 from hiccap.frozen import TextCache
 from hiccap.model import HICCAP, HICCAPConfig
@@ -267,103 +265,6 @@ def test_an_interrupted_packing_is_not_continued_with_other_clips(data, tmp_path
     change(data, what, ds.ids[:20])
     with pytest.raises(ValueError, match='packing of other clips'):
         pack(_read(data), tmp_path/'packed', shard_clips=20, write=silent)
-
-
-STEPS = st.sampled_from(['write', 'same', 'touch', 'delete', 'spoil'])
-
-@given(st.lists(st.tuples(st.integers(0, 5), STEPS), max_size=12))
-def test_kept_digests_never_lie(tmp_path_factory, steps):
-    folder, names = tmp_path_factory.mktemp('files'), [f'a_{n}.npy' for n in range(6)]
-    old = time.time_ns() - 5*SETTLED
-    for n, o in enumerate(names): (folder/o).write_bytes(bytes([n])*4)
-    for n, (i, step) in enumerate(steps):
-        path = folder/names[i]
-        if step == 'write' or not path.exists(): path.write_bytes(bytes([n + 7])*4)
-        elif step == 'same': path.write_bytes(path.read_bytes())
-        elif step == 'delete': path.unlink()
-        elif step == 'spoil' and (folder/KEPT).exists(): (folder/KEPT).write_bytes((folder/KEPT).read_bytes()[:-9])
-        if path.exists(): os.utime(path, ns=(old + n, old + n))
-        there = [o for o in names if (folder/o).exists()]
-        if not there: continue
-        later = time.time_ns() + 5*SETTLED  # so that what is kept is used
-        with pytest.MonkeyPatch.context() as m:
-            m.setattr('hiccap.digests.time.time_ns', lambda: later)
-            with one_look():
-                half = file_digests(folder, there[::2])
-                found = file_digests(folder, there)
-            assert [bytes(d) for d in found] == [file_digest(folder/o) for o in there]
-            assert (half == found[::2]).all()
-
-
-def test_two_files_of_one_size_and_time_stamp_that_change_places_are_found(tmp_path, monkeypatch):
-    for n in range(2): np.save(tmp_path/f'a_{n}.npy', np.full(4, n))
-    names = ['a_0.npy', 'a_1.npy']
-    for o in names: os.utime(tmp_path/o, ns=(1, 1))
-    later = time.time_ns() + 2*SETTLED
-    monkeypatch.setattr('hiccap.digests.time.time_ns', lambda: later)  # so that they are trusted
-    first = file_digests(tmp_path, names)
-    assert (tmp_path/KEPT).exists() and (file_digests(tmp_path, names) == first).all()
-    (tmp_path/'a_0.npy').rename(tmp_path/'x')
-    (tmp_path/'a_1.npy').rename(tmp_path/'a_0.npy')
-    (tmp_path/'x').rename(tmp_path/'a_1.npy')
-    assert (file_digests(tmp_path, names) == first[::-1]).all()
-
-
-def test_a_file_that_was_just_written_is_read_again(tmp_path, monkeypatch):
-    names, read, plain = ['a_0.npy', 'a_1.npy'], [], digests.file_digest
-    for o in names: (tmp_path/o).write_bytes(o.encode())
-    monkeypatch.setattr(digests, 'file_digest', lambda path: (read.append(Path(path).name), plain(path))[1])
-    for _ in range(2): file_digests(tmp_path, names)
-    assert sorted(read) == sorted(names*2)  # another of the same tick would have the same time stamp
-    later = time.time_ns() + 2*SETTLED
-    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
-    for _ in range(2): file_digests(tmp_path, names)
-    assert sorted(read) == sorted(names*3)
-
-
-def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(tmp_path, monkeypatch):
-    plain, later = digests.file_digest, time.time_ns() + 2*SETTLED
-    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
-    for o in 'ab': (tmp_path/o).write_bytes(b'1234')
-    def rewritten(path):
-        found = plain(path)
-        if Path(path).name == 'b':
-            Path(path).write_bytes(b'5678')  # of the same size
-            os.utime(path, ns=(1, 1))
-        return found
-    monkeypatch.setattr(digests, 'file_digest', rewritten)
-    with pytest.raises(DataError, match='b.* changed while it was read'): file_digests(tmp_path, ['a', 'b'])
-    monkeypatch.setattr(digests, 'file_digest', plain)
-    assert [bytes(o) for o in file_digests(tmp_path, ['a', 'b'])] == [plain(tmp_path/o) for o in 'ab']
-
-
-def test_what_one_look_has_read_is_kept_once_even_if_something_fails(tmp_path, monkeypatch):
-    write, written, later = digests._write_kept, [], time.time_ns() + 2*SETTLED
-    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
-    monkeypatch.setattr(digests, '_write_kept', lambda path, *rows: (written.append(path), write(path, *rows)))
-    for o in 'abc': (tmp_path/o).write_bytes(o.encode())
-    with pytest.raises(DataError, match='no such file'), one_look():
-        file_digests(tmp_path, ['a'])
-        with one_look(): file_digests(tmp_path, ['b', 'a', 'b'])
-        assert not written
-        file_digests(tmp_path, ['none', 'c'])
-    assert written == [tmp_path/KEPT] and digests._read_kept(tmp_path/KEPT)[0] == ['a', 'b']
-    with one_look(): first = digests.folder_digests(tmp_path)
-    assert first.names == {'a': True, 'b': True, 'c': True, KEPT: True}
-    assert digests.folder_digests(tmp_path) is not first
-
-
-def test_digests_of_a_folder_that_cannot_be_written_are_kept_in_the_cache(tmp_path, monkeypatch):
-    (tmp_path/'data').mkdir()
-    (tmp_path/'data'/'a').write_bytes(b'1234')
-    monkeypatch.setenv('HICCAP_CACHE', str(tmp_path/'cache'))
-    monkeypatch.setattr(digests.os, 'access', lambda path, mode: False)
-    later = time.time_ns() + 2*SETTLED
-    monkeypatch.setattr(digests.time, 'time_ns', lambda: later)
-    first = file_digests(tmp_path/'data', ['a'])
-    assert [p.name for p in (tmp_path/'data').iterdir()] == ['a'] and len(list((tmp_path/'cache').rglob('*'))) == 2
-    monkeypatch.delattr(digests, 'file_digest')  # nothing is read
-    assert (file_digests(tmp_path/'data', ['a']) == first).all()
 
 
 def test_what_an_earlier_version_did_not_record_is_not_compared():

@@ -305,10 +305,6 @@ def test_kept_predictions_give_the_reported_scores_and_differences(finished):
     assert f"{d['difference']:+.3f} ({d['low']:+.3f} – {d['high']:+.3f})" in report
 
 
-def test_a_run_of_an_earlier_version_has_no_probabilities(tmp_path):
-    with pytest.raises(ValueError, match='an earlier version of hiccap wrote it'): read_probabilities(tmp_path)
-
-
 def test_a_fold_that_an_earlier_version_finished_is_read(fold, parts):
     state = fold.state()
     plain = {'TF-IDF + logistic regression': [fold.probs, fold.predicted]}

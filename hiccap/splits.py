@@ -127,7 +127,8 @@ def _check_labels(parts, counts, where, monitor):
         if not _has_spread(parts[0], t):
             raise DataError(f"{where}all training clips have the same label of regression task {t.name!r}, so there is"
                             " nothing to learn", file=parts[0].name or None, fix='Label more clips, or leave it out')
-    watched = [t for t in tasks if monitor.startswith(f'{t.name}_')] or tasks
+    named = [t for t in tasks if monitor.startswith(f'{t.name}_')]
+    watched = sorted(named, key=lambda t: len(t.name))[-1:] or tasks  # of 'a' and 'a_b', the latter
     if tasks and monitor != 'train_loss' and not any(_has_spread(parts[1], t) for t in watched):
         what = ' or '.join(f'task {t.name!r}' for t in watched)
         two = ', or all have the same number' if any(t.is_regression for t in watched) else ''

@@ -250,6 +250,11 @@ def test_only_the_task_that_chooses_the_epoch_needs_a_label_to_choose_by():
         assert check_classes((train, valid, valid), monitor=monitor) == []
     with pytest.raises(DataError, match="label of task 'mood', so mood_macro_f1"):
         check_classes((train, valid, valid), monitor='mood_macro_f1')
+    longer = YES, Task('yes_no')
+    train, valid = (clips_of([{k: y for k in names} for y in (0, 1)], longer) for names in (('yes', 'yes_no'), ['yes']))
+    assert check_classes((train, valid, valid), monitor='yes_f1') == []
+    with pytest.raises(DataError, match="label of task 'yes_no', so yes_no_f1"):
+        check_classes((train, valid, valid), monitor='yes_no_f1')
     train, valid = (clips_of(o, (YES, RATED)) for o in ([dict(yes=0, rated=1.), dict(rated=2.)], [{}, {}]))
     with pytest.raises(DataError, match="'yes' or task 'rated', .* or all have the same number"):
         check_classes((train, valid, valid))

@@ -799,9 +799,9 @@ def compare(
     "Console command `hiccap_compare`"
     p = CommandParser(
         'hiccap_compare',
-        'Compare finished runs: means and 95% intervals over seeds, paired differences corrected for their number,'
-        ' trivial baselines and a plain model, and the cost of each. Runs on different data or with different budgets'
-        ' are refused.')
+        'Compare finished runs: means and 95% intervals over seeds and over test videos, paired differences corrected'
+        ' for their number, trivial baselines and simple models, and the cost of each. Runs on different data or with'
+        ' different budgets are refused.')
     p.add_argument('folders', nargs='+', help='folders of runs, or folders of such folders')
     p.add_argument('--score', default='macro_f1', help='score to compare (default: macro_f1)')
     p.add_argument('--base', help='column that the others are compared with (default: the first)')

@@ -7,9 +7,10 @@ __all__ = ['SEEDS', 'EXAMPLE_RUNS', 'MEAN', 'OVER_VIDEOS', 'BETTER', 'kind_of', 
            'write_example_runs', 'Finished', 'read_finished', 'columns_of', 'Comparison', 'task_score',
            'compare_columns', 'compare_runs']
 
-# %% ../nbs/57_comparison.ipynb #81646ceb
+# %% ../nbs/57_comparison.ipynb #f7b22e2f
 import itertools, json, os, subprocess, sys, time
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -197,7 +198,7 @@ def write_example_runs(
     path.write_text(EXAMPLE_RUNS % json.dumps(SMALL_NETWORK), encoding='utf-8')
     return path
 
-# %% ../nbs/57_comparison.ipynb #cb18b76f
+# %% ../nbs/57_comparison.ipynb #efecdf28
 @dataclass(repr=False)
 class Finished:
     "What a comparison needs of a finished run"
@@ -217,6 +218,7 @@ class Finished:
     sources: dict=field(default_factory=dict) # digests of the files that were read; none by an earlier version
     text: tuple=()                            # what decides the tokens of a text
     reference_intervals: dict=field(default_factory=dict) # as `references`, with 95% intervals over videos
+    shown: dict=field(default_factory=dict)   # (stream, or nothing, and task) -> the name of the task here
 
     @property
     def seeds(self) -> tuple: # of the split, of training
@@ -226,7 +228,7 @@ class Finished:
     def __repr__(self):
         return f"Finished({self.folder.name!r}: {counted(len(self.scores), 'task')}, {counted(self.steps, 'step')})"
 
-# %% ../nbs/57_comparison.ipynb #84530ae1
+# %% ../nbs/57_comparison.ipynb #9efd3761
 def _read_metrics(folder):
     "`config.json` and `metrics.json` of a finished run; raises `ValueError`"
     if not (folder/'metrics.json').is_file():
@@ -239,20 +241,26 @@ def _read_metrics(folder):
     if not metrics['scores']: raise ValueError(f"{folder} has no labelled stream, so it has no score; leave it out")
     return config, metrics
 
-def _references(parts, others):
+def _shown_tasks(parts):
+    "(stream, task) -> how the table calls the task: a name that several streams have stands behind that of its stream"
+    count = Counter(task for part in parts.values() for task in part['tasks'])
+    return {(s, t): t if count[t] == 1 else f'{s}: {t}' for s, part in parts.items() for t in part['tasks']}
+
+def _references(parts, others, shown):
     """Of trivial baselines and simple models, name -> task -> score -> number, and the same of their intervals, which
     earlier versions did not keep"""
     scores, intervals = {}, {}
     def add(name, task, own, of):
         scores.setdefault(name, {})[task] = own
         intervals.setdefault(name, {})[task] = of or {}
-    for part in parts:
+    for stream, part in parts.items():
         for task, t in part['tasks'].items():
             of = t.get('baseline_intervals_95', {})
-            for name, own in t['baselines'].items(): add(name, task, own, of.get(name))
-    for models in others:
+            for name, own in t['baselines'].items(): add(name, shown[stream, task], own, of.get(name))
+    for stream, models in others.items():
         for name, scored in models.items():
-            for task, t in scored['tasks'].items(): add(name, task, t['scores'], t.get('intervals_95'))
+            for task, t in scored['tasks'].items():
+                add(name, shown[stream, task], t['scores'], t.get('intervals_95'))
     return scores, intervals
 
 # %% ../nbs/57_comparison.ipynb #c5700002
@@ -278,7 +286,7 @@ def _read_truth(folder):
     t = pd.read_csv(folder/'predictions.csv', dtype=str, keep_default_na=False)
     return dict(zip(zip(t.get('stream', ['']*len(t)), t['clip'], t['task']), t['truth']))
 
-# %% ../nbs/57_comparison.ipynb #465aa1a9
+# %% ../nbs/57_comparison.ipynb #e753269d
 def _split_seed(settings):
     "Take the seeds of the split out of settings: those of labelled clips"
     if 'streams' not in settings: return (settings.pop('split_seed'),)
@@ -291,20 +299,20 @@ def read_finished(
     "Read a run for a comparison; raises `ValueError` if the folder holds no finished run"
     folder = Path(folder)
     config, m = _read_metrics(folder)
-    kind, streams, parts, others = Run, [''], [m['scores']], [m['beside']]
-    if 'pretraining' in config:
-        kind, streams, parts, others = PretrainRun, list(m['scores']), m['scores'].values(), m['beside'].values()
+    kind, parts, others = Run, {'': m['scores']}, {'': m['beside']}
+    if 'pretraining' in config: kind, parts, others = PretrainRun, m['scores'], m['beside']
+    streams, shown = list(parts), _shown_tasks(parts)
     sizes = [m['clips'][s] for s in streams] if kind is PretrainRun else [list(c.values()) for c in m['clips']]
     run = kind.from_config(config, str(folder/'config.json'))
     settings = {k: v for k, v in run.to_flat(defaults=True).items() if k not in ('seed', *run.settings('free'))}
-    scores = {task: t['scores'] for part in parts for task, t in part['tasks'].items()}
+    scores = {shown[s, task]: t['scores'] for s, part in parts.items() for task, t in part['tasks'].items()}
     seconds = m['seconds']['training']  # a list with a number for each fold in a training run
     if isinstance(seconds, list): seconds = sum(seconds)
     split_seed, split = _split_seed(settings), _split_digest(folder, config, streams)
-    references, intervals = _references(parts, others)
+    references, intervals = _references(parts, others, shown)
     return Finished(folder, settings, run.training.seed, split_seed, split, _read_truth(folder), scores,
                     references, seconds, *_progress(folder), sizes, config['data'], config.get('sources') or {},
-                    (run.network.encoder, run.network.tokenizer), intervals)
+                    (run.network.encoder, run.network.tokenizer), intervals, shown)
 
 # %% ../nbs/57_comparison.ipynb #92483dd1
 def _check_settings(run, first):
@@ -495,7 +503,7 @@ def _compared(values, base, overlap):
     for r, p in zip(tested, holm([r['p'] for r in tested])): r['corrected'] = p
     return rows
 
-# %% ../nbs/57_comparison.ipynb #edf249e2
+# %% ../nbs/57_comparison.ipynb #9eaeda93
 def _by_clip(kept, what):
     "A field of `KeptPredictions` in the order of the clips' ids"
     return np.asarray(getattr(kept, what))[np.argsort(kept.clips)]
@@ -522,10 +530,16 @@ class _Kept:
 
 def _read_kept(columns, keys):
     "The `_Kept` of all runs; raises `ValueError` if a run kept no predictions"
-    runs = {c: [read_probabilities(r.folder) for r in of.values()] for c, of in columns.items()}
+    def kept(run):
+        found = {}
+        for stream in dict.fromkeys(s for s, _ in run.shown) or ['']:
+            for model, tasks in read_probabilities(run.folder, stream or None).items():
+                for t, k in tasks.items(): found.setdefault(model, {})[run.shown.get((stream, t), t)] = k
+        return found
+    runs = {c: [kept(r) for r in of.values()] for c, of in columns.items()}
     first = next(iter(next(iter(columns.values())).values()))
-    tasks = read_json_dict(first.folder/'config.json')['tasks']
-    return _Kept(runs, {t['name']: Task(**t) for t in tasks if t['name'] in keys}, keys)
+    tasks = {t['name']: Task(**t) for t in read_json_dict(first.folder/'config.json')['tasks']}
+    return _Kept(runs, {name: replace(tasks[t], name=name) for (_, t), name in first.shown.items()}, keys)
 
 # %% ../nbs/57_comparison.ipynb #2d8212ca
 def _add_videos(rows, columns, base, keys):

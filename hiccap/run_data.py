@@ -46,7 +46,7 @@ def tokenizer_for(
         'a run on text needs a text encoder',
         fix='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
 
-# %% ../nbs/52_run_data.ipynb #f238aa94
+# %% ../nbs/52_run_data.ipynb #6fa50d77
 def feature_folder(
     sources,      # of features, as a user wrote them; nothing has none
     config: dict, # modality -> its encoder, as `HICCAPConfig` has it
@@ -83,6 +83,7 @@ def _draw_clips(clips, tokenizer):
     "Synthetic clips, their text as another tokenizer reads it if one is given"
     try: ds = synthetic_clips(**clips.synthetic)
     except TypeError as e: raise ValueError(f"synthetic: not arguments of synthetic_clips: {e}") from None
+    if clips.labels: ds = _with_tasks(ds, clips.labels, 'synthetic')
     if tokenizer is None: return ds
     whole = not clips.max_length or ds.lengths('text').max() <= clips.max_length
     if whole and tokenizer_digest(tokenizer) == tokenizer_digest(synthetic_tokenizer()): return ds

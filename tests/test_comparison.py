@@ -643,6 +643,41 @@ def test_simple_models_and_trivial_baselines_have_intervals_over_videos(tmp_path
     assert f'| without predictions | {score(tables[0]):.3f} |' in c.score_table()
 
 
+def test_streams_that_share_a_task_have_a_column_each(tmp_path):
+    "The scores of one were those of the other: both are called by the name of the task"
+    right = dict(a=.9, b=.6)
+    for lr in (.1, .2):
+        folder, tables = tmp_path/str(lr), []
+        write_run(folder, .5, kind='pretraining', lr=lr)
+        streams = [dict(name=n, data='clips.csv', labels=['funny']) for n in right]
+        edit(folder/'config.json', lambda d: d['pretraining'].update(streams=streams))
+        edit(folder/'config.json', lambda d: d.update(data={
+            f'{n} {part}': dict(clips=n, videos='v', labels='l') for n in right
+            for part in ('training', 'validation', 'test')}))
+        rng, scores, plain = np.random.default_rng(int(10*lr)), {}, {}
+        for n, q in right.items():
+            y = np.arange(60)//3 % 2
+            said = np.where(rng.random(60) < q, y, 1 - y)
+            tables.append(pd.DataFrame(dict(model='network', clip=[f'{n}{i//2}_{i%2}' for i in range(60)],
+                                            video=[f'{n}{i//2}' for i in range(60)], task='funny', truth=y,
+                                            predicted=said, p0=1 - said, p1=said, stream=n)))
+            own = dict(scores=dict(macro_f1=f1_score(y, said, average='macro')))
+            scores[n] = dict(tasks=dict(funny=own | dict(baselines=dict(prior=dict(macro_f1=q/2)))))
+            plain[n] = dict(words=dict(tasks=dict(funny=dict(scores=dict(macro_f1=q/3)))))
+        edit(folder/'metrics.json', lambda d: d.update(scores=scores, beside=plain, clips=dict.fromkeys(right, [8, 1, 1])))
+        pd.concat(tables).to_csv(folder/'probabilities.csv', index=False)
+        kept = pd.concat(tables).assign(probability=.5)
+        kept[['clip', 'task', 'probability', 'predicted', 'truth', 'stream']].to_csv(folder/'predictions.csv', index=False)
+    c = compare_runs(tmp_path)
+    assert c.tasks == ['a: funny', 'b: funny', module.MEAN] and not c.notes
+    for n in right:
+        row, k = c.row(f'{n}: funny', 'lr=0.2'), kept[kept.stream == n]
+        assert row['mean'] == pytest.approx(f1_score(k.truth, k.predicted, average='macro'))
+        assert row['mean_low'] < row['mean'] < row['mean_high'] and row['low'] < row['difference'] < row['high']
+    lines = {o[0]: o[1:] for o in map(cells, c.score_table().splitlines())}
+    assert lines['prior'] == ['0.450', '0.300', '0.375'] and lines['words'] == ['0.300', '0.200', '0.250']
+
+
 def test_a_simple_model_that_differs_between_columns_has_a_line_in_each():
     runs = column(.1, [.5, .6]) + column(.2, [.6, .8])
     for r in runs:

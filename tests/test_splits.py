@@ -536,3 +536,12 @@ def test_weights_whose_run_held_nothing_out_need_clips_of_other_videos(lacks, us
     parts, = read(table, network, **{other: table_of(tmp_path/'new.csv', videos=[30])})
     assert parts[lacks].groups == of_video(30)
     assert {seen[g] for g in parts[3 - lacks].groups} == {3 - lacks} and {seen[g] for g in parts[0].groups} == {0}
+
+
+def test_synthetic_clips_have_the_labels_that_are_asked_for():
+    some = read_clips(Clips('synthetic', labels=('seen', 'said'), synthetic=dict(n=20)), 'synthetic', None)
+    whole = read_clips(Clips('synthetic', synthetic=dict(n=20)), 'synthetic', None)
+    assert [t.name for t in some.tasks] == ['seen', 'said'] and len(whole.tasks) == 5
+    assert some.targets('seen').tolist() == whole.targets('seen').tolist()
+    with pytest.raises(DataError, match="no task 'sad'. The tasks are said, seen"):
+        read_clips(Clips('synthetic', labels=('sad',), synthetic=dict(n=20)), 'synthetic', None)

@@ -664,10 +664,12 @@ def test_streams_that_share_a_task_have_a_column_each(tmp_path):
             own = dict(scores=dict(macro_f1=f1_score(y, said, average='macro')))
             scores[n] = dict(tasks=dict(funny=own | dict(baselines=dict(prior=dict(macro_f1=q/2)))))
             plain[n] = dict(words=dict(tasks=dict(funny=dict(scores=dict(macro_f1=q/3)))))
-        edit(folder/'metrics.json', lambda d: d.update(scores=scores, beside=plain, clips=dict.fromkeys(right, [8, 1, 1])))
+        sizes = dict.fromkeys(right, [8, 1, 1])
+        edit(folder/'metrics.json', lambda d: d.update(scores=scores, beside=plain, clips=sizes))
         pd.concat(tables).to_csv(folder/'probabilities.csv', index=False)
         kept = pd.concat(tables).assign(probability=.5)
-        kept[['clip', 'task', 'probability', 'predicted', 'truth', 'stream']].to_csv(folder/'predictions.csv', index=False)
+        columns = ['clip', 'task', 'probability', 'predicted', 'truth', 'stream']
+        kept[columns].to_csv(folder/'predictions.csv', index=False)
     c = compare_runs(tmp_path)
     assert c.tasks == ['a: funny', 'b: funny', module.MEAN] and not c.notes
     for n in right:

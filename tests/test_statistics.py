@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from hiccap.statistics import (MAX_SHARE, MIN_CLASS_VIDEOS, MIN_MISSED_VIDEOS, MIN_VIDEOS, MIN_VIDEOS_DIFFERENCE, holm,
                                intraclass_correlation, jackknife_interval, leave_out_weights, mean_interval, nanmean,
-                               paired, rank_scores, ratio, too_few_videos)
+                               paired, rank_scores, ratio, score_interval, too_few_videos)
 
 NAN = float('nan')
 pytestmark = pytest.mark.filterwarnings('error::RuntimeWarning')
@@ -100,6 +100,39 @@ def test_no_spread_and_undefined_samples_have_no_interval():
     assert np.isfinite(jackknife_interval(0., [-.1, .1], (-1, 1))[0]).all()
 
 
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=12), st.integers(-3, 0))
+def test_without_a_bound_an_interval_is_student_and_with_one_bound_student_of_the_logarithm(x, least):
+    "The jackknife error of a mean is its standard error, so scipy has the interval. Turned round, it is the same"
+    x = np.array(x)/7
+    mean, left, inf = x.mean(), (x.sum() - x)/(len(x) - 1), np.inf
+    ends, why = score_interval(mean, left, (-inf, inf))
+    if np.ptp(x) == 0:
+        for bounds in ((-inf, inf), (least, inf), (-inf, 9)):
+            ends, why = score_interval(mean, left, bounds)
+            assert np.isnan(ends).all() and why.startswith('it is the same')
+        return
+    assert why == '' and same(ends, stats.t.interval(.95, len(x) - 1, mean, stats.sem(x)))
+    above, half = mean - least, ends[1] - mean
+    if 0 < above < half/12: return  # beyond, rounding decides how far the lower end is from the bound
+    ends, why = score_interval(mean, left, (least, inf))
+    if above <= 0:
+        assert np.isnan(ends).all() and why.startswith('it is the same')
+        return
+    assert why == '' and same(np.log((np.array(ends) - least)/above), np.array([-half, half])/above)
+    turned, why = score_interval(-mean, -left, (-inf, -least))
+    assert why == '' and same(turned, (-ends[1], -ends[0]))
+
+
+def test_an_undefined_score_without_bounds_has_no_interval():
+    for bounds in ((0, np.inf), (-np.inf, 1), (-np.inf, np.inf)):
+        for value, left, why in ((NAN, [.4, .6], 'it is undefined'),
+                                 (.5, [.4, NAN, .6, NAN], 'it is undefined for 2 of 4 samples that leave out a video')):
+            found, reason = score_interval(value, left, bounds)
+            assert np.isnan(found).all() and reason == why
+    assert score_interval(.5, [.4, .6], (0, 1)) == jackknife_interval(.5, [.4, .6])
+    assert score_interval(.5, [.4, .6]) == jackknife_interval(.5, [.4, .6])  # the bounds by default
+
+
 def test_how_many_videos_are_too_few():
     "At each limit there are enough, and one less is not"
     def clips(*n): return np.repeat(np.arange(len(n)), n)
@@ -186,6 +219,10 @@ def test_a_small_spread_is_a_spread():
     ([], [], 'no number to take the mean of')])
 def test_numbers_that_are_not_in_pairs_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message): paired(a, b)
+
+
+def test_a_mean_of_no_seed_is_refused():
+    with pytest.raises(ValueError, match='no number to take the mean of: give one for each seed'): mean_interval([])
 
 
 @pytest.mark.parametrize('overlap', [-.1, NAN, np.inf])

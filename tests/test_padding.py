@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from hiccap.clips import Clip, DataError
-from hiccap.padding import LengthSampler, collate, collate_targets, describe_batch, pad, padding_share
+from hiccap.padding import (LengthSampler, batch_modalities, batch_size, collate, collate_targets, describe_batch,
+                            lengths_in, pad, padding_share)
 from hiccap.tasks import IGNORE, Task
 
 proof = pytest.mark.proof
@@ -122,6 +123,25 @@ def test_a_batch_is_described_by_its_numbers():
                             dict(t=torch.tensor([1, 1]))))
     assert str(whole).split('\n')[0] == 'A batch of 2 clips' and 'unlabelled' not in str(whole)
     assert whole.tables[1][1][0][:2] == ['t', '1'] and describe_batch(({}, {})).title == 'A batch of 0 clips'
+
+
+def test_labels_that_are_numbers_are_described_by_their_range():
+    mood, energy = (Task(n, kind='regression') for n in ('mood', 'energy'))
+    clips = [Clip(f'c{i}', text=[1], labels={} if y is None else dict(mood=y)) for i, y in enumerate((2., None, -.5, 1.))]
+    _, (_, labels) = describe_batch(collate(clips, [mood, energy]), [mood, energy]).tables
+    assert [(*o[:2], o[2].value, o[2].share) for o in labels] == [
+        ('mood', '-0.5 to 2', 3, .75), ('', 'unlabelled', 1, .25), ('energy', 'unlabelled', 4, 1.)]
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 5)]*3), min_size=1, max_size=6), st.sampled_from(['left', 'right']))
+def test_lengths_are_those_of_the_clips_and_masks_are_enough_to_tell_them(sizes, side):
+    clips = [Clip(f'c{i}', text=[1]*t or None, video=torch.ones(v, 2) if v else None,
+                  audio=torch.ones(a, 3) if a else None) for i, (t, v, a) in enumerate(sizes)]
+    inputs, _ = collate(clips, (), side)
+    for part in (inputs, {k: x for k, x in inputs.items() if k.endswith('_mask')}):
+        assert lengths_in(part).tolist() == list(map(list, sizes)) and lengths_in(part).dtype == np.int64
+        assert lengths_in(part, ('audio', 'face', 'text')).tolist() == [[a, 0, t] for t, _, a in sizes]
+        assert batch_size(part) == len(clips) and batch_modalities(part) == ('text', 'video', 'audio')
 
 
 # ---- the order of an epoch

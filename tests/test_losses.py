@@ -111,6 +111,30 @@ def test_an_absent_task_has_no_vote(batch):
         )
 
 
+numbers = st.floats(-100, 100, width=32)
+
+@proof
+@given(st.lists(st.tuples(numbers, st.none() | numbers), min_size=1, max_size=6), st.sampled_from(['mse', 'huber']),
+       st.sampled_from([.25, 1., 3.]))
+def test_the_loss_of_a_number_is_that_of_a_plain_loop(rows, kind, deviation):
+    "In deviations of the labels: the square of the error, which the Huber loss continues by a line from 1 on"
+    task, x = Task('mood', kind='regression', loss=kind, deviation=deviation), torch.tensor([[p] for p, _ in rows])
+    y, want, slope = torch.tensor([math.nan if l is None else l for _, l in rows]), [], []
+    for (p, l), x_l in zip(rows, y.tolist()):
+        e = 0. if l is None else (p - x_l)/deviation
+        line = kind == 'huber' and abs(e) > 1
+        want.append(2*abs(e) - 1 if line else e*e)
+        slope.append((math.copysign(2, e) if line else 2*e)/deviation)
+    alone, total = MultiTaskLoss(task, reduction='none'), MultiTaskLoss(task)
+    assert alone(dict(mood=x), dict(mood=y)).tolist() == pytest.approx(want, rel=1e-4, abs=1e-4)
+    x.requires_grad_()
+    n = sum(l is not None for _, l in rows)
+    loss = total(dict(mood=x), dict(mood=y))
+    assert loss.item() == pytest.approx(sum(want)/max(n, 1), rel=1e-4, abs=1e-4)
+    loss.backward()
+    assert x.grad.flatten().tolist() == pytest.approx([o/max(n, 1) for o in slope], rel=1e-4, abs=1e-4)
+
+
 def test_rows_without_a_label_do_not_thin_the_mean():
     x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1, 0])

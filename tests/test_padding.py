@@ -127,7 +127,7 @@ def test_a_batch_is_described_by_its_numbers():
 
 def test_labels_that_are_numbers_are_described_by_their_range():
     mood, energy = (Task(n, kind='regression') for n in ('mood', 'energy'))
-    clips = [Clip(f'c{i}', text=[1], labels={} if y is None else dict(mood=y)) for i, y in enumerate((2., None, -.5, 1.))]
+    clips = [Clip(str(y), text=[1], labels={} if y is None else dict(mood=y)) for y in (2., None, -.5, 1.)]
     _, (_, labels) = describe_batch(collate(clips, [mood, energy]), [mood, energy]).tables
     assert [(*o[:2], o[2].value, o[2].share) for o in labels] == [
         ('mood', '-0.5 to 2', 3, .75), ('', 'unlabelled', 1, .25), ('energy', 'unlabelled', 4, 1.)]

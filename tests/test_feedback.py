@@ -150,6 +150,37 @@ def test_a_mean_over_processes_is_over_rows(found):
     assert [v for v in got if v is not None] == pytest.approx([l for l, n in found if n])
 
 
+class CountedLoss(MultiTaskLoss):
+    "Counts how often it is computed"
+    calls = 0
+    def task_losses(self, logits, targets):
+        self.calls += 1
+        return super().task_losses(logits, targets)
+
+
+@pytest.mark.parametrize('tasks, more', [(APART, 0), (SHARED, 8*2)], ids=['apart', 'shared'])
+def test_losses_are_computed_again_only_where_streams_share_a_task(tasks, more):
+    "Each of 8 steps and 3 batches of validation computes them once; streams that share a task, once more each"
+    learn, _ = learner(mixture(tasks, known=1.))
+    learn.loss_func = CountedLoss(TASKS)
+    learn.fit(1)
+    assert learn.loss_func.calls == 8 + 3 + more
+
+
+@pytest.mark.parametrize('unmeasured', [0., math.nan])
+def test_a_process_without_a_row_has_no_part_in_a_mean(monkeypatch, unmeasured):
+    "Each of two processes lacks rows of one task, and both lack those of the last"
+    first, second = ([2., unmeasured, 4., unmeasured], [3, 0, 1, 0]), ([unmeasured, 7., 5., unmeasured], [0, 2, 3, 0])
+    monkeypatch.setattr('hiccap.feedback.world_size', lambda: 2)
+    monkeypatch.setattr(torch.distributed, 'get_backend', lambda: 'gloo')
+    sent = []
+    for own, other in ((first, second), (second, first)):
+        monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x: sent.append(x.clone()))
+        mean_over_processes(*other)
+        monkeypatch.setattr(torch.distributed, 'all_reduce', lambda x: x.add_(sent[-1]))
+        assert mean_over_processes(*own) == [2., 7., (4. + 3*5.)/4, None]
+
+
 @pytest.mark.parametrize('tasks', [SHARED, APART], ids=['shared', 'apart'])
 def test_a_validation_loss_is_the_mean_over_labelled_rows(tasks):
     "Batches of 10, 10 and 3 rows with some labels missing: each row counts once, and each validation by itself"
@@ -292,13 +323,15 @@ def test_feedback_needs_a_mixture_and_the_loss_of_each_task():
 @pytest.mark.parametrize('show', [True, False])
 def test_shares_are_shown_with_the_lines_of_progress(show):
     lines = []
-    learn, feedback = learner(mixture(APART, Listener(p=lambda i: [1, 3]), bs=8), steps=3, show=show,
+    moving = Listener(p=lambda i: [1, 3] if i < 5 else [3, 1])
+    learn, feedback = learner(mixture(APART, moving, bs=8), steps=3, show=show,
                               cbs=[ProgressLines(lines=True, write=lines.append)])
     learn.logger = lambda *args: None
     learn.fit(2)
-    assert [o for o in lines if 'shares' in o] == [f'shares after step {n}: a 25% b 75%' for n in (3, 6)]*show
+    assert [o for o in lines if 'shares' in o] == [
+        'shares after step 3: a 25% b 75%', 'shares after step 6: a 75% b 25%']*show
     feedback.learn = SimpleNamespace(progress=SimpleNamespace(pbar=(bar := SimpleNamespace(comment=None))))
-    for training, shown in ((False, None), (True, ' | a 25% b 75%'*show or None)):
+    for training, shown in ((False, None), (True, ' | a 75% b 25%'*show or None)):
         feedback.learn.training = training
         feedback.after_batch()
         assert bar.comment == shown
@@ -314,8 +347,9 @@ def test_what_nothing_was_learnt_from_is_summed_up_as_nothing():
     assert c.index.tolist() == ['a', 'b'] and c.tasks.tolist() == ['x', 'y'] and c.clips.tolist() == [12, 21]
     assert not c[['drawn', 'passes', 'part', 'steps']].values.any()
     assert c[['first_loss', 'last_loss']].isna().values.all()
-    feedback.records = [dict(step=0, share=[1., 0.], quota=[6, 0], seen=[6, 0], loss=[.5, None])]
-    assert feedback.contributions().part.tolist() == [1., 0.]
+    for n in (1, 6):  # one row is all rows too
+        feedback.records = [dict(step=0, share=[1., 0.], quota=[n, 0], seen=[n, 0], loss=[.5, None])]
+        assert feedback.contributions().part.tolist() == [1., 0.]
     assert feedback.history().loss.isna().tolist() == [False, True]
 
 
@@ -326,6 +360,7 @@ def test_what_is_recorded_can_be_summed_up_saved_and_restored():
     h, c = feedback.history(), feedback.contributions()
     assert h.shape == (24, 6) and h[h.stream == 'a'].share.eq(.25).all() and h[h.stream == 'b'].quota.eq(6).all()
     assert h[h.stream == 'a'].seen.tolist() == list(range(2, 26, 2))
+    for n in 'ab': assert h[h.stream == n].step.tolist() == list(range(12))
     for i, n in enumerate('ab'):
         losses = [r['loss'][i] for r in feedback.records if r['loss'][i] is not None]
         assert c.loc[n, ['first_loss', 'last_loss', 'steps']].tolist() == [losses[0], losses[-1], len(losses)]

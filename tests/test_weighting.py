@@ -339,10 +339,12 @@ def test_draws_leave_pytorchs_generators_alone_and_differ(name):
 
 @pytest.mark.parametrize('device', [None, 'cpu'])
 def test_a_draw_on_a_cpu_seeds_no_other_device(monkeypatch, device):
-    seeds = []
+    seeds, read = [], []
     monkeypatch.setattr(torch.cuda, 'manual_seed', seeds.append)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)  # GPUs that the draw has nothing to do with
+    monkeypatch.setattr(torch.cuda, 'get_rng_state', read.append)
     with weighting('pcgrad', seed=3).seeded(device): drawn = torch.rand(1)
-    assert not seeds
+    assert not seeds and not read
     generator = torch.Generator().manual_seed(int(np.random.default_rng([3, 0]).integers(2**62)))
     assert torch.equal(drawn, torch.rand(1, generator=generator))
 

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings, strategies as st
 from scipy.special import expit
 
 from hiccap.baselines import validation_score
-from hiccap.metrics import (UNSURE, Thresholds, _video_samples, best_threshold, choose_thresholds, count_scores,
+from hiccap.metrics import (UNSURE, Thresholds, _counts_at, _video_samples, best_threshold, choose_thresholds, count_scores,
                             criterion_of, merits, steady_threshold)
 from hiccap.operating_points import GOALS, operating_point
 from hiccap.tasks import IGNORE, Task
@@ -128,6 +128,17 @@ def test_a_threshold_that_the_rows_show_to_be_worse_is_not_taken():
         assert steady_threshold(p, y, point) == pytest.approx(.8, abs=.05)
 
 
+def test_thresholds_are_compared_on_the_same_rows():
+    """Labels that are wrong at either threshold say nothing about their difference. `k` of 97 rows between two
+    thresholds have a standard error of about the root of `k`, so up to 4 are within two standard errors"""
+    p = np.linspace(.02, .98, 97)
+    y = (p > .605).astype(int)
+    far = np.flatnonzero((p < .3) | (p > .8))[::3]
+    y[far] = 1 - y[far]
+    assert best_threshold(p, y, 'accuracy')[0] == pytest.approx(.605)
+    assert steady_threshold(p, y, 'accuracy') == pytest.approx(.565, abs=.021)  # 0.5 is expected to be the best
+
+
 def test_the_steady_threshold_of_few_rows_is_what_the_probabilities_expect():
     p, y = np.array([.1, .2, .3, .45, .6, .7, .8, .9]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
     expected = scores_at(np.linspace(.05, .95, 91), p, p, 'macro_f1').max()
@@ -179,6 +190,16 @@ def test_steady_thresholds_are_of_labelled_clips_and_their_videos():
     assert best[1] == chosen(steady=True, score='precision=0.6') == chosen(score='precision=0.6')
 
 
+def test_rows_are_counted_for_several_samples_at_once():
+    p, y = clips(12, 0)
+    p, w = p.round(1), np.random.default_rng(0).integers(0, 3, (2, 3, 12))
+    cuts = [0, .35, .6, 2]
+    by_hand = [[[[[(s*((y == i) & ((p >= c) == j))).sum() for j in (0, 1)] for i in (0, 1)] for c in cuts] for s in a]
+               for a in w]
+    assert (_counts_at(cuts, p, y, w) == by_hand).all()
+    assert (_counts_at(cuts, p, y) == _counts_at(cuts, p, y, np.ones((1, 12)))[0]).all()
+
+
 # the merits of predictions
 
 COUNTS = np.array([[[5, 1], [2, 4]], [[6, 0], [6, 0]], [[0, 6], [0, 6]]])  # some, none and all rows are predicted yes
@@ -227,6 +248,7 @@ def test_only_tasks_of_two_classes_have_a_threshold():
     targets = dict(mood=[0, 1, 2], score=[1., np.nan, 2], funny=[0, 1, 1])
     found = choose_thresholds(probs, targets, [MOOD, SCORE, FUNNY])
     assert found == Thresholds(dict(funny=.25), 'validation data', (), 'macro_f1', {})
+    with pytest.raises(AttributeError): found.values = {}  # they are kept with a run
     predicted = found.predict(probs)
     assert {k: v.tolist() for k, v in predicted.items()} == dict(mood=[0]*3, score=[.5, -1, 2], funny=[0, 1, 1])
     assert predicted['score'].dtype == np.float64

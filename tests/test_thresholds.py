@@ -7,8 +7,8 @@ from hypothesis import assume, given, settings, strategies as st
 from scipy.special import expit
 
 from hiccap.baselines import validation_score
-from hiccap.metrics import (UNSURE, Thresholds, _counts_at, _video_samples, best_threshold, choose_thresholds, count_scores,
-                            criterion_of, merits, steady_threshold)
+from hiccap.metrics import (UNSURE, Thresholds, _counts_at, _video_samples, best_threshold, choose_thresholds,
+                            count_scores, criterion_of, merits, steady_threshold)
 from hiccap.operating_points import GOALS, operating_point
 from hiccap.tasks import IGNORE, Task
 

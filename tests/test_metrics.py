@@ -362,6 +362,8 @@ def test_a_class_in_two_videos_has_no_interval_but_accuracy_has():
         s, _ = few(labels, said, g)
         assert np.isfinite(s.intervals['accuracy']).all()
         assert all(np.isfinite(s.intervals[k]).all() == holds for k in ('auroc', 'macro_f1', 'average_precision'))
+        prior = s.baseline_intervals['prior']
+        assert np.isfinite(prior['f1']).all() == holds and np.isfinite(prior['accuracy']).all()
         missing = "class 'gory' is in 2 videos, and an interval needs at least 3"
         assert any(missing in o and 'accuracy' not in o for o in s.notes) != holds
 
@@ -841,7 +843,7 @@ def test_names_of_scores_and_how_many_samples_are_drawn():
     assert named.items() <= SCORE_NAMES.items()
     assert {k for k in SCORE_NAMES if k not in named} == {
         f'acc{n}' for n in (3, 4, 5, 6, 8, 9, 10, 11)}
-    for f in (evaluate, score_task, compare_scores):
+    for f in (evaluate, score_task, module.measured, mean_scores, compare_scores):
         arguments = signature(f).parameters
         assert (arguments['n_boot'].default, arguments['seed'].default) == (1000, 0)
 

@@ -1,5 +1,4 @@
-"""Temperatures, calibration errors, operating points, and the guarantees of pass, review and block."""
-import itertools
+"""Temperatures, calibration errors, and the guarantees of pass, review and block."""
 import json
 import math
 import re
@@ -13,14 +12,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
-from hiccap.baselines import validation_score
 from hiccap.calibration import (BINS, calibrated_predictions, calibration_errors, compare_calibration, off_by_chance,
                                 reliability_bins, task_calibration)
 from hiccap.decisions import (CHOICES, GRID, STARTS, Decisions, TaskDecision, block_threshold, decisions_of,
                               fit_decisions, loss_p_value, pass_threshold, review_curve, videos_needed)
-from hiccap.metrics import (Thresholds, best_threshold, choose_thresholds, count_scores, criterion_of, merits,
-                            steady_threshold)
-from hiccap.operating_points import GOALS, OperatingPoint, operating_point
+from hiccap.metrics import Thresholds, choose_thresholds, merits, steady_threshold
 from hiccap.tasks import IGNORE, Task
 from hiccap.temperatures import (TEMPERATURES, Temperatures, fit_temperature, fit_temperatures, log_slopes, logits_of,
                                  temperature_error, tempered)
@@ -248,6 +244,15 @@ def test_nothing_of_the_clips_that_are_predicted_is_fitted():
     assert (few.raw['funny'] == q[:10]).all()
 
 
+def test_a_least_precision_is_kept_also_by_calibrated_predictions():
+    p, y = rows(200, 2, 3)
+    found = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], 'precision=0.8')
+    probs = found.temperatures.apply(dict(funny=p))
+    assert found.thresholds == choose_thresholds(probs, dict(funny=y), [FUNNY], score='precision=0.8')
+    steady = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], groups=np.arange(200)//4)
+    assert steady.thresholds.values['funny'] == steady_threshold(probs['funny'][:, 1], y, 'macro_f1', np.arange(200)//4)
+
+
 # calibration errors
 
 def by_hand(p, y):
@@ -336,163 +341,6 @@ def test_calibration_as_plain_values_and_as_a_table():
     unlabelled = compare_calibration(found.raw, found.probs, dict(funny=np.full(300, IGNORE)), [FUNNY],
                                      np.arange(300), [found.temperatures])
     assert unlabelled.before == unlabelled.after == {}
-
-
-# operating points
-
-POINTS = st.one_of(
-    st.sampled_from(['macro_f1', 'f1', 'accuracy']),
-    st.builds('{}={}'.format, st.sampled_from(['precision', 'recall']), st.floats(.01, 1).map(lambda v: round(v, 3))),
-    st.builds('cost={}:{}'.format, st.integers(1, 20), st.integers(1, 20)))
-
-
-@given(POINTS)
-def test_an_operating_point_is_read_back(text):
-    point = operating_point(text)
-    assert operating_point(str(point)) == point and point.goal in GOALS and point.description
-    assert point.score in ('macro_f1', 'f1', 'accuracy', 'precision', 'recall')
-
-
-@pytest.mark.parametrize('text, message', [
-    ('presicion=0.9', "unknown operating point 'presicion=0.9'. Did you mean 'precision'"),
-    ('auroc', 'unknown operating point'), ('', 'unknown operating point'), (.9, 'unknown operating point'),
-    ('precision', 'takes a number above 0 and at most 1'), ('precision=90', 'takes a number above 0 and at most 1'),
-    ('recall=0', 'takes a number'), ('recall=nan', 'takes a number'), ('f1=1', 'takes no value'),
-    ('cost=5', 'takes two positive numbers'), ('cost=5:-1', 'takes two positive numbers'),
-    ('cost=5:1:1', 'takes two positive numbers'), ('cost=inf:1', 'takes two positive numbers')])
-def test_an_operating_point_that_cannot_be_read_is_an_error(text, message):
-    with pytest.raises(ValueError, match='operating point') as e: operating_point(text)
-    assert message in str(e.value)
-    with pytest.raises(ValueError, match='operating point'): choose_thresholds({}, {}, [], score=text)
-
-
-def at_every_threshold(p, y):
-    "Confusion matrix of each way to cut the rows, by definition"
-    cuts = [0, *np.unique(p), 2]
-    return [np.array([[((y == i) & ((p >= c) == j)).sum() for j in (0, 1)] for i in (0, 1)]) for c in cuts]
-
-
-@settings(deadline=None)
-@given(seeds, POINTS, st.integers(2, 40), st.booleans())
-def test_the_chosen_threshold_is_the_best_on_its_own_data(seed, text, n, tied):
-    p, y = rows(n, 2, seed)
-    assume(0 < y.sum() < n)
-    p = p[:, 1].round(1) if tied else p[:, 1]
-    threshold, missed = best_threshold(p, y, text)
-    counts = np.array([[((y == i) & ((p >= threshold) == j)).sum() for j in (0, 1)] for i in (0, 1)])
-    (_, alarms), (lost, hit) = counts
-    every, point = at_every_threshold(p, y), operating_point(text)
-    def precision(m): return m[1][1]/(m[0][1] + m[1][1]) if m[0][1] + m[1][1] else 0
-    def recall(m): return m[1][1]/m[1].sum()
-    if point.goal == 'cost':
-        a, b = point.costs
-        assert a*lost + b*alarms == min(a*m[1][0] + b*m[0][1] for m in every)
-    elif point.least is None:
-        s = [count_scores(m)[point.goal] for m in [counts, *every]]
-        s = [o[1] if np.ndim(o) else o for o in s]
-        assert s[0] == pytest.approx(max(s[1:]))
-    else:
-        bound, free = (precision, recall) if point.goal == 'precision' else (recall, precision)
-        enough = [m for m in every if bound(m) >= point.least - 1e-9]
-        if enough:
-            assert missed is None and bound(counts) >= point.least - 1e-9
-            assert free(counts) == pytest.approx(max(map(free, enough)))
-        else:
-            assert missed == pytest.approx(max(map(bound, every))) == pytest.approx(bound(counts))
-    assert point.goal != 'recall' or missed is None  # a recall of 1 is always there
-
-
-def score_at(threshold, p, y, point):
-    "By definition, with labels or expected labels"
-    yes = p >= threshold
-    counts = np.array([[((1 - y)*~yes).sum(), ((1 - y)*yes).sum()], [(y*~yes).sum(), (y*yes).sum()]])
-    return np.nan_to_num(merits(counts, point)[0])
-
-
-@settings(deadline=None, max_examples=40)
-@given(seeds, st.sampled_from(['macro_f1', 'f1', 'accuracy', 'cost=5:1']), st.integers(3, 60), st.booleans())
-def test_the_steady_threshold_is_one_that_the_rows_cannot_tell_from_the_best(seed, point, n, tied):
-    p, y = rows(n, 2, seed)
-    assume(0 < y.sum() < n)
-    p = p[:, 1].round(1) if tied else p[:, 1]
-    t, (best, _) = steady_threshold(p, y, point), best_threshold(p, y, point)
-    cuts = [0, *((a + b)/2 for a, b in itertools.pairwise(np.unique(p))), 2]
-    def apart(cut):
-        "The difference to the best cut, and its standard error over samples of the rows"
-        rng, top = np.random.default_rng(0), max(cuts, key=lambda c: score_at(c, p, y, point))
-        drawn = [rng.integers(n, size=n) for _ in range(100)]
-        d = [score_at(top, p[o], y[o], point) - score_at(cut, p[o], y[o], point) for o in drawn]
-        return score_at(top, p, y, point) - score_at(cut, p, y, point), np.std(d)
-    off, error = apart(t)
-    assert off <= 2.8*error + 1e-9  # other samples give other standard errors
-    for cut in cuts:  # one that the probabilities expect to be better was left out because of the labels
-        if score_at(cut, p, p, point) > score_at(t, p, p, point) + 1e-9:
-            worse, error = apart(cut)
-            assert worse > max(0, 1.2*error)
-
-
-def test_the_steady_threshold_of_few_rows_is_what_the_probabilities_expect():
-    p, y = np.array([.1, .2, .3, .45, .6, .7, .8, .9]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
-    cuts = np.linspace(.05, .95, 91)
-    expected = max(score_at(c, p, p, 'macro_f1') for c in cuts)
-    assert score_at(steady_threshold(p, y, 'macro_f1'), p, p, 'macro_f1') == pytest.approx(expected)
-
-
-def test_copies_of_a_clip_in_its_video_say_nothing_about_a_threshold():
-    changed = 0
-    for seed in range(10):
-        p, y = rows(40, 2, seed)
-        p = p[:, 1]**3  # too low, which many clips would show
-        copies, video = (np.repeat(p, 10), np.repeat(y, 10)), np.repeat(np.arange(40), 10)
-        own = steady_threshold(p, y, 'macro_f1')
-        assert steady_threshold(*copies, 'macro_f1', video) == own
-        changed += steady_threshold(*copies, 'macro_f1') != own
-    assert changed > 3
-
-
-def test_a_least_precision_is_kept_also_by_calibrated_predictions():
-    p, y = rows(200, 2, 3)
-    found = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], 'precision=0.8')
-    probs = found.temperatures.apply(dict(funny=p))
-    assert found.thresholds == choose_thresholds(probs, dict(funny=y), [FUNNY], score='precision=0.8')
-    steady = calibrated_predictions(dict(funny=p), dict(funny=y), dict(funny=p), [FUNNY], groups=np.arange(200)//4)
-    assert steady.thresholds.values['funny'] == steady_threshold(probs['funny'][:, 1], y, 'macro_f1', np.arange(200)//4)
-
-
-def test_a_precision_that_is_not_reached_is_said_with_the_best():
-    p, y = np.array([[.2, .8], [.4, .6], [.9, .1]]), np.array([0, 1, 0])
-    found = choose_thresholds(dict(funny=p), dict(funny=y), [FUNNY], 'the validation clips', 'precision=0.9')
-    assert found.unreached == dict(funny=.5) and found.predict(dict(funny=p))['funny'].tolist() == [1, 1, 0]
-    note, = found.notes
-    for part in ('funny', 'precision=0.9', 'the validation clips', '0.500', 'Ask for less'): assert part in note
-    assert choose_thresholds(dict(funny=p), dict(funny=y), [FUNNY], score='precision=0.5').notes == ()
-
-
-def test_one_class_leaves_the_threshold_of_every_operating_point():
-    for point in ('macro_f1', 'precision=0.9', 'recall=0.9', 'cost=5:1'):
-        for y in ([0, 0], [1, 1], [IGNORE, IGNORE]):
-            found = choose_thresholds(dict(funny=[[.9, .1], [.2, .8]]), dict(funny=y), [FUNNY], score=point)
-            assert found.values == dict(funny=.5) and len(found.notes) == 1 and found.score == point
-
-
-def test_how_models_are_compared_at_an_operating_point():
-    number = Task('n', kind='regression')
-    for point, score in (('precision=0.9', 'recall'), ('recall=0.9', 'precision'), ('cost=5:1', 'macro_f1'),
-                         ('f1', 'f1'), ('accuracy', 'accuracy')):
-        assert criterion_of(FUNNY, point) == score
-        assert criterion_of(MOOD, point) == ('accuracy' if score == 'accuracy' else 'macro_f1')
-        assert criterion_of(number, point) == 'pearson'
-
-
-def test_simple_models_are_tuned_for_the_operating_point():
-    "One model is precise, the other finds all; each wins where that is asked for"
-    y = np.array([1, 1, 1, 1, 0, 0, 0, 0])
-    precise = np.array([.9, .8, .2, .1, .6, .5, .4, .3])
-    complete = np.array([.9, .8, .7, .6, .95, .2, .1, .3])
-    def value(p, point): return validation_score(np.stack([1 - p, p], 1), y, FUNNY, point)[0]
-    assert value(precise, 'precision=1') == .5 and value(complete, 'precision=1') < 0
-    assert value(precise, 'recall=1') == .5 < value(complete, 'recall=1') == .8
-    assert value(complete, 'cost=5:1') == -1 > value(precise, 'cost=5:1')
 
 
 # pass, review, block

@@ -362,6 +362,8 @@ def test_a_class_in_two_videos_has_no_interval_but_accuracy_has():
         s, _ = few(labels, said, g)
         assert np.isfinite(s.intervals['accuracy']).all()
         assert all(np.isfinite(s.intervals[k]).all() == holds for k in ('auroc', 'macro_f1', 'average_precision'))
+        prior = s.baseline_intervals['prior']
+        assert np.isfinite(prior['f1']).all() == holds and np.isfinite(prior['accuracy']).all()
         missing = "class 'gory' is in 2 videos, and an interval needs at least 3"
         assert any(missing in o and 'accuracy' not in o for o in s.notes) != holds
 
@@ -524,6 +526,9 @@ GOOD = dict(probs=dict(t=[[.9, .1], [.2, .8]]), targets=dict(t=[0, 1]), tasks=[T
     (dict(predicted=dict(t=[0, 2])), 'predicted class 2 of task .t. in row 1 is not a class'),
     (dict(predicted=dict(t=[0, -1])), 'predicted class -1'),
     (dict(predicted=dict(s=[0, 1])), "no predicted classes for task 't'; there are s"),
+    (dict(predicted=dict(t=[1, 2]), targets=dict(t=[IGNORE, 0])), 'predicted class 2 of task .t. in row 1 is not a'),
+    (dict(probs=dict(t=[[.9, .1], [-1.5e-6, 1.]])), 'row 1 of task .t. holds .* take the softmax'),
+    (dict(probs=dict(t=[[0., 1 + 1.5e-6], [.2, .8]])), 'row 0 of task .t. holds .* take the softmax'),
     (dict(probs=dict(t=[[1., 0.]]*2, s=[[1., 0.]]), targets=dict(t=[0, 1], s=[0]), tasks=[Task('t'), Task('s')]),
      "different numbers of rows: {'t': 2, 's': 1}"),
 ])
@@ -532,6 +537,45 @@ def test_what_does_not_fit_is_named(change, message):
     with pytest.raises(ValueError, match=message): evaluate(**{**GOOD, **change}, n_boot=2)
     if not set(change) & {'groups', 'predicted'} and len(change) == 1 and change.get('tasks') != []:
         with pytest.raises(ValueError, match=message): choose_thresholds(**{**GOOD, **change})
+
+
+def test_probabilities_may_be_off_by_rounding():
+    s = evaluate(**{**GOOD, 'probs': dict(t=[[1 + .9e-6, -.9e-6], [0, 1.]])}, n_boot=0)
+    assert s.tasks['t'].scores['accuracy'] == 1
+
+
+def test_what_is_predicted_of_a_row_without_a_label_does_not_matter():
+    "A class that does not exist, or a number that is not finite"
+    number = Task('n', kind='regression')
+    targets, probs = dict(t=[0, IGNORE, 1], n=[1., NAN, 2.]), dict(t=[[.9, .1], [.9, .1], [.2, .8]], n=[[0.]]*3)
+    predicted = dict(t=[0, 7, 1], n=[1., np.inf, 4.])
+    s = evaluate(probs, targets, [Task('t'), number], predicted=predicted, n_boot=0)
+    assert s.tasks['t'].scores['accuracy'] == 1 and s.tasks['n'].scores['mae'] == 1 and s.n_rows == 2
+    assert s.overall['exact_match'] == 1
+    with pytest.raises(ValueError, match="predictions of task 'n' are not finite in row 2"):
+        evaluate(probs, targets, [Task('t'), number], predicted=dict(t=[0, 0, 1], n=[1., 2., NAN]))
+    with pytest.raises(ValueError, match="predictions of task 'n' are not finite in row 1"):
+        evaluate(probs | dict(n=[[0.], [NAN], [0.]]), targets, [number])
+
+
+def test_a_class_that_is_never_predicted_or_never_there_is_said():
+    tasks = [Task('t', 3, classes=('calm', 'gory', 'sad'))]
+    s = evaluate(dict(t=np.eye(3)[[0, 0, 2]]), dict(t=[0, 1, 0]), tasks, n_boot=0).tasks['t']
+    assert s.notes == ["no row is of class 'sad': its recall, and its part in AUROC and average precision, are"
+                       " undefined", "class 'gory' was never predicted: its precision is undefined"]
+
+
+def test_the_mean_correlation_is_over_the_regression_tasks():
+    tasks = [Task('a', kind='regression'), Task('b', kind='regression'), Task('t')]
+    y = np.arange(4.)
+    p = dict(a=y, b=np.array([1., 0, 3, 2]))
+    s = evaluate({k: v[:, None] for k, v in p.items()} | dict(t=np.eye(2)[[0, 1, 1, 0]]),
+                 dict(a=y, b=y, t=[0, 1, 1, 1]), tasks, n_boot=0)
+    assert same(s.overall['mean_pearson'], (1 + stats.pearsonr(p['b'], y)[0])/2) and same(s.overall['exact_match'], .75)
+    assert same(s.overall['mean_macro_f1'], s.tasks['t'].scores['macro_f1'])
+    assert repr(s).endswith(f"mean macro F1 {s.overall['mean_macro_f1']:.3f}, mean Pearson 0.800)")
+    numbers = evaluate({k: v[:, None] for k, v in p.items()}, dict(a=y, b=y), tasks[:2], n_boot=0)
+    assert numbers.overall == dict(mean_pearson=s.overall['mean_pearson']) and numbers.n_rows == 4
 
 
 def test_torch_tensors_are_taken():
@@ -765,6 +809,15 @@ def test_an_overview_has_a_row_for_each_task():
     assert cells(s.overview().splitlines()[0]) == ['task', 'clips', *names[1:], 'best trivial macro F1']
 
 
+def test_the_best_trivial_baseline_has_the_highest_score_or_the_lowest_error():
+    s = of_two_tasks(n_boot=0).tasks['b']
+    s.baselines.update(early=dict(f1=.2, mae=3.), late=dict(f1=.7, mae=2.), none=dict(f1=NAN, mae=NAN))
+    s.baselines = {k: s.baselines[k] for k in ('none', 'late', 'early')}
+    assert best_trivial(s, 'f1') == ('late', .7) and best_trivial(s, 'mae') == ('late', 2.)
+    s.baselines['zero'] = dict(f1=.1, mae=5.)
+    assert best_trivial(s, 'f1') == ('late', .7) and best_trivial(s, 'mae') == ('late', 2.)
+
+
 def test_a_note_of_several_tasks_is_said_once():
     s = of_two_tasks()
     s.tasks['a'].notes, s.tasks['b'].notes, s.notes = ['one', 'two'], ['two'], ('three', 'one')
@@ -790,7 +843,7 @@ def test_names_of_scores_and_how_many_samples_are_drawn():
     assert named.items() <= SCORE_NAMES.items()
     assert {k for k in SCORE_NAMES if k not in named} == {
         f'acc{n}' for n in (3, 4, 5, 6, 8, 9, 10, 11)}
-    for f in (evaluate, score_task, compare_scores):
+    for f in (evaluate, score_task, module.measured, mean_scores, compare_scores):
         arguments = signature(f).parameters
         assert (arguments['n_boot'].default, arguments['seed'].default) == (1000, 0)
 

@@ -46,7 +46,7 @@ def tokenizer_for(
         'a run on text needs a text encoder',
         fix='Give --encoder minilm, a folder, or a name on the hub; or --tokenizer with a text configuration')
 
-# %% ../nbs/52_run_data.ipynb #6fa50d77
+# %% ../nbs/52_run_data.ipynb #8dc189ae
 def feature_folder(
     sources,      # of features, as a user wrote them; nothing has none
     config: dict, # modality -> its encoder, as `HICCAPConfig` has it
@@ -83,7 +83,7 @@ def _draw_clips(clips, tokenizer):
     "Synthetic clips, their text as another tokenizer reads it if one is given"
     try: ds = synthetic_clips(**clips.synthetic)
     except TypeError as e: raise ValueError(f"synthetic: not arguments of synthetic_clips: {e}") from None
-    if clips.labels: ds = _with_tasks(ds, clips.labels, 'synthetic')
+    if clips.labels: ds = ds.answering(_named_tasks(ds, clips.labels, 'synthetic'))
     if tokenizer is None: return ds
     whole = not clips.max_length or ds.lengths('text').max() <= clips.max_length
     if whole and tokenizer_digest(tokenizer) == tokenizer_digest(synthetic_tokenizer()): return ds
@@ -124,7 +124,7 @@ def _without_failed(ds, extracted, videos, reasons):
                             f" be extracted: {', '.join(lost)} ({'; '.join(reasons)})"]
     return out
 
-# %% ../nbs/52_run_data.ipynb #rd000003
+# %% ../nbs/52_run_data.ipynb #4d6f9167
 def _read_packed(clips, path, tokenizer, tasks, features, labelled):
     "The clips of a packed folder, which names its columns itself"
     ds = open_packed(path)
@@ -141,13 +141,17 @@ def _read_packed(clips, path, tokenizer, tasks, features, labelled):
                         " was not read for them")
     return ds.answering((tasks or clips.labels or ds.tasks) if labelled else ())
 
-def _with_tasks(ds, names, path):
-    "The same clips with some of their tasks"
+def _named_tasks(ds, names, path):
+    "Some tasks of clips, or all of them"
     known = {t.name: t for t in ds.tasks}
     if unknown := [n for n in names if n not in known]:
         raise DataError(f"no task {unknown[0]!r}", file=path, fix=f"The tasks are {', '.join(known)}")
-    return ClipDataset(ds.ids, ds.columns, {k: v.numpy() for k, v in ds.labels.items()},
-                       [known[n] for n in names or known], ds.groups, ds.name, ds.notes)
+    return [known[n] for n in names or known]
+
+def _with_tasks(ds, names, path):
+    "The same clips with some of their tasks"
+    return ClipDataset(ds.ids, ds.columns, {k: v.numpy() for k, v in ds.labels.items()}, _named_tasks(ds, names, path),
+                       ds.groups, ds.name, ds.notes)
 
 # %% ../nbs/52_run_data.ipynb #a9cfd0b7
 def _no_shared_videos(a, b, own_numbering):

@@ -141,7 +141,7 @@ def _draw_features(modality, width, n, answers, scene, strength, rng):
     x += strength*(amount @ D)
     return x
 
-# %% ../nbs/15_synthetic.ipynb #aa6e88c2
+# %% ../nbs/15_synthetic.ipynb #ac3d9b80
 class SyntheticDataset(ClipDataset):
     "Synthetic clips: a `ClipDataset` that knows the answers before noise"
     def __init__(self,
@@ -166,6 +166,17 @@ def subset(self:SyntheticDataset,
     return SyntheticDataset(o.ids, o.columns, {k: v.numpy() for k, v in o.labels.items()}, o.tasks, o.groups, o.name,
                             self.notes, truth={k: v[rows] for k, v in self.truth.items()}, noise=self.noise,
                             level=self.level)
+
+@patch
+def answering(self:SyntheticDataset,
+    tasks # some of its tasks
+) -> SyntheticDataset:
+    "The same clips with the labels of these tasks alone"
+    names = [t.name for t in tasks]
+    return SyntheticDataset(self.ids, self.columns, {k: self.labels[k].numpy() for k in names}, tasks, self.groups,
+                            self.name, self.notes, truth={k: self.truth[k] for k in names},
+                            noise={k: v for k, v in self.noise.items() if k in names},
+                            level=self.level if LEVEL.name in names else None)
 
 # %% ../nbs/15_synthetic.ipynb #bb8a7aa7
 def probabilities(

@@ -543,5 +543,9 @@ def test_synthetic_clips_have_the_labels_that_are_asked_for():
     whole = read_clips(Clips('synthetic', synthetic=dict(n=20)), 'synthetic', None)
     assert [t.name for t in some.tasks] == ['seen', 'said'] and len(whole.tasks) == 5
     assert some.targets('seen').tolist() == whole.targets('seen').tolist()
+    assert set(some.best()) == set(some.oracle) == {'said', 'seen'} and some.subset([0, 1]).tasks == some.tasks
+    assert some.best()['said'] == whole.best()['said']
+    level = read_clips(Clips('synthetic', labels=('said',), synthetic=dict(n=20, level=.5)), 'synthetic', None)
+    assert list(level.best()) == ['said']
     with pytest.raises(DataError, match="no task 'sad'. The tasks are said, seen"):
         read_clips(Clips('synthetic', labels=('sad',), synthetic=dict(n=20)), 'synthetic', None)

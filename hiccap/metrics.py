@@ -332,7 +332,7 @@ def _trivial(task, y, groups, n_boot, seed):
         about = dict(y=y, classes=task.class_names)
         ways = {name: (partial(_trivial_classes, c, y, task=task), about | dict(hits=() if c == 'prior' else [y == c]))
                 for c, name in wanted.items()}
-    found = {name: measured(lambda w: scored(w=w), groups, n_boot, seed, **about)
+    found = {name: measured(scored, groups, n_boot, seed, **about)
              for name, (scored, about) in ways.items()}
     return tuple({name: o[i] for name, o in found.items()} for i in (0, 1))
 

@@ -169,7 +169,7 @@ def _show(result):
 
 def _show_scores(scores, others):
     "Print scores next to those of baselines, each with its interval below it"
-    from hiccap.metrics import score_text
+    from hiccap.metrics import score_text, short_interval
     from hiccap.reports import headline
     rows = headline(scores, others)
     extra = [k for k in others if rows and k in rows[0]]
@@ -179,17 +179,12 @@ def _show_scores(scores, others):
     for r in rows:
         lines.append([r['task'], r['score'], *(score_text(r[k]) for k in ('value', 'trivial', *extra))])
         intervals = (r['low'], r['high']), r['trivial_interval'], *(r['intervals'].get(k) for k in extra)
-        if any(below := [_short_interval(o) for o in intervals]): lines.append(['', '', *below])
+        if any(below := [short_interval(o) for o in intervals]): lines.append(['', '', *below])
     print('\n' + text_table(heads[0], [*heads[1:], *lines]))
     if len(lines) > len(rows): print('Below a score: its 95% interval, from leaving out one video at a time.')
     for o in scores.all_notes(): print(o)
 
 _NAME_WIDTH = 18  # of the name of a model in a printed table; it takes several lines
-
-def _short_interval(interval):
-    "An interval in the least space; empty where there is none"
-    low, high = interval or (None, None)
-    return '' if low is None or low != low else f'{low:.2f}–{high:.2f}'
 
 # %% ../nbs/62_cli.ipynb #a06f2ea2
 CLIPS_FILE = 'the released JSON, a table (.csv, .tsv, .jsonl, .json, .parquet, .xlsx), or a packed folder'

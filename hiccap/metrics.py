@@ -6,7 +6,7 @@
 __all__ = ['UNSURE', 'DRAWS', 'HEADLINE', 'SCORE_NAMES', 'RANKING', 'OF_CLIPS', 'count_scores', 'Thresholds', 'labelled_rows',
            'merits', 'best_threshold', 'steady_threshold', 'choose_thresholds', 'baseline_counts', 'headline_scores',
            'criterion_of', 'TaskScores', 'score_bounds', 'measured', 'score_task', 'Scores', 'evaluate', 'score_text',
-           'score_with_interval', 'interval_text', 'best_trivial', 'mean_scores', 'compare_scores']
+           'short_interval', 'score_with_interval', 'interval_text', 'best_trivial', 'mean_scores', 'compare_scores']
 
 # %% ../nbs/26_metrics.ipynb #2c4dd3ee
 import importlib
@@ -489,13 +489,20 @@ def score_text(
     "A score with three digits, or a dash"
     return '–' if v is None or v != v else f'{v:.3f}'
 
+def short_interval(
+    interval # (low, high); None, or a pair of None or NaN, where there is none
+) -> str:
+    "An interval in the least space; empty where there is none"
+    low, high = interval or (None, None)
+    return '' if low is None or low != low else f'{low:.2f}–{high:.2f}'
+
 def score_with_interval(
     v,       # a score
     interval # (low, high); None, or a pair of None or NaN, where there is none
 ) -> str:
     "A score with its interval, in the least space"
-    low, high = interval or (None, None)
-    return score_text(v) if low is None or low != low else f'{v:.2f} ({low:.2f}–{high:.2f})'
+    bounds = short_interval(interval)
+    return f'{v:.2f} ({bounds})' if bounds else score_text(v)
 
 def interval_text(
     interval # (low, high); None, or a pair of None or NaN, where there is none
